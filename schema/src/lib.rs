@@ -1,0 +1,7 @@
+//! What a shard's schema is: identifiers, the introspected catalog, and the
+//! SQL that every shard and the control database carry.
+//!
+//! This crate must not know HTTP, Redis or jobs.
+
+pub mod catalog;
+pub mod ident;
