@@ -1,0 +1,350 @@
+//! Configuration: one struct per concern, every field with a default that
+//! works, unknown keys refused. Read once at start and passed as values.
+//!
+//! Secrets are never in the file itself: they come from the environment, or
+//! from files that `*_file` keys name, and print as `***`.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Everything a router is told.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// This router's name in logs and in Postgres' `application_name`.
+    #[serde(default = "default_name")]
+    pub name: String,
+    /// Where tenants' requests are served.
+    #[serde(default = "default_listen")]
+    pub listen: SocketAddr,
+    /// Where `/live`, `/ready` and `/metrics` are served.
+    #[serde(default = "default_admin_listen")]
+    pub admin_listen: SocketAddr,
+    /// The control database.
+    #[serde(default)]
+    pub control: Control,
+    /// Keys and tokens.
+    #[serde(default)]
+    pub auth: Auth,
+    /// How shards are connected to.
+    #[serde(default)]
+    pub shards: Shards,
+    /// The data API.
+    #[serde(default)]
+    pub api: Api,
+    /// Time and size limits of requests.
+    #[serde(default)]
+    pub limits: Limits,
+    /// What is logged.
+    #[serde(default)]
+    pub log: Log,
+}
+
+/// Where placements come from.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Control {
+    /// Connection string of the control database; `RINGFENCE_CONTROL_DSN` overrides it.
+    pub dsn: Option<Secret>,
+    /// Copy of the last snapshot, for a start while the control database is down.
+    pub snapshot_file: Option<PathBuf>,
+}
+
+/// How requests are authenticated.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Auth {
+    /// The secret that API keys are signed with; `RINGFENCE_KEY_SECRET` overrides it.
+    pub key_secret_file: Option<PathBuf>,
+    /// The HS256 secret of the default issuer; `RINGFENCE_JWT_SECRET` overrides it.
+    pub jwt_secret_file: Option<PathBuf>,
+    /// Audience that tokens of the default issuer must name, where set.
+    pub jwt_audience: Option<String>,
+    /// The tenant of requests that carry neither key nor token.
+    pub anonymous_tenant: Option<uuid::Uuid>,
+    /// The role of requests whose token names none, and of anonymous ones.
+    #[serde(default)]
+    pub anonymous_role: Option<String>,
+    /// Roles that a key or token may name.
+    #[serde(default)]
+    pub roles: Option<Vec<String>>,
+}
+
+/// How shards are connected to. Their addresses come from the control database.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Shards {
+    /// Login role.
+    pub user: String,
+    /// Its password; `RINGFENCE_ROUTER_PASSWORD` overrides it.
+    pub password_file: Option<PathBuf>,
+    /// Database name on every node.
+    pub database: String,
+    /// Connections at most, per node and role.
+    pub pool_size_max: usize,
+    /// Longest wait for a pooled connection.
+    pub pool_wait_ms_max: u64,
+    /// Longest wait for a new connection.
+    pub connect_ms_max: u64,
+    /// Prepared statements kept per connection.
+    pub statements_max: usize,
+}
+
+/// The data API's shape.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Api {
+    /// Path in front of table names; empty for none.
+    pub rest_prefix: String,
+    /// Schemas that are exposed; the first is the default.
+    pub schemas: Vec<String>,
+    /// Rows at most that a read returns; none means no limit.
+    pub rows_max: Option<u64>,
+    /// `select=amount.sum()` and its like are allowed.
+    pub aggregates: bool,
+    /// `Accept: application/vnd.pgrst.plan` is allowed.
+    pub plans: bool,
+    /// `Prefer: tx=rollback` is allowed.
+    pub tx_rollback: bool,
+}
+
+/// Bounds of one request.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// From the first byte to the answer; beyond it the query is cancelled on the server.
+    pub request_ms_max: u64,
+    /// How long a request is held while its tenant is being cut over.
+    pub hold_ms_max: u64,
+    /// How many requests are held at once.
+    pub held_max: usize,
+    /// Largest request body.
+    pub body_bytes_max: usize,
+    /// How long in-flight requests may take to finish at shutdown.
+    pub drain_ms_max: u64,
+}
+
+/// What is logged.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// `json` or `text`.
+    pub format: LogFormat,
+    /// Which requests are logged.
+    pub requests: RequestLog,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// Which requests are logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RequestLog {
+    /// Every one.
+    All,
+    /// Those answered with 5xx.
+    Errors,
+}
+
+/// A string that does not print.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The secret itself.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("***")
+    }
+}
+
+impl Default for Shards {
+    fn default() -> Self {
+        Self {
+            user: "ringfence_router".into(),
+            password_file: None,
+            database: "app".into(),
+            pool_size_max: 20,
+            pool_wait_ms_max: 5_000,
+            connect_ms_max: 2_000,
+            statements_max: 256,
+        }
+    }
+}
+
+impl Default for Api {
+    fn default() -> Self {
+        Self {
+            rest_prefix: "/rest/v1".into(),
+            schemas: vec!["public".into()],
+            rows_max: None,
+            aggregates: false,
+            plans: false,
+            tx_rollback: false,
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            request_ms_max: 30_000,
+            hold_ms_max: 5_000,
+            held_max: 1_000,
+            body_bytes_max: 16 << 20,
+            drain_ms_max: 10_000,
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            format: LogFormat::Json,
+            requests: RequestLog::All,
+        }
+    }
+}
+
+impl Limits {
+    /// Time that a whole request may take.
+    pub fn request(&self) -> Duration {
+        Duration::from_millis(self.request_ms_max)
+    }
+}
+
+fn default_name() -> String {
+    "router".into()
+}
+
+fn default_listen() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 7400))
+}
+
+fn default_admin_listen() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 7500))
+}
+
+/// Why a configuration can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file, or one that it names, can't be read.
+    #[error("can't read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not valid.
+    #[error("{path} is not a valid configuration: {message}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Line, column and reason.
+        message: String,
+    },
+    /// Something without a default is missing.
+    #[error("{what} is missing: set {key} in the file or {variable} in the environment")]
+    Missing {
+        /// In words.
+        what: &'static str,
+        /// The key of the file.
+        key: &'static str,
+        /// The environment's variable.
+        variable: &'static str,
+    },
+}
+
+impl Config {
+    /// Reads a TOML file.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text = read(path)?;
+        toml::from_str(&text).map_err(|error| ConfigError::Parse {
+            path: path.to_owned(),
+            message: error.to_string(),
+        })
+    }
+
+    /// The control database's connection string.
+    pub fn control_dsn(&self) -> Result<Secret, ConfigError> {
+        let given = self.control.dsn.clone();
+        env("RINGFENCE_CONTROL_DSN")
+            .or(given)
+            .ok_or(ConfigError::Missing {
+                what: "the control database's address",
+                key: "control.dsn",
+                variable: "RINGFENCE_CONTROL_DSN",
+            })
+    }
+
+    /// The secret of API keys.
+    pub fn key_secret(&self) -> Result<Secret, ConfigError> {
+        secret("RINGFENCE_KEY_SECRET", self.auth.key_secret_file.as_deref())?.ok_or(
+            ConfigError::Missing {
+                what: "the secret of API keys",
+                key: "auth.key_secret_file",
+                variable: "RINGFENCE_KEY_SECRET",
+            },
+        )
+    }
+
+    /// The default issuer's HS256 secret, where there is one.
+    pub fn jwt_secret(&self) -> Result<Option<Secret>, ConfigError> {
+        secret("RINGFENCE_JWT_SECRET", self.auth.jwt_secret_file.as_deref())
+    }
+
+    /// The password of the shards' login role, where it needs one.
+    pub fn shard_password(&self) -> Result<Option<Secret>, ConfigError> {
+        secret(
+            "RINGFENCE_ROUTER_PASSWORD",
+            self.shards.password_file.as_deref(),
+        )
+    }
+}
+
+fn env(variable: &str) -> Option<Secret> {
+    std::env::var(variable)
+        .ok()
+        .filter(|v| !v.is_empty())
+        .map(Secret)
+}
+
+fn secret(variable: &str, file: Option<&Path>) -> Result<Option<Secret>, ConfigError> {
+    if let Some(found) = env(variable) {
+        return Ok(Some(found));
+    }
+    file.map(|path| read(path).map(|text| Secret(text.trim_end().to_owned())))
+        .transpose()
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })
+}

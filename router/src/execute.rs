@@ -1,0 +1,398 @@
+//! Stage 8: a statement on a connection, behind the shard's own guard.
+//!
+//! The one place that knows the two forms in which a request is sent, each one
+//! network round trip:
+//!
+//! - a **read** is one statement whose first step is `ringfence.enter`; the
+//!   lateral reference and `offset 0` keep it first,
+//! - **what can write** is `BEGIN READ WRITE`, enter, statement, `COMMIT`,
+//!   pipelined. As one statement an UPDATE would scan before `enter` ran.
+//!
+//! Errors of the first step abort the transaction, so the steps behind it fail
+//! and `COMMIT` rolls back: nothing runs for a tenant that the shard refuses.
+
+use std::time::Duration;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use futures_util::TryStreamExt;
+use postgres_types::{Format, FromSql, IsNull, ToSql, Type, to_sql_checked};
+use tokio::time::{Instant, timeout_at};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Row, Statement};
+
+use crate::pool::{LeaseError, Leased};
+
+/// Whom a statement runs for. Its four values are `$1` to `$4` of every statement.
+#[derive(Clone, Debug)]
+pub struct Guard {
+    /// The tenant.
+    pub tenant: uuid::Uuid,
+    /// The placement number that this router believes.
+    pub epoch: i64,
+    /// JSON text for `request.jwt.claims`.
+    pub claims: Bytes,
+    /// Further settings, as a Postgres array literal of names and values.
+    pub settings: Option<Bytes>,
+}
+
+/// A value in Postgres' text format, of whatever type the server infers.
+#[derive(Clone, Debug)]
+pub struct Text(pub Option<Bytes>);
+
+/// One result row of fixed, named columns.
+#[derive(Debug)]
+pub struct Answer {
+    row: Row,
+}
+
+impl Answer {
+    /// A text column's bytes, NULL as none. The column's presence is part of
+    /// the contract with `sql`, so a missing one reads as NULL.
+    pub fn text(&self, column: &str) -> Option<&[u8]> {
+        self.row
+            .try_get::<_, Option<Raw<'_>>>(column)
+            .ok()
+            .flatten()
+            .map(|raw| raw.0)
+    }
+
+    /// A bigint column.
+    pub fn number(&self, column: &str) -> Option<i64> {
+        self.row.try_get::<_, Option<i64>>(column).ok().flatten()
+    }
+}
+
+/// How a statement failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecuteError {
+    /// Postgres refused it; nothing was written.
+    #[error("Postgres refused the statement")]
+    Refused(#[source] Box<tokio_postgres::error::DbError>),
+    /// The deadline passed; the statement was cancelled and nothing was written.
+    #[error("the deadline passed")]
+    Deadline,
+    /// The connection was lost before anything was committed.
+    #[error("the connection to the shard was lost")]
+    Lost(#[source] Option<tokio_postgres::Error>),
+    /// The connection was lost around COMMIT: it may have been written or not.
+    #[error("the connection was lost during COMMIT: the outcome is unknown")]
+    Unknown,
+}
+
+impl ExecuteError {
+    /// Whether a statement prepared before a schema change can be the cause.
+    pub fn may_be_stale_plan(&self) -> bool {
+        matches!(self, Self::Refused(error) if [
+            SqlState::FEATURE_NOT_SUPPORTED,
+            SqlState::UNDEFINED_FUNCTION,
+            SqlState::DATATYPE_MISMATCH,
+        ].contains(error.code()))
+    }
+}
+
+/// What a transaction may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Write, and commit.
+    Write,
+    /// Write, and roll back at the end (`Prefer: tx=rollback`).
+    WriteAndRollBack,
+    /// A function that might try to write, called in a way that must not.
+    ReadOnly,
+}
+
+impl Access {
+    fn begin(self) -> &'static str {
+        match self {
+            Self::Write | Self::WriteAndRollBack => "BEGIN READ WRITE",
+            Self::ReadOnly => "BEGIN READ ONLY",
+        }
+    }
+
+    fn enter(self) -> &'static str {
+        match self {
+            Self::Write | Self::WriteAndRollBack => {
+                "select ringfence.enter($1::uuid, $2::bigint, 'write', $3::text, $4::text[])"
+            }
+            Self::ReadOnly => {
+                "select ringfence.enter($1::uuid, $2::bigint, 'read', $3::text, $4::text[])"
+            }
+        }
+    }
+
+    /// Deferred constraints are checked before a rollback too, so that a dry
+    /// run reports what a real one would.
+    fn end(self) -> &'static str {
+        match self {
+            Self::Write | Self::ReadOnly => "COMMIT",
+            Self::WriteAndRollBack => "SET CONSTRAINTS ALL IMMEDIATE; ROLLBACK",
+        }
+    }
+}
+
+/// How long a cancelled transaction may take to say how it ended.
+const CANCEL_GRACE: Duration = Duration::from_secs(2);
+
+/// Runs a read as one guarded statement, on a session that is read-only.
+pub async fn read(
+    connection: &mut Leased,
+    guard: &Guard,
+    text: &str,
+    params: &[Text],
+    deadline: Instant,
+) -> Result<Answer, ExecuteError> {
+    let run = async {
+        let statement = connection
+            .prepare(text, &GUARD_TYPES, || guarded_read(text))
+            .await?;
+        let values = guard.values(params);
+        let client = connection.start()?;
+        let row = one_row(client, &statement, &values).await;
+        settle(connection, &row);
+        row
+    };
+    match timeout_at(deadline, run).await {
+        Ok(done) => done.map(|row| Answer { row }).map_err(before_commit),
+        // Dropping the lease cancels the query and closes the connection.
+        Err(_) => Err(ExecuteError::Deadline),
+    }
+}
+
+/// Runs what may write as one pipelined transaction.
+///
+/// To be called in a task that outlives the request: a client that hangs up
+/// must never leave a COMMIT half sent.
+pub async fn transact(
+    mut connection: Leased,
+    guard: Guard,
+    access: Access,
+    text: String,
+    params: Vec<Text>,
+    deadline: Instant,
+) -> Result<Answer, ExecuteError> {
+    let prepare = async {
+        let enter = connection
+            .prepare(access.enter(), &GUARD_TYPES, || access.enter().to_owned())
+            .await?;
+        let statement = connection
+            .prepare(&text, &GUARD_TYPES, || text.clone())
+            .await?;
+        Ok((enter, statement))
+    };
+    let (enter, statement) = match timeout_at(deadline, prepare).await {
+        Ok(prepared) => prepared.map_err(before_commit)?,
+        Err(_) => return Err(ExecuteError::Deadline),
+    };
+    let canceller = connection.canceller();
+    let run = run_transaction(&mut connection, &guard, access, &enter, &statement, &params);
+    tokio::pin!(run);
+    if let Ok(done) = timeout_at(deadline, &mut run).await {
+        return done;
+    }
+    // Once cancelled, the transaction ends soon, and its answer says whether
+    // COMMIT won the race. Without an answer nobody knows.
+    if let Some(canceller) = canceller {
+        canceller.send();
+    }
+    match timeout_at(Instant::now() + CANCEL_GRACE, &mut run).await {
+        Ok(Err(ExecuteError::Refused(error))) if *error.code() == SqlState::QUERY_CANCELED => {
+            Err(ExecuteError::Deadline)
+        }
+        Ok(done) => done,
+        Err(_) => Err(ExecuteError::Unknown),
+    }
+}
+
+async fn run_transaction(
+    connection: &mut Leased,
+    guard: &Guard,
+    access: Access,
+    enter: &Statement,
+    statement: &Statement,
+    params: &[Text],
+) -> Result<Answer, ExecuteError> {
+    let entering = guard.values(&[]);
+    let values = guard.tenant_values(params);
+    let client = connection
+        .start()
+        .map_err(|error| before_commit(error.into()))?;
+    // Polled in order, so sent in order; none waits for another's answer.
+    let (begun, entered, row, ended) = tokio::join!(
+        client.batch_execute(access.begin()),
+        one_row(client, enter, &entering),
+        one_row(client, statement, &values),
+        client.batch_execute(access.end()),
+    );
+    let steps = begun
+        .map_err(FailedStep::Postgres)
+        .and(entered.map(|_| ()))
+        .and(row);
+    let lost = ended.as_ref().is_err_and(|e| e.as_db_error().is_none());
+    if !lost {
+        connection.finished();
+    }
+    match (steps, ended) {
+        (Ok(row), Ok(())) => Ok(Answer { row }),
+        // The steps went through and the end did not: a deferred constraint
+        // refused it, or the connection was lost around COMMIT.
+        (Ok(_), Err(error)) => Err(match error.as_db_error() {
+            Some(refused) => ExecuteError::Refused(Box::new(refused.clone())),
+            None => ExecuteError::Unknown,
+        }),
+        (Err(error), _) => Err(before_commit(error)),
+    }
+}
+
+/// Types of `$1` to `$4`, declared because a text need not use them all.
+const GUARD_TYPES: [Type; 4] = [Type::UUID, Type::INT8, Type::TEXT, Type::TEXT_ARRAY];
+
+fn guarded_read(text: &str) -> String {
+    format!(
+        "with g as materialized (select ringfence.enter($1, $2, 'read', $3, $4) as tenant) \
+         select q.* from g, lateral ({text} offset 0) q"
+    )
+}
+
+impl Guard {
+    /// `$1` alone is real: the statement behind `enter` needs no more.
+    fn tenant_values<'a>(&'a self, params: &'a [Text]) -> Vec<Value<'a>> {
+        let mut values = Vec::with_capacity(4 + params.len());
+        values.extend([
+            Value::Uuid(&self.tenant),
+            Value::Null,
+            Value::Null,
+            Value::Null,
+        ]);
+        values.extend(params.iter().map(Value::of));
+        values
+    }
+
+    fn values<'a>(&'a self, params: &'a [Text]) -> Vec<Value<'a>> {
+        let mut values = Vec::with_capacity(4 + params.len());
+        values.extend([
+            Value::Uuid(&self.tenant),
+            Value::Bigint(self.epoch),
+            Value::Text(&self.claims),
+            self.settings
+                .as_ref()
+                .map_or(Value::Null, |s| Value::Text(s)),
+        ]);
+        values.extend(params.iter().map(Value::of));
+        values
+    }
+}
+
+/// A parameter as it is sent.
+#[derive(Debug)]
+enum Value<'a> {
+    Uuid(&'a uuid::Uuid),
+    Bigint(i64),
+    Text(&'a [u8]),
+    Null,
+}
+
+impl<'a> Value<'a> {
+    fn of(text: &'a Text) -> Self {
+        match &text.0 {
+            Some(bytes) => Self::Text(bytes),
+            None => Self::Null,
+        }
+    }
+}
+
+impl ToSql for Value<'_> {
+    fn to_sql(
+        &self,
+        ty: &Type,
+        out: &mut BytesMut,
+    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        match self {
+            Self::Uuid(id) => id.to_sql(ty, out),
+            Self::Bigint(number) => number.to_sql(ty, out),
+            Self::Text(bytes) => {
+                out.put_slice(bytes);
+                Ok(IsNull::No)
+            }
+            Self::Null => Ok(IsNull::Yes),
+        }
+    }
+
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+
+    /// Text for all that came from a request: the server then reads it with
+    /// the type's own input function, whatever the type.
+    fn encode_format(&self, _: &Type) -> Format {
+        match self {
+            Self::Uuid(_) | Self::Bigint(_) => Format::Binary,
+            Self::Text(_) | Self::Null => Format::Text,
+        }
+    }
+
+    to_sql_checked!();
+}
+
+/// A text column's bytes as they came.
+struct Raw<'a>(&'a [u8]);
+
+impl<'a> FromSql<'a> for Raw<'a> {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Raw(raw))
+    }
+
+    fn accepts(ty: &Type) -> bool {
+        matches!(*ty, Type::TEXT | Type::VARCHAR | Type::BYTEA | Type::JSON)
+    }
+}
+
+/// A step that failed.
+enum FailedStep {
+    Postgres(tokio_postgres::Error),
+    Lease(LeaseError),
+    NoRow,
+}
+
+impl From<LeaseError> for FailedStep {
+    fn from(error: LeaseError) -> Self {
+        Self::Lease(error)
+    }
+}
+
+async fn one_row(
+    client: &tokio_postgres::Client,
+    statement: &Statement,
+    values: &[Value<'_>],
+) -> Result<Row, FailedStep> {
+    let rows = client
+        .query_raw(statement, values.iter())
+        .await
+        .map_err(FailedStep::Postgres)?;
+    tokio::pin!(rows);
+    let mut first = None;
+    while let Some(row) = rows.try_next().await.map_err(FailedStep::Postgres)? {
+        first.get_or_insert(row);
+    }
+    first.ok_or(FailedStep::NoRow)
+}
+
+/// After a single statement the server is idle again, unless the connection broke.
+fn settle<T>(connection: &mut Leased, result: &Result<T, FailedStep>) {
+    match result {
+        Ok(_) | Err(FailedStep::NoRow) => connection.finished(),
+        Err(FailedStep::Postgres(error)) if error.as_db_error().is_some() => connection.finished(),
+        Err(_) => {}
+    }
+}
+
+fn before_commit(error: FailedStep) -> ExecuteError {
+    match error {
+        FailedStep::Postgres(error) | FailedStep::Lease(LeaseError::Postgres(error)) => {
+            match error.as_db_error() {
+                Some(refused) => ExecuteError::Refused(Box::new(refused.clone())),
+                None => ExecuteError::Lost(Some(error)),
+            }
+        }
+        FailedStep::Lease(LeaseError::Gone) | FailedStep::NoRow => ExecuteError::Lost(None),
+    }
+}

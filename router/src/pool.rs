@@ -1,0 +1,357 @@
+//! Connections to shards' nodes: one bounded deadpool per (node, role).
+//!
+//! The role is a property of the connection, set when it is made, so a request
+//! never spends a round trip on it. Sessions are read-only by default: a read
+//! can't write even by accident, and a write says `BEGIN READ WRITE`.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use deadpool::managed::{self, Metrics, RecycleError, RecycleResult, Timeouts};
+use deadpool_postgres::ClientWrapper;
+use lru::LruCache;
+use tokio_postgres::types::Type;
+use tokio_postgres::{NoTls, Statement};
+
+/// A node to connect to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct NodeAddress {
+    /// Host name or address.
+    pub host: Arc<str>,
+    /// TCP port.
+    pub port: u16,
+}
+
+/// What all pools have in common.
+#[derive(Clone, Debug)]
+pub struct PoolSettings {
+    /// `application_name` of the sessions.
+    pub application: String,
+    /// Login role.
+    pub user: String,
+    /// Its password.
+    pub password: Option<String>,
+    /// Database.
+    pub database: String,
+    /// Connections at most per node and role.
+    pub size_max: usize,
+    /// Longest wait for a free connection.
+    pub wait_max: Duration,
+    /// Longest wait for a new one.
+    pub connect_max: Duration,
+    /// Prepared statements kept per connection.
+    pub statements_max: NonZeroUsize,
+}
+
+/// All pools of this router.
+pub struct Pools {
+    settings: PoolSettings,
+    pools: RwLock<HashMap<PoolKey, managed::Pool<NodeManager>>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct PoolKey {
+    node: NodeAddress,
+    role: Arc<str>,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum PoolError {
+    /// All connections stayed busy.
+    #[error("no connection became free within {0:?}")]
+    Busy(Duration),
+    /// The node can't be connected to.
+    #[error("can't connect to {host}:{port}")]
+    Connect {
+        /// The node's host.
+        host: Arc<str>,
+        /// The node's port.
+        port: u16,
+        /// Why.
+        #[source]
+        source: Option<tokio_postgres::Error>,
+    },
+}
+
+impl Pools {
+    /// No connection is made before it is needed.
+    pub fn new(settings: PoolSettings) -> Self {
+        Self {
+            settings,
+            pools: RwLock::default(),
+        }
+    }
+
+    /// A connection to `node` whose session has taken `role`.
+    ///
+    /// Waits at most `wait_max` for a free one and `connect_max` for a new one.
+    pub async fn get(&self, node: &NodeAddress, role: &Arc<str>) -> Result<Leased, PoolError> {
+        let pool = self.pool(node, role)?;
+        let object = pool.get().await.map_err(|error| match error {
+            managed::PoolError::Timeout(managed::TimeoutType::Wait) => {
+                PoolError::Busy(self.settings.wait_max)
+            }
+            managed::PoolError::Backend(source) => PoolError::Connect {
+                host: node.host.clone(),
+                port: node.port,
+                source: Some(source),
+            },
+            _ => PoolError::Connect {
+                host: node.host.clone(),
+                port: node.port,
+                source: None,
+            },
+        })?;
+        Ok(Leased {
+            object: Some(object),
+            in_flight: false,
+        })
+    }
+
+    /// Ends the pools of nodes that are no longer part of any shard.
+    pub fn retain(&self, mut keep: impl FnMut(&NodeAddress) -> bool) {
+        self.pools
+            .write()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .retain(|key, pool| {
+                let kept = keep(&key.node);
+                if !kept {
+                    pool.close();
+                }
+                kept
+            });
+    }
+
+    /// (in use, open) connections over all pools.
+    pub fn size(&self) -> (usize, usize) {
+        let pools = self.pools.read().unwrap_or_else(|p| p.into_inner());
+        pools.values().fold((0, 0), |(used, open), pool| {
+            let status = pool.status();
+            (
+                used + status.size.saturating_sub(status.available),
+                open + status.size,
+            )
+        })
+    }
+
+    fn pool(
+        &self,
+        node: &NodeAddress,
+        role: &Arc<str>,
+    ) -> Result<managed::Pool<NodeManager>, PoolError> {
+        let key = PoolKey {
+            node: node.clone(),
+            role: role.clone(),
+        };
+        let pools = self.pools.read().unwrap_or_else(|p| p.into_inner());
+        if let Some(pool) = pools.get(&key) {
+            return Ok(pool.clone());
+        }
+        drop(pools);
+        let pool = self.build(&key)?;
+        let mut pools = self.pools.write().unwrap_or_else(|p| p.into_inner());
+        Ok(pools.entry(key).or_insert(pool).clone())
+    }
+
+    fn build(&self, key: &PoolKey) -> Result<managed::Pool<NodeManager>, PoolError> {
+        let settings = &self.settings;
+        let mut config = tokio_postgres::Config::new();
+        config
+            .host(&*key.node.host)
+            .port(key.node.port)
+            .user(&settings.user)
+            .dbname(&settings.database)
+            .application_name(&settings.application)
+            .connect_timeout(settings.connect_max)
+            .tcp_user_timeout(Duration::from_secs(10))
+            .keepalives_idle(Duration::from_secs(10))
+            .options(session_options(&key.role));
+        if let Some(password) = &settings.password {
+            config.password(password);
+        }
+        managed::Pool::builder(NodeManager {
+            inner: deadpool_postgres::Manager::new(config, NoTls),
+            statements_max: settings.statements_max,
+        })
+        .max_size(settings.size_max)
+        .timeouts(Timeouts {
+            wait: Some(settings.wait_max),
+            create: Some(settings.connect_max),
+            recycle: Some(settings.connect_max),
+        })
+        .runtime(deadpool::Runtime::Tokio1)
+        .build()
+        .map_err(|_| PoolError::Connect {
+            host: key.node.host.clone(),
+            port: key.node.port,
+            source: None,
+        })
+    }
+}
+
+/// Start-up options of a session. `jit` costs more than it gains on requests
+/// of this size; role names come from the configuration's list, and a blank or
+/// backslash in one is escaped as the protocol asks.
+fn session_options(role: &str) -> String {
+    let role = role.replace('\\', "\\\\").replace(' ', "\\ ");
+    format!(
+        "-c role={role} -c default_transaction_read_only=on -c jit=off \
+         -c idle_in_transaction_session_timeout=60s"
+    )
+}
+
+/// Makes connections by way of deadpool-postgres, and gives each a bounded
+/// statement cache: deadpool's own one grows with every text it sees, and
+/// tenants choose the texts.
+pub struct NodeManager {
+    inner: deadpool_postgres::Manager,
+    statements_max: NonZeroUsize,
+}
+
+/// A connection with its prepared statements.
+pub struct Connection {
+    client: ClientWrapper,
+    statements: LruCache<Box<str>, Statement>,
+}
+
+impl managed::Manager for NodeManager {
+    type Type = Connection;
+    type Error = tokio_postgres::Error;
+
+    async fn create(&self) -> Result<Connection, Self::Error> {
+        Ok(Connection {
+            client: self.inner.create().await?,
+            statements: LruCache::new(self.statements_max),
+        })
+    }
+
+    /// Only connections that are known to be idle and outside a transaction
+    /// come back (see [`Leased`]), so there is nothing to reset.
+    async fn recycle(
+        &self,
+        connection: &mut Connection,
+        _: &Metrics,
+    ) -> RecycleResult<Self::Error> {
+        if connection.client.is_closed() {
+            return Err(RecycleError::message("closed"));
+        }
+        Ok(())
+    }
+}
+
+/// A connection on loan. While a statement is in flight it is marked so; if it
+/// is then dropped (the client went away, the deadline passed), the statement
+/// is cancelled on the server and the connection closed: its state is unknown,
+/// and another tenant must not get it.
+pub struct Leased {
+    object: Option<managed::Object<NodeManager>>,
+    in_flight: bool,
+}
+
+impl Leased {
+    /// The statement for `text`, prepared on this connection; `sql` writes the
+    /// text that is sent where it isn't prepared yet, `types` are those of its
+    /// first parameters.
+    pub async fn prepare(
+        &mut self,
+        text: &str,
+        types: &[Type],
+        sql: impl FnOnce() -> String,
+    ) -> Result<Statement, LeaseError> {
+        let connection = self.object.as_mut().ok_or(LeaseError::Gone)?;
+        if let Some(statement) = connection.statements.get(text) {
+            return Ok(statement.clone());
+        }
+        self.in_flight = true;
+        let prepared = connection.client.prepare_typed(&sql(), types).await;
+        self.in_flight = prepared
+            .as_ref()
+            .is_err_and(|error| error.as_db_error().is_none());
+        let statement = prepared.map_err(LeaseError::Postgres)?;
+        connection.statements.put(text.into(), statement.clone());
+        Ok(statement)
+    }
+
+    /// Forgets the statement for `text`: after an error that a changed schema
+    /// can cause, it must be prepared anew.
+    pub fn forget(&mut self, text: &str) {
+        if let Some(connection) = self.object.as_mut() {
+            connection.statements.pop(text);
+        }
+    }
+
+    /// Begins to use the connection; [`Leased::finished`] must follow once the
+    /// server has answered everything that was sent.
+    pub fn start(&mut self) -> Result<&tokio_postgres::Client, LeaseError> {
+        self.in_flight = true;
+        let connection = self.object.as_ref().ok_or(LeaseError::Gone)?;
+        Ok(&connection.client)
+    }
+
+    /// The server is idle again, outside any transaction.
+    pub fn finished(&mut self) {
+        self.in_flight = false;
+    }
+
+    /// What can stop a statement on this connection from outside.
+    pub fn canceller(&self) -> Option<Canceller> {
+        let connection = self.object.as_ref()?;
+        Some(Canceller(connection.client.cancel_token()))
+    }
+}
+
+impl Drop for Leased {
+    fn drop(&mut self) {
+        if !self.in_flight {
+            return;
+        }
+        if let Some(canceller) = self.canceller() {
+            canceller.send();
+        }
+        // Taken out of the pool, the connection closes here.
+        drop(self.object.take().map(managed::Object::take));
+    }
+}
+
+/// Stops the statement that runs on one connection.
+pub struct Canceller(tokio_postgres::CancelToken);
+
+impl Canceller {
+    /// Sends the cancel request in the background, at most 2 s long.
+    pub fn send(self) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        runtime.spawn(async move {
+            let sent = self.0.cancel_query(NoTls);
+            let sent = tokio::time::timeout(Duration::from_secs(2), sent).await;
+            if !matches!(sent, Ok(Ok(()))) {
+                tracing::debug!("a cancel request could not be delivered");
+            }
+        });
+    }
+}
+
+/// What goes wrong on a leased connection.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaseError {
+    /// It was given back already.
+    #[error("the connection is gone")]
+    Gone,
+    /// Postgres' own answer, or a lost connection.
+    #[error(transparent)]
+    Postgres(tokio_postgres::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn role_names_are_escaped_in_start_up_options() {
+        assert!(session_options("a b\\c").starts_with("-c role=a\\ b\\\\c "));
+    }
+}
