@@ -1,0 +1,67 @@
+-- Roles, and what nobody but the owner may do. Passwords are set by the installer.
+-- Every file here may be run again: the installer runs it whenever its text changes.
+
+do $$
+declare
+  role record;
+begin
+  for role in
+    select * from (values
+      -- Holds what every API role needs; `anon` and the others are its members.
+      ('ringfence_api',      'nologin'),
+      ('anon',               'nologin'),
+      ('authenticated',      'nologin'),
+      ('service_role',       'nologin'),
+      -- Owns the application's tables.
+      ('ringfence_owner',    'nologin'),
+      -- Owns enter(): may read the fence, nothing else.
+      ('ringfence_guard',    'nologin'),
+      -- An owner's own back-fill under FORCE ROW LEVEL SECURITY would update nothing.
+      ('ringfence_migrator', 'login bypassrls'),
+      ('ringfence_router',   'login noinherit'),
+      -- Without BYPASSRLS the initial copy of a move is silently empty.
+      ('ringfence_mover',    'login replication bypassrls'),
+      ('ringfence_worker',   'login')
+    ) as wanted (name, options)
+  loop
+    if not exists (select from pg_catalog.pg_roles r where r.rolname = role.name) then
+      execute format('create role %I %s', role.name, role.options);
+    end if;
+  end loop;
+end
+$$;
+
+grant ringfence_api to anon, authenticated, service_role;
+grant anon, authenticated, service_role to ringfence_router;
+grant ringfence_owner to ringfence_migrator;
+grant pg_monitor to ringfence_worker;
+
+-- A temporary table would shadow a tenant table for the connection's next user.
+do $$
+begin
+  execute format('revoke temporary, create on database %I from public', current_database());
+  execute format('grant connect on database %I to ringfence_router, ringfence_worker, ringfence_migrator, ringfence_mover', current_database());
+end
+$$;
+
+revoke create on schema public from public;
+grant usage on schema public to ringfence_api, ringfence_router, ringfence_mover, ringfence_worker;
+grant usage, create on schema public to ringfence_owner, ringfence_migrator;
+
+-- Tables made later are usable through the API once they are distributed;
+-- `anon` gets nothing that the schema's authors did not grant.
+do $$
+declare
+  creator text;
+begin
+  foreach creator in array array[current_user, 'ringfence_owner', 'ringfence_migrator'] loop
+    execute format('alter default privileges for role %I in schema public grant select, insert, update, delete on tables to authenticated, service_role', creator);
+    execute format('alter default privileges for role %I in schema public grant usage, select on sequences to authenticated, service_role', creator);
+  end loop;
+end
+$$;
+
+create schema if not exists ringfence;
+revoke all on schema ringfence from public;
+grant usage on schema ringfence
+  to ringfence_api, ringfence_router, ringfence_worker, ringfence_guard, ringfence_owner, ringfence_migrator, ringfence_mover;
