@@ -74,7 +74,7 @@ begin
     ignored := pg_catalog.set_config('ringfence.tenant_id', p_tenant::pg_catalog.text, true);
     ignored := pg_catalog.set_config('request.jwt.claims', p_claims, true);
     if p_settings is not null then
-      for i in 1 .. pg_catalog.array_length(p_settings, 1) by 2 loop
+      for i in 1 .. pg_catalog.cardinality(p_settings) by 2 loop
         ignored := pg_catalog.set_config(p_settings[i], p_settings[i operator(pg_catalog.+) 1], true);
       end loop;
     end if;

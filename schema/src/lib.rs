@@ -4,5 +4,6 @@
 //! This crate must not know HTTP, Redis or jobs.
 
 pub mod catalog;
+pub mod control;
 pub mod ident;
 pub mod shard;

@@ -1,0 +1,167 @@
+//! What can be observed of a router: one enum, read by the log and by the metrics.
+
+pub mod access_log;
+pub mod metrics;
+
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+
+use self::access_log::AccessLog;
+use self::metrics::Metrics;
+use crate::config::RequestLog;
+
+/// Something that happened.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// A tenant's request was answered.
+    Answered(&'a RequestDone<'a>),
+    /// A shard refused a request's placement, and the request is tried again.
+    Held {
+        /// Why it has to wait.
+        reason: HoldReason,
+    },
+    /// A shard's schema model was loaded.
+    SchemaLoaded {
+        /// The shard.
+        shard: &'a str,
+        /// Its model's fingerprint.
+        fingerprint: &'a str,
+        /// Relations in it.
+        relations: usize,
+        /// Time that it took.
+        took: Duration,
+    },
+    /// A shard's schema model could not be loaded; the last one stays in use.
+    SchemaFailed {
+        /// The shard.
+        shard: &'a str,
+        /// Why, with its causes.
+        error: String,
+    },
+    /// A shard's primary was found, or found to be another one.
+    PrimaryFound {
+        /// The shard.
+        shard: &'a str,
+        /// The node's name.
+        node: &'a str,
+    },
+    /// None of a shard's nodes is a reachable primary.
+    PrimaryLost {
+        /// The shard.
+        shard: &'a str,
+        /// Why the last one was given up.
+        error: String,
+    },
+}
+
+/// Why a request has to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HoldReason {
+    /// Its tenant is fenced for a cut-over.
+    Fenced,
+    /// Its tenant has moved to another shard.
+    Moved,
+    /// This router's placement is not the shard's.
+    StalePlacement,
+}
+
+/// What is known of a request once it is answered.
+#[derive(Debug)]
+pub struct RequestDone<'a> {
+    /// Its id, also in the response's `X-Request-Id`.
+    pub id: &'a str,
+    /// Tenant, once known.
+    pub tenant: Option<uuid::Uuid>,
+    /// Shard, once known.
+    pub shard: Option<&'a str>,
+    /// Method.
+    pub method: &'a Method,
+    /// Path without the query string, which can hold personal data.
+    pub path: &'a str,
+    /// Kind of resource.
+    pub route: Route,
+    /// Status of the answer.
+    pub status: StatusCode,
+    /// Code of the error, where it is one.
+    pub code: Option<&'a str>,
+    /// From the request's headers to the answer.
+    pub took: Duration,
+    /// Body bytes of the answer.
+    pub bytes: usize,
+}
+
+/// What a request asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// A table or view.
+    Relation,
+    /// A function.
+    Rpc,
+    /// The description of the API.
+    Root,
+    /// Nothing of the API.
+    Other,
+}
+
+impl Route {
+    /// The name in logs and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Relation => "relation",
+            Self::Rpc => "rpc",
+            Self::Root => "root",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// Where events go.
+pub struct Events {
+    /// The metrics.
+    pub metrics: Metrics,
+    access_log: AccessLog,
+    requests: RequestLog,
+}
+
+impl Events {
+    /// Logs requests as `requests` says.
+    pub fn new(metrics: Metrics, requests: RequestLog) -> std::io::Result<Self> {
+        Ok(Self {
+            metrics,
+            access_log: AccessLog::start()?,
+            requests,
+        })
+    }
+
+    /// Tells log and metrics.
+    pub fn emit(&self, event: &Event<'_>) {
+        self.metrics.observe(event);
+        match event {
+            Event::Answered(done) => {
+                let wanted = match self.requests {
+                    RequestLog::All => true,
+                    RequestLog::Errors => done.status.is_server_error(),
+                };
+                if wanted && !self.access_log.write(done) {
+                    self.metrics.log_lines_dropped.increment(1);
+                }
+            }
+            Event::Held { reason } => tracing::debug!(?reason, "request held"),
+            Event::SchemaLoaded {
+                shard,
+                fingerprint,
+                relations,
+                took,
+            } => {
+                let took_ms = took.as_millis();
+                tracing::info!(shard, fingerprint, relations, took_ms, "schema loaded");
+            }
+            Event::SchemaFailed { shard, error } => {
+                tracing::error!(shard, error, "schema could not be loaded");
+            }
+            Event::PrimaryFound { shard, node } => tracing::info!(shard, node, "primary found"),
+            Event::PrimaryLost { shard, error } => tracing::warn!(shard, error, "primary lost"),
+        }
+    }
+}

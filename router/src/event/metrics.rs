@@ -1,0 +1,154 @@
+//! The router's metrics: one struct, whose fields' comments are the help texts.
+//!
+//! Handles are made once, so that a request looks nothing up. Label values are
+//! closed enums; a tenant is never a label.
+
+use metrics::{Counter, Gauge, Histogram, Unit};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+use super::{Event, HoldReason, Route};
+
+/// Seconds, from a cached answer to the request deadline; 1 ms and 1 s are
+/// edges, so that an Apdex of either can be read off.
+const DURATION_BUCKETS: [f64; 16] = [
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    10.0, 30.0,
+];
+
+const ROUTES: [Route; 4] = [Route::Relation, Route::Rpc, Route::Root, Route::Other];
+const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+
+/// All handles.
+pub struct Metrics {
+    /// Requests answered, by kind of resource and class of status.
+    requests: [[Counter; 5]; 4],
+    /// Time from a request's headers to its answer.
+    duration: [Histogram; 4],
+    /// Requests being answered.
+    pub in_flight: Gauge,
+    /// Requests that a shard refused for their placement, by reason.
+    held: [Counter; 3],
+    /// Schema models loaded.
+    schemas_loaded: Counter,
+    /// Schema models that could not be loaded.
+    schemas_failed: Counter,
+    /// Times that a shard was found to have no reachable primary.
+    primaries_lost: Counter,
+    /// Connections to shards that are open.
+    pub connections_open: Gauge,
+    /// Connections to shards that are in use.
+    pub connections_used: Gauge,
+    /// Version of the placement snapshot in use.
+    pub placement_version: Gauge,
+    /// Tenants held as exceptions to the ring.
+    pub placement_exceptions: Gauge,
+    /// Lines of the request log that were dropped because its queue was full.
+    pub log_lines_dropped: Counter,
+}
+
+impl Metrics {
+    /// Installs the recorder, describes and makes all metrics.
+    pub fn install() -> Result<(Self, PrometheusHandle), BuildError> {
+        let handle = PrometheusBuilder::new()
+            .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &DURATION_BUCKETS)?
+            .install_recorder()?;
+        describe();
+        Ok((Self::handles(), handle))
+    }
+
+    fn handles() -> Self {
+        let requests = ROUTES.map(|route| {
+            CLASSES.map(|class| {
+                metrics::counter!("ringfence_requests_total", "route" => route.name(), "status" => class)
+            })
+        });
+        let held = [
+            HoldReason::Fenced,
+            HoldReason::Moved,
+            HoldReason::StalePlacement,
+        ]
+        .map(|reason| metrics::counter!("ringfence_requests_held_total", "reason" => reason_name(reason)));
+        Self {
+            requests,
+            duration: ROUTES.map(|route| {
+                metrics::histogram!("ringfence_request_duration_seconds", "route" => route.name())
+            }),
+            in_flight: metrics::gauge!("ringfence_requests_in_flight"),
+            held,
+            schemas_loaded: metrics::counter!("ringfence_schema_loads_total", "result" => "ok"),
+            schemas_failed: metrics::counter!("ringfence_schema_loads_total", "result" => "failed"),
+            primaries_lost: metrics::counter!("ringfence_primaries_lost_total"),
+            connections_open: metrics::gauge!("ringfence_pool_connections", "state" => "open"),
+            connections_used: metrics::gauge!("ringfence_pool_connections", "state" => "used"),
+            placement_version: metrics::gauge!("ringfence_placement_version"),
+            placement_exceptions: metrics::gauge!("ringfence_placement_exceptions"),
+            log_lines_dropped: metrics::counter!("ringfence_log_lines_dropped_total"),
+        }
+    }
+
+    /// Counts an event.
+    pub fn observe(&self, event: &Event<'_>) {
+        match event {
+            Event::Answered(done) => {
+                let class = usize::from(done.status.as_u16() / 100).clamp(1, 5) - 1;
+                self.requests[done.route as usize][class].increment(1);
+                self.duration[done.route as usize].record(done.took.as_secs_f64());
+            }
+            Event::Held { reason } => self.held[*reason as usize].increment(1),
+            Event::SchemaLoaded { .. } => self.schemas_loaded.increment(1),
+            Event::SchemaFailed { .. } => self.schemas_failed.increment(1),
+            Event::PrimaryLost { .. } => self.primaries_lost.increment(1),
+            Event::PrimaryFound { .. } => {}
+        }
+    }
+}
+
+fn reason_name(reason: HoldReason) -> &'static str {
+    match reason {
+        HoldReason::Fenced => "fenced",
+        HoldReason::Moved => "moved",
+        HoldReason::StalePlacement => "stale_placement",
+    }
+}
+
+fn describe() {
+    use metrics::{describe_counter as counter, describe_gauge as gauge};
+    counter!(
+        "ringfence_requests_total",
+        "Requests answered, by kind of resource and class of status."
+    );
+    metrics::describe_histogram!(
+        "ringfence_request_duration_seconds",
+        Unit::Seconds,
+        "Time from a request's headers to its answer."
+    );
+    gauge!("ringfence_requests_in_flight", "Requests being answered.");
+    counter!(
+        "ringfence_requests_held_total",
+        "Requests that a shard refused for their placement, by reason."
+    );
+    counter!(
+        "ringfence_schema_loads_total",
+        "Schema models loaded, by result."
+    );
+    counter!(
+        "ringfence_primaries_lost_total",
+        "Times that a shard was found to have no reachable primary."
+    );
+    gauge!(
+        "ringfence_pool_connections",
+        "Connections to shards, open and in use."
+    );
+    gauge!(
+        "ringfence_placement_version",
+        "Version of the placement snapshot in use."
+    );
+    gauge!(
+        "ringfence_placement_exceptions",
+        "Tenants held as exceptions to the ring."
+    );
+    counter!(
+        "ringfence_log_lines_dropped_total",
+        "Lines of the request log dropped because its queue was full."
+    );
+}

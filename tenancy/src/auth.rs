@@ -1,0 +1,314 @@
+//! From an API key or a token to a [`TenantContext`], without a look-up.
+//!
+//! | key | token | then |
+//! |---|---|---|
+//! | – | – | the anonymous tenant, or refused |
+//! | ok | – | the key's tenant and role |
+//! | – | ok | the token's tenant and role; it must name a tenant |
+//! | ok | ok | they must not name different tenants; the token's role |
+//!
+//! Whatever is presented must be valid: a bad token beside a good key is refused.
+
+mod key;
+mod token;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+pub use key::{ApiKey, KeyError, KeyRing};
+pub use token::{DefaultIssuer, JwksError};
+
+use crate::id::{KeyId, TenantId};
+use crate::snapshot::Snapshot;
+
+/// Whom a request speaks for. Made here only, so that what needs one can't be
+/// reached without authentication.
+#[derive(Clone, Debug)]
+pub struct TenantContext {
+    tenant: TenantId,
+    role: Arc<str>,
+    claims: Arc<str>,
+    key: Option<KeyId>,
+    anonymous: bool,
+}
+
+impl TenantContext {
+    /// The tenant.
+    pub fn tenant(&self) -> TenantId {
+        self.tenant
+    }
+
+    /// The database role that the request runs as.
+    pub fn role(&self) -> &Arc<str> {
+        &self.role
+    }
+
+    /// JSON text for `request.jwt.claims`; `role` and `tenant_id` are always in it.
+    pub fn claims(&self) -> &Arc<str> {
+        &self.claims
+    }
+
+    /// The API key, where one was presented.
+    pub fn key(&self) -> Option<KeyId> {
+        self.key
+    }
+
+    /// Neither key nor token was presented.
+    pub fn is_anonymous(&self) -> bool {
+        self.anonymous
+    }
+}
+
+/// Why a request is not let in. Texts and codes are PostgREST's where it has one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AuthError {
+    /// Neither key nor token.
+    #[error("Anonymous access is disabled")]
+    Anonymous,
+    /// The API key is not one of ours.
+    #[error("The API key is not valid")]
+    KeyInvalid,
+    /// The API key was revoked.
+    #[error("The API key was revoked")]
+    KeyRevoked,
+    /// The API key is past its end.
+    #[error("The API key has expired")]
+    KeyExpired,
+    /// A token came, and no issuer is configured.
+    #[error("Server lacks JWT secret")]
+    NoIssuer,
+    /// The token can't be decoded or verified.
+    #[error("{0}")]
+    Token(String),
+    /// The token's claims are not acceptable.
+    #[error("{0}")]
+    Claims(String),
+    /// Key and token name different tenants.
+    #[error("The API key and the token name different tenants")]
+    Disagree,
+    /// The token names no tenant, and there is no key that does.
+    #[error("The token names no tenant")]
+    NoTenant,
+    /// The token's issuer may not name that tenant.
+    #[error("The token's issuer may not name this tenant")]
+    IssuerTenant,
+    /// The role is not one that requests may take.
+    #[error("role \"{0}\" does not exist")]
+    Role(String),
+}
+
+impl AuthError {
+    /// The stable code.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Anonymous => "PGRST302",
+            Self::NoIssuer => "PGRST300",
+            Self::Token(_) => "PGRST301",
+            Self::Claims(_) => "PGRST303",
+            Self::Role(_) => "22023",
+            Self::KeyInvalid => "RF100",
+            Self::KeyRevoked => "RF101",
+            Self::KeyExpired => "RF102",
+            Self::Disagree => "RF103",
+            Self::NoTenant => "RF104",
+            Self::IssuerTenant => "RF105",
+        }
+    }
+
+    /// What a client can do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Anonymous => {
+                Some("Send an API key in the header apikey, or a token in Authorization.")
+            }
+            Self::NoTenant => Some("Send an API key too, or a token with the claim tenant_id."),
+            _ => None,
+        }
+    }
+
+    /// The value of `WWW-Authenticate` (RFC 6750).
+    pub fn challenge(&self) -> String {
+        match self {
+            Self::Anonymous => "Bearer".into(),
+            Self::Token(text) | Self::Claims(text) => format!(
+                "Bearer error=\"invalid_token\", error_description=\"{}\"",
+                text.replace(['"', '\\'], "'")
+            ),
+            _ => "Bearer error=\"invalid_token\"".into(),
+        }
+    }
+}
+
+/// What does not change from request to request.
+pub struct AuthSettings {
+    /// The secret of API keys.
+    pub keys: KeyRing,
+    /// The issuer of tokens that name no registered one.
+    pub default_issuer: DefaultIssuer,
+    /// The tenant of requests with neither key nor token.
+    pub anonymous_tenant: Option<TenantId>,
+    /// Their role, and that of tokens that name none.
+    pub anonymous_role: Arc<str>,
+    /// Roles that a key or token may name.
+    pub roles: Vec<Arc<str>>,
+}
+
+/// Checks keys and tokens.
+pub struct Authenticator {
+    settings: AuthSettings,
+    tokens: token::Tokens,
+}
+
+impl Authenticator {
+    /// With a bounded cache of verified tokens.
+    pub fn new(settings: AuthSettings) -> Self {
+        Self {
+            tokens: token::Tokens::new(),
+            settings,
+        }
+    }
+
+    /// Lets a request in, or says why not. `authorization` is the header's
+    /// value, `apikey` that of the header of that name.
+    pub fn authenticate(
+        &self,
+        snapshot: &Snapshot,
+        apikey: Option<&str>,
+        authorization: Option<&str>,
+        now: SystemTime,
+    ) -> Result<TenantContext, AuthError> {
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        let bearer = bearer(authorization)?;
+        // Clients put their key into either header; both then hold the same.
+        let (apikey, token) = match (apikey, bearer) {
+            (None, Some(value)) if KeyRing::looks_like_key(value) => (Some(value), None),
+            (Some(key), Some(value)) if value == key => (Some(key), None),
+            pair => pair,
+        };
+        // supabase-js has a legacy in which the project key is a token itself.
+        let (apikey, token) = match (apikey, token) {
+            (Some(value), None)
+                if !KeyRing::looks_like_key(value) && value.matches('.').count() == 2 =>
+            {
+                (None, Some(value))
+            }
+            pair => pair,
+        };
+        let key = apikey
+            .map(|text| self.check_key(snapshot, text, now))
+            .transpose()?;
+        let token = token
+            .map(|text| {
+                self.tokens
+                    .verify(text, snapshot.fleet(), &self.settings.default_issuer, now)
+            })
+            .transpose()?;
+        match (key, token) {
+            (None, None) => self.anonymous(),
+            (Some(key), None) => self.with_key(&key),
+            (key, Some(token)) => self.with_token(key.as_ref(), &token),
+        }
+    }
+
+    fn check_key(
+        &self,
+        snapshot: &Snapshot,
+        text: &str,
+        now: Duration,
+    ) -> Result<ApiKey, AuthError> {
+        let key = self
+            .settings
+            .keys
+            .verify(text)
+            .map_err(|KeyError| AuthError::KeyInvalid)?;
+        if key.expires_at.is_some_and(|end| end <= now.as_secs()) {
+            return Err(AuthError::KeyExpired);
+        }
+        if snapshot.revoked().contains(&key.id) {
+            return Err(AuthError::KeyRevoked);
+        }
+        Ok(key)
+    }
+
+    fn anonymous(&self) -> Result<TenantContext, AuthError> {
+        let tenant = self.settings.anonymous_tenant.ok_or(AuthError::Anonymous)?;
+        let role = self.settings.anonymous_role.clone();
+        Ok(TenantContext {
+            claims: plain_claims(&role, tenant),
+            tenant,
+            role,
+            key: None,
+            anonymous: true,
+        })
+    }
+
+    fn with_key(&self, key: &ApiKey) -> Result<TenantContext, AuthError> {
+        let role = self.role(&key.role)?;
+        Ok(TenantContext {
+            claims: plain_claims(&role, key.tenant),
+            tenant: key.tenant,
+            role,
+            key: Some(key.id),
+            anonymous: false,
+        })
+    }
+
+    fn with_token(
+        &self,
+        key: Option<&ApiKey>,
+        token: &token::Verified,
+    ) -> Result<TenantContext, AuthError> {
+        let tenant = match (key.map(|key| key.tenant), token.tenant) {
+            (Some(key), Some(token)) if key != token => return Err(AuthError::Disagree),
+            (_, Some(tenant)) | (Some(tenant), None) => tenant,
+            (None, None) => return Err(AuthError::NoTenant),
+        };
+        if !token.may_name(tenant) {
+            return Err(AuthError::IssuerTenant);
+        }
+        let role = match &token.role {
+            Some(role) => self.role(role)?,
+            None => self.settings.anonymous_role.clone(),
+        };
+        Ok(TenantContext {
+            claims: token.claims_for(&role, tenant),
+            tenant,
+            role,
+            key: key.map(|key| key.id),
+            anonymous: false,
+        })
+    }
+
+    /// The role as this process shares it, if requests may take it.
+    fn role(&self, name: &str) -> Result<Arc<str>, AuthError> {
+        let known = self.settings.roles.iter().find(|role| &***role == name);
+        known
+            .cloned()
+            .ok_or_else(|| AuthError::Role(name.chars().take(63).collect()))
+    }
+}
+
+fn bearer(authorization: Option<&str>) -> Result<Option<&str>, AuthError> {
+    let Some(value) = authorization else {
+        return Ok(None);
+    };
+    let (scheme, rest) = value.split_once(' ').unwrap_or((value, ""));
+    if !scheme.eq_ignore_ascii_case("bearer") {
+        return Ok(None);
+    }
+    match rest.trim() {
+        "" => Err(AuthError::Token(
+            "Empty JWT is sent in Authorization header".into(),
+        )),
+        token => Ok(Some(token)),
+    }
+}
+
+fn plain_claims(role: &str, tenant: TenantId) -> Arc<str> {
+    serde_json::json!({ "role": role, "tenant_id": tenant })
+        .to_string()
+        .into()
+}
+
+#[cfg(test)]
+mod tests;

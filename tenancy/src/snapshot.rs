@@ -1,0 +1,473 @@
+//! All placements at one version: immutable, so that a request sees one state
+//! from its first look to its last.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::id::{Epoch, KeyId, RegionId, ShardId, TenantId};
+use crate::placement::{Change, Exception, Exceptions, Placement, TenantState};
+use crate::ring::Ring;
+
+/// Everything but tenants and keys: small, and replaced as a whole.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Fleet {
+    /// Regions; exceptions name them by their place in this list.
+    pub regions: Vec<RegionRow>,
+    /// Shards; exceptions name them by their place in this list.
+    pub shards: Vec<ShardRow>,
+    /// Issuers of tokens.
+    pub issuers: Vec<IssuerRow>,
+}
+
+/// A region.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegionRow {
+    /// Its id.
+    pub id: RegionId,
+    /// Tenants that name none are in it.
+    pub is_default: bool,
+}
+
+/// A shard.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ShardRow {
+    /// Its id.
+    pub id: ShardId,
+    /// Its region.
+    pub region: RegionId,
+    /// Its share of the region's ring.
+    pub weight: f64,
+    /// On the ring, or not (any longer).
+    pub on_ring: bool,
+    /// Its nodes, in order of their names.
+    pub nodes: Vec<NodeRow>,
+}
+
+/// A node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRow {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Host name or address.
+    pub host: Arc<str>,
+    /// TCP port.
+    pub port: u16,
+}
+
+/// An issuer of tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IssuerRow {
+    /// What its tokens' `iss` says.
+    pub name: String,
+    /// An HS256 secret,
+    pub secret: Option<String>,
+    /// or a JWKS document.
+    pub jwks: Option<serde_json::Value>,
+    /// Audience that its tokens must name.
+    pub audience: Option<String>,
+    /// Tenants that it may name; none means all.
+    pub tenants: Option<Vec<Uuid>>,
+}
+
+/// A tenant that is, or was once, an exception.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantRow {
+    /// Its id.
+    pub id: TenantId,
+    /// Where it lives.
+    pub shard: ShardId,
+    /// What the ring says.
+    pub ring_shard: ShardId,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// Its region.
+    pub region: RegionId,
+    /// Its state.
+    pub state: TenantState,
+}
+
+/// What changed between two versions.
+#[derive(Clone, Debug, Default)]
+pub struct Delta {
+    /// The version that it leads to.
+    pub version: i64,
+    /// The whole fleet, where anything of it changed.
+    pub fleet: Option<Fleet>,
+    /// Tenants that changed.
+    pub tenants: Vec<TenantRow>,
+    /// Keys that were revoked.
+    pub revoked: Vec<KeyId>,
+}
+
+/// All placements at one version.
+pub struct Snapshot {
+    version: i64,
+    fleet: Arc<Fleet>,
+    rings: Arc<Vec<RegionRing>>,
+    default_region: u16,
+    exceptions: Exceptions,
+    revoked: Arc<HashSet<KeyId>>,
+}
+
+struct RegionRing {
+    ring: Ring,
+    /// Places of the ring's members in the fleet's list of shards.
+    shards: Vec<u32>,
+}
+
+impl Snapshot {
+    /// Knows nothing; version 0.
+    pub fn empty() -> Self {
+        Self {
+            version: 0,
+            fleet: Arc::default(),
+            rings: Arc::default(),
+            default_region: 0,
+            exceptions: Exceptions::default(),
+            revoked: Arc::default(),
+        }
+    }
+
+    /// This snapshot with a delta applied.
+    ///
+    /// A delta that renumbers shards or regions brings all exceptions along:
+    /// they are translated by name.
+    pub fn with(&self, delta: Delta) -> Self {
+        let (fleet, rings, exceptions) = match delta.fleet {
+            Some(fleet) => {
+                let rings = rings(&fleet);
+                let exceptions = renumber(&self.exceptions, &self.fleet, &fleet);
+                (Arc::new(fleet), Arc::new(rings), exceptions)
+            }
+            None => (
+                self.fleet.clone(),
+                self.rings.clone(),
+                self.exceptions.clone(),
+            ),
+        };
+        let default_region = position(&fleet.regions, |region| region.is_default).unwrap_or(0);
+        let numbers = Numbers::of(&fleet);
+        let changes = delta
+            .tenants
+            .iter()
+            .map(|tenant| numbers.change(tenant, default_region as u16));
+        let exceptions = exceptions.with(changes);
+        let revoked = if delta.revoked.is_empty() {
+            self.revoked.clone()
+        } else {
+            Arc::new(self.revoked.iter().copied().chain(delta.revoked).collect())
+        };
+        Self {
+            version: delta.version,
+            default_region: default_region as u16,
+            fleet,
+            rings,
+            exceptions,
+            revoked,
+        }
+    }
+
+    /// Its number.
+    pub fn version(&self) -> i64 {
+        self.version
+    }
+
+    /// Regions, shards, nodes and issuers.
+    pub fn fleet(&self) -> &Arc<Fleet> {
+        &self.fleet
+    }
+
+    /// The exceptions to the ring.
+    pub fn exceptions(&self) -> &Exceptions {
+        &self.exceptions
+    }
+
+    /// Keys that were revoked before they expired.
+    pub fn revoked(&self) -> &HashSet<KeyId> {
+        &self.revoked
+    }
+
+    /// Where the tenant lives; none while its region has no shard.
+    pub fn place(&self, tenant: TenantId) -> Option<Placement> {
+        if let Some(exception) = self.exceptions.get(tenant) {
+            return Some(Placement {
+                shard: self.fleet.shards.get(exception.shard as usize)?.id.clone(),
+                epoch: exception.epoch,
+                region: self
+                    .fleet
+                    .regions
+                    .get(usize::from(exception.region))?
+                    .id
+                    .clone(),
+                state: exception.state,
+            });
+        }
+        let region = usize::from(self.default_region);
+        let shard = self.ring_shard(region, tenant)?;
+        Some(Placement {
+            shard: self.fleet.shards[shard].id.clone(),
+            epoch: Epoch::FIRST,
+            region: self.fleet.regions[region].id.clone(),
+            state: TenantState::Active,
+        })
+    }
+
+    /// What the ring of `region` says, whatever the tenant's exception.
+    pub fn ring_says(&self, region: &RegionId, tenant: TenantId) -> Option<&ShardId> {
+        let region = position(&self.fleet.regions, |row| row.id == *region)?;
+        let shard = self.ring_shard(region, tenant)?;
+        Some(&self.fleet.shards[shard].id)
+    }
+
+    fn ring_shard(&self, region: usize, tenant: TenantId) -> Option<usize> {
+        let ring = self.rings.get(region)?;
+        let member = ring.ring.get(tenant)?;
+        Some(ring.shards[member] as usize)
+    }
+}
+
+/// One ring a region, over its shards that are on it.
+fn rings(fleet: &Fleet) -> Vec<RegionRing> {
+    let of_region = |region: &RegionRow| {
+        let shards: Vec<(u32, &ShardRow)> = (0..)
+            .zip(&fleet.shards)
+            .filter(|(_, shard)| shard.on_ring && shard.region == region.id)
+            .collect();
+        RegionRing {
+            ring: Ring::new(shards.iter().map(|(_, s)| (s.id.as_str(), s.weight))),
+            shards: shards.iter().map(|(number, _)| *number).collect(),
+        }
+    };
+    fleet.regions.iter().map(of_region).collect()
+}
+
+/// Places of names in a fleet's lists.
+struct Numbers<'a> {
+    shards: HashMap<&'a ShardId, u32>,
+    regions: HashMap<&'a RegionId, u16>,
+}
+
+impl<'a> Numbers<'a> {
+    fn of(fleet: &'a Fleet) -> Self {
+        Self {
+            shards: fleet.shards.iter().map(|s| &s.id).zip(0..).collect(),
+            regions: fleet.regions.iter().map(|r| &r.id).zip(0..).collect(),
+        }
+    }
+
+    fn change(&self, tenant: &TenantRow, default_region: u16) -> Change {
+        let numbers = self
+            .shards
+            .get(&tenant.shard)
+            .zip(self.regions.get(&tenant.region));
+        let exception = numbers.map(|(shard, region)| Exception {
+            tenant: tenant.id,
+            epoch: tenant.epoch,
+            shard: *shard,
+            region: *region,
+            state: tenant.state,
+        });
+        let needed = exception.filter(|exception| {
+            tenant.shard != tenant.ring_shard
+                || exception.epoch != Epoch::FIRST
+                || exception.region != default_region
+                || exception.state != TenantState::Active
+        });
+        (tenant.id, needed)
+    }
+}
+
+fn renumber(exceptions: &Exceptions, old: &Fleet, new: &Fleet) -> Exceptions {
+    let same = old.shards.iter().map(|s| &s.id).eq(new
+        .shards
+        .iter()
+        .take(old.shards.len())
+        .map(|s| &s.id))
+        && old.regions.iter().map(|r| &r.id).eq(new
+            .regions
+            .iter()
+            .take(old.regions.len())
+            .map(|r| &r.id));
+    if same {
+        return exceptions.clone();
+    }
+    let numbers = Numbers::of(new);
+    Exceptions::default().with(exceptions.iter().map(|exception| {
+        let shard = numbers.shards.get(&old.shards[exception.shard as usize].id);
+        let region = numbers
+            .regions
+            .get(&old.regions[usize::from(exception.region)].id);
+        let renumbered = shard.zip(region).map(|(shard, region)| Exception {
+            shard: *shard,
+            region: *region,
+            ..*exception
+        });
+        (exception.tenant, renumbered)
+    }))
+}
+
+fn position<T>(list: &[T], wanted: impl FnMut(&T) -> bool) -> Option<usize> {
+    list.iter().position(wanted)
+}
+
+/// A snapshot as a file holds it.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotFile {
+    version: i64,
+    fleet: Fleet,
+    exceptions: Vec<(TenantId, Epoch, u32, u16, TenantState)>,
+    revoked: Vec<KeyId>,
+}
+
+impl From<&Snapshot> for SnapshotFile {
+    fn from(snapshot: &Snapshot) -> Self {
+        let exceptions = snapshot.exceptions.iter();
+        Self {
+            version: snapshot.version,
+            fleet: (*snapshot.fleet).clone(),
+            exceptions: exceptions
+                .map(|e| (e.tenant, e.epoch, e.shard, e.region, e.state))
+                .collect(),
+            revoked: snapshot.revoked.iter().copied().collect(),
+        }
+    }
+}
+
+impl From<SnapshotFile> for Snapshot {
+    fn from(file: SnapshotFile) -> Self {
+        let (shards, regions) = (file.fleet.shards.len(), file.fleet.regions.len());
+        let changes = file
+            .exceptions
+            .into_iter()
+            .filter(|(_, _, shard, region, _)| {
+                (*shard as usize) < shards && usize::from(*region) < regions
+            })
+            .map(|(tenant, epoch, shard, region, state)| {
+                let exception = Exception {
+                    tenant,
+                    epoch,
+                    shard,
+                    region,
+                    state,
+                };
+                (tenant, Some(exception))
+            });
+        let exceptions = Exceptions::default().with(changes);
+        let empty = Self::empty().with(Delta {
+            version: file.version,
+            fleet: Some(file.fleet),
+            tenants: Vec::new(),
+            revoked: file.revoked,
+        });
+        Self {
+            exceptions,
+            ..empty
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fleet(shards: &[&str]) -> Fleet {
+        Fleet {
+            regions: vec![
+                RegionRow {
+                    id: "eu".into(),
+                    is_default: true,
+                },
+                RegionRow {
+                    id: "us".into(),
+                    is_default: false,
+                },
+            ],
+            shards: shards
+                .iter()
+                .map(|id| ShardRow {
+                    id: (*id).into(),
+                    region: if id.starts_with("us") { "us" } else { "eu" }.into(),
+                    weight: 1.0,
+                    on_ring: true,
+                    nodes: Vec::new(),
+                })
+                .collect(),
+            issuers: Vec::new(),
+        }
+    }
+
+    fn row(n: u128, shard: &str, epoch: i64) -> TenantRow {
+        TenantRow {
+            id: TenantId(Uuid::from_u128(n)),
+            shard: shard.into(),
+            ring_shard: "s1".into(),
+            epoch: Epoch(epoch),
+            region: "eu".into(),
+            state: TenantState::Active,
+        }
+    }
+
+    fn delta(version: i64, fleet: Option<Fleet>, tenants: Vec<TenantRow>) -> Delta {
+        Delta {
+            version,
+            fleet,
+            tenants,
+            revoked: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_ring_answers_unless_there_is_an_exception() {
+        let snapshot = Snapshot::empty().with(delta(
+            1,
+            Some(fleet(&["s1", "us1"])),
+            vec![row(7, "us1", 3)],
+        ));
+        let ordinary = snapshot.place(TenantId(Uuid::from_u128(1))).unwrap();
+        assert_eq!(
+            (ordinary.shard.as_str(), ordinary.epoch),
+            ("s1", Epoch::FIRST)
+        );
+        let moved = snapshot.place(TenantId(Uuid::from_u128(7))).unwrap();
+        assert_eq!((moved.shard.as_str(), moved.epoch), ("us1", Epoch(3)));
+    }
+
+    #[test]
+    fn an_exception_ends_when_the_tenant_is_ordinary_again() {
+        let snapshot =
+            Snapshot::empty().with(delta(1, Some(fleet(&["s1", "s2"])), vec![row(7, "s2", 1)]));
+        assert_eq!(snapshot.exceptions().len(), 1);
+        let snapshot = snapshot.with(delta(2, None, vec![row(7, "s1", 1)]));
+        assert!(snapshot.exceptions().is_empty());
+        assert_eq!(snapshot.version(), 2);
+    }
+
+    #[test]
+    fn exceptions_follow_their_shard_when_the_list_changes() {
+        let snapshot =
+            Snapshot::empty().with(delta(1, Some(fleet(&["s1", "s2"])), vec![row(7, "s2", 2)]));
+        let snapshot = snapshot.with(delta(2, Some(fleet(&["s0", "s1", "s2"])), vec![]));
+        let placement = snapshot.place(TenantId(Uuid::from_u128(7))).unwrap();
+        assert_eq!(placement.shard.as_str(), "s2");
+    }
+
+    #[test]
+    fn a_file_holds_all_of_it() {
+        let mut first = delta(5, Some(fleet(&["s1", "s2", "us1"])), vec![row(7, "s2", 2)]);
+        first.revoked = vec![KeyId(3)];
+        let snapshot = Snapshot::empty().with(first);
+        let text = serde_json::to_string(&SnapshotFile::from(&snapshot)).unwrap();
+        let read: Snapshot = serde_json::from_str::<SnapshotFile>(&text).unwrap().into();
+        assert_eq!(read.version(), 5);
+        assert!(read.revoked().contains(&KeyId(3)));
+        assert_eq!(read.fleet(), snapshot.fleet());
+        for n in 0..50 {
+            let tenant = TenantId(Uuid::from_u128(n));
+            assert_eq!(read.place(tenant), snapshot.place(tenant));
+        }
+    }
+}
