@@ -7,7 +7,7 @@ revoke all on schema ringfence from public;
 -- Every change that routers must see takes its number here. One row, updated:
 -- numbers are given in commit order, so a router that has seen n misses none below it.
 create table ringfence.version (
-  only    boolean primary key default true check (only),
+  single  boolean primary key default true check (single),
   version bigint not null,
   -- The number of the last change to anything but tenants and keys.
   fleet   bigint not null
@@ -17,14 +17,14 @@ insert into ringfence.version values (true, 1, 1);
 create function ringfence.next_version(fleet_changed boolean) returns bigint
 language plpgsql as $$
 declare
-  next bigint;
+  taken bigint;
 begin
   update ringfence.version v
     set version = v.version + 1, fleet = case when fleet_changed then v.version + 1 else v.fleet end
-    returning v.version into next;
+    returning v.version into taken;
   -- Only the number: what changed is fetched by whoever wants it.
-  perform pg_notify('ringfence_placement', next::text);
-  return next;
+  perform pg_notify('ringfence_placement', taken::text);
+  return taken;
 end
 $$;
 

@@ -1,2 +1,145 @@
-//! x
-fn main() {}
+//! `ringfence-worker`: the admin API, the reconciler and the watch on nodes.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Parser;
+use metrics_exporter_prometheus::PrometheusBuilder;
+use shard_worker::app::App;
+use shard_worker::config::{Config, LogFormat, Secrets};
+use shard_worker::shard::Logins;
+use shard_worker::{api, nodes, reconcile};
+use tenancy::auth::KeyRing;
+use tenancy::control::Control;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_postgres::NoTls;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Longest wait for tasks and requests at shutdown.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Prepares shards, watches nodes, and serves the admin API.
+#[derive(Parser)]
+#[command(name = "ringfence-worker", version)]
+struct Args {
+    /// Configuration file (TOML).
+    #[arg(long)]
+    config: PathBuf,
+    /// Print the effective configuration, secrets hidden, and exit.
+    #[arg(long)]
+    print_config: bool,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Args::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ringfence-worker: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: Args) -> anyhow::Result<()> {
+    let config = Config::read(&args.config)?;
+    if args.print_config {
+        print!("{}", toml::to_string(&config)?);
+        return Ok(());
+    }
+    start_log(config.log);
+    let secrets = config.secrets()?;
+    let metrics = PrometheusBuilder::new()
+        .install_recorder()
+        .context("can't install the metrics")?;
+    let listener = TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("can't listen on {}", config.listen))?;
+    upgrade_control(&secrets).await?;
+
+    let app = Arc::new(App {
+        name: config.name.clone(),
+        control: Control::new(&secrets.control_dsn)?,
+        logins: Logins {
+            database: config.shards.database.clone(),
+            superuser: config.shards.superuser.clone(),
+            superuser_password: secrets.superuser_password,
+            roles: secrets.roles,
+        },
+        keys: KeyRing::new(&secrets.key_secret),
+        admin_token: secrets.admin_token,
+    });
+    let stop = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    tasks.spawn(reconcile::run(app.clone(), stop.clone()));
+    tasks.spawn(nodes::observe(
+        app.control.clone(),
+        app.logins.clone(),
+        app.name.clone(),
+        stop.clone(),
+    ));
+    tasks.close();
+
+    let routes = api::routes(app, metrics);
+    let stopped = stop.clone();
+    let server = tokio::spawn(async move {
+        axum::serve(listener, routes)
+            .with_graceful_shutdown(stopped.cancelled_owned())
+            .await
+    });
+    tracing::info!(listen = %config.listen, "serving the admin API");
+    terminated().await?;
+    tracing::info!("stopping");
+    stop.cancel();
+    let ended = async {
+        tasks.wait().await;
+        server.await
+    };
+    if tokio::time::timeout(DRAIN, ended).await.is_err() {
+        tracing::warn!("stopped with work still under way; another worker finishes it");
+    }
+    Ok(())
+}
+
+/// Creates or upgrades the control database; waits for it at a cold start.
+async fn upgrade_control(secrets: &Secrets) -> anyhow::Result<()> {
+    let mut config: tokio_postgres::Config = secrets
+        .control_dsn
+        .parse()
+        .context("the control database's connection string is not valid")?;
+    config.connect_timeout(Duration::from_secs(5));
+    let (mut client, connection) = config
+        .connect(NoTls)
+        .await
+        .context("can't connect to the control database")?;
+    let connection = tokio::spawn(connection);
+    schema::control::upgrade(&mut client, secrets.roles.router.as_deref()).await?;
+    drop(client);
+    let _ = connection.await;
+    Ok(())
+}
+
+async fn terminated() -> anyhow::Result<()> {
+    let mut term = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+fn start_log(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("RINGFENCE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,tokio_postgres=warn"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter);
+    match format {
+        LogFormat::Json => log.json().flatten_event(true).init(),
+        LogFormat::Text => log.init(),
+    }
+}

@@ -1,0 +1,83 @@
+//! The admin API: `/admin/v1`, JSON, a bearer token. It writes intent and
+//! reads what is; reconcilers do the rest.
+
+mod fleet;
+mod keys;
+mod tenants;
+
+use std::sync::Arc;
+
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tenancy::control::Actor;
+
+use crate::app::App;
+use crate::error::Error;
+
+/// All routes of a worker.
+pub fn routes(app: Arc<App>, metrics: PrometheusHandle) -> Router {
+    let admin = Router::new()
+        .route("/tenants", get(tenants::list).post(tenants::create))
+        .route("/tenants:bulk", post(tenants::create_many))
+        .route("/tenants/{tenant}", get(tenants::show))
+        .route("/tenants/{tenant}/suspend", post(tenants::suspend))
+        .route("/tenants/{tenant}/resume", post(tenants::resume))
+        .route("/tenants/{tenant}/keys", get(keys::list).post(keys::create))
+        .route("/keys/{key}/revoke", post(keys::revoke))
+        .route("/shards", get(fleet::shards).post(fleet::add_shard))
+        .route("/nodes", get(fleet::nodes))
+        .route("/ring", get(fleet::ring))
+        .route("/issuers", get(fleet::issuers).post(fleet::put_issuer))
+        .fallback(|| async { Error::NoRoute })
+        .layer(from_fn_with_state(app.clone(), authorize))
+        .with_state(app.clone());
+    Router::new()
+        .nest("/admin/v1", admin)
+        .route("/live", get(|| async { "live\n" }))
+        .route("/ready", get(ready))
+        .route(
+            "/metrics",
+            get(move || std::future::ready(render(&metrics))),
+        )
+        .fallback(|| async { Error::NoRoute })
+        .with_state(app)
+}
+
+/// Who the audit log says it was: there is one admin token.
+fn actor() -> Actor {
+    Actor("admin".into())
+}
+
+async fn authorize(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let given = request
+        .headers()
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+    let known = app.admin_token.as_bytes();
+    match given {
+        Some(given) if verify_slices_are_equal(given, known).is_ok() => next.run(request).await,
+        _ => Error::Unauthorized.into_response(),
+    }
+}
+
+/// 200 when the control database answers.
+async fn ready(State(app): State<Arc<App>>) -> (StatusCode, String) {
+    match app.control.client().await {
+        Ok(_) => (StatusCode::OK, "ready\n".into()),
+        Err(error) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("not ready: {error}\n"),
+        ),
+    }
+}
+
+fn render(metrics: &PrometheusHandle) -> impl IntoResponse + use<> {
+    let headers = [("content-type", "text/plain; version=0.0.4; charset=utf-8")];
+    (headers, metrics.render())
+}

@@ -1,0 +1,181 @@
+//! Configuration: every field with a default that works, unknown keys refused.
+//! Secrets come from the environment, or from files that `*_file` keys name.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+use schema::shard::RolePasswords;
+use serde::{Deserialize, Serialize};
+
+/// Everything a worker is told.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// This worker's name: the owner of its leases.
+    #[serde(default = "default_name")]
+    pub name: String,
+    /// Where the admin API is served.
+    #[serde(default = "default_listen")]
+    pub listen: SocketAddr,
+    /// Bearer token of the admin API; `RINGFENCE_ADMIN_TOKEN` overrides it.
+    #[serde(default)]
+    pub admin_token_file: Option<PathBuf>,
+    /// The control database.
+    #[serde(default)]
+    pub control: Control,
+    /// What API keys are signed with.
+    #[serde(default)]
+    pub auth: Auth,
+    /// How shards are connected to.
+    #[serde(default)]
+    pub shards: Shards,
+    /// `json` or `text`.
+    #[serde(default)]
+    pub log: LogFormat,
+}
+
+/// The control database.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Control {
+    /// Connection string of its owner; `RINGFENCE_CONTROL_DSN` overrides it.
+    #[serde(skip_serializing)]
+    pub dsn: Option<String>,
+}
+
+/// What API keys are signed with.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Auth {
+    /// The secret; `RINGFENCE_KEY_SECRET` overrides it.
+    pub key_secret_file: Option<PathBuf>,
+    /// Not used by workers; accepted so that routers and workers can share a file.
+    pub jwt_secret_file: Option<PathBuf>,
+}
+
+/// How shards are connected to. Their addresses come from the control database.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Shards {
+    /// Database name on every node.
+    pub database: String,
+    /// Superuser that prepares a new shard.
+    pub superuser: String,
+    /// Its password; `RINGFENCE_SUPERUSER_PASSWORD` overrides it.
+    pub superuser_password_file: Option<PathBuf>,
+    /// Password given to `ringfence_router`; `RINGFENCE_ROUTER_PASSWORD` overrides it.
+    pub router_password_file: Option<PathBuf>,
+    /// Password of `ringfence_worker`; `RINGFENCE_WORKER_PASSWORD` overrides it.
+    pub worker_password_file: Option<PathBuf>,
+    /// Password given to `ringfence_migrator`; `RINGFENCE_MIGRATOR_PASSWORD` overrides it.
+    pub migrator_password_file: Option<PathBuf>,
+    /// Password given to `ringfence_mover`; `RINGFENCE_MOVER_PASSWORD` overrides it.
+    pub mover_password_file: Option<PathBuf>,
+}
+
+/// How a log line looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One JSON object a line.
+    #[default]
+    Json,
+    /// For people.
+    Text,
+}
+
+/// The secrets, read.
+pub struct Secrets {
+    /// Connection string of the control database.
+    pub control_dsn: String,
+    /// Bearer token of the admin API.
+    pub admin_token: String,
+    /// What API keys are signed with.
+    pub key_secret: String,
+    /// Password of the shards' superuser.
+    pub superuser_password: Option<String>,
+    /// Passwords of the shards' roles.
+    pub roles: RolePasswords,
+}
+
+impl Default for Shards {
+    fn default() -> Self {
+        Self {
+            database: "app".into(),
+            superuser: "postgres".into(),
+            superuser_password_file: None,
+            router_password_file: None,
+            worker_password_file: None,
+            migrator_password_file: None,
+            mover_password_file: None,
+        }
+    }
+}
+
+fn default_name() -> String {
+    "worker".into()
+}
+
+fn default_listen() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 7600))
+}
+
+impl Config {
+    /// Reads a TOML file.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("can't read {}", path.display()))?;
+        toml::from_str(&text)
+            .map_err(|error| anyhow!("{} is not a valid configuration: {error}", path.display()))
+    }
+
+    /// Reads the secrets that the configuration and the environment name.
+    pub fn secrets(&self) -> anyhow::Result<Secrets> {
+        let shards = &self.shards;
+        let optional = |variable, file: &Option<PathBuf>| secret(variable, file.as_deref());
+        let needed = |variable: &str, key: &str, file: &Option<PathBuf>| {
+            secret(variable, file.as_deref())?
+                .ok_or_else(|| anyhow!("set {key} in the file or {variable} in the environment"))
+        };
+        let dsn = std::env::var("RINGFENCE_CONTROL_DSN").ok();
+        Ok(Secrets {
+            control_dsn: dsn.or_else(|| self.control.dsn.clone()).ok_or_else(|| {
+                anyhow!("set control.dsn in the file or RINGFENCE_CONTROL_DSN in the environment")
+            })?,
+            admin_token: needed(
+                "RINGFENCE_ADMIN_TOKEN",
+                "admin_token_file",
+                &self.admin_token_file,
+            )?,
+            key_secret: needed(
+                "RINGFENCE_KEY_SECRET",
+                "auth.key_secret_file",
+                &self.auth.key_secret_file,
+            )?,
+            superuser_password: optional(
+                "RINGFENCE_SUPERUSER_PASSWORD",
+                &shards.superuser_password_file,
+            )?,
+            roles: RolePasswords {
+                router: optional("RINGFENCE_ROUTER_PASSWORD", &shards.router_password_file)?,
+                worker: optional("RINGFENCE_WORKER_PASSWORD", &shards.worker_password_file)?,
+                migrator: optional(
+                    "RINGFENCE_MIGRATOR_PASSWORD",
+                    &shards.migrator_password_file,
+                )?,
+                mover: optional("RINGFENCE_MOVER_PASSWORD", &shards.mover_password_file)?,
+            },
+        })
+    }
+}
+
+fn secret(variable: &str, file: Option<&Path>) -> anyhow::Result<Option<String>> {
+    if let Ok(value) = std::env::var(variable) {
+        return Ok(Some(value).filter(|v| !v.is_empty()));
+    }
+    let Some(path) = file else { return Ok(None) };
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("can't read the secret in {}", path.display()))?;
+    Ok(Some(text.trim_end().to_owned()))
+}

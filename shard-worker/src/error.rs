@@ -1,0 +1,114 @@
+//! What the admin API answers when it can't do what it was asked.
+
+use axum::Json;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+use tenancy::control::ControlError;
+
+use crate::shard::ShardError;
+
+/// Every way in which a request of the admin API fails.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No bearer token, or another one.
+    #[error("the admin token is missing or wrong")]
+    Unauthorized,
+    /// The body or the path is not what the route takes.
+    #[error("{0}")]
+    BadRequest(String),
+    /// There is no such route.
+    #[error("there is no such route")]
+    NoRoute,
+    /// The control database did not do it.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The shard did not do it.
+    #[error(transparent)]
+    Shard(#[from] ShardError),
+}
+
+impl Error {
+    /// The HTTP status.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::Control(error) => match error {
+                ControlError::Unreachable(_) => StatusCode::SERVICE_UNAVAILABLE,
+                ControlError::Postgres(_) => StatusCode::INTERNAL_SERVER_ERROR,
+                ControlError::NotFound { .. } => StatusCode::NOT_FOUND,
+                ControlError::Conflict(_) => StatusCode::CONFLICT,
+                ControlError::Invalid(_) => StatusCode::BAD_REQUEST,
+            },
+            Self::Shard(_) => StatusCode::BAD_GATEWAY,
+        }
+    }
+
+    /// The stable code.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Unauthorized => "RF400",
+            Self::BadRequest(_) => "RF401",
+            Self::NoRoute => "RF402",
+            Self::Control(error) => match error {
+                ControlError::Unreachable(_) => "RF410",
+                ControlError::Postgres(_) => "RF411",
+                ControlError::NotFound { .. } => "RF412",
+                ControlError::Conflict(_) => "RF413",
+                ControlError::Invalid(_) => "RF414",
+            },
+            Self::Shard(_) => "RF420",
+        }
+    }
+
+    /// What to do next.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Unauthorized => Some("Send Authorization: Bearer <admin token>."),
+            Self::Control(ControlError::Unreachable(_)) => {
+                Some("Nothing was changed. Try again once the control database is back.")
+            }
+            Self::Shard(_) => Some("What was begun is finished by itself once the shard is back."),
+            _ => None,
+        }
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let status = self.status();
+        // An operator reads this: the causes belong into the answer.
+        let details = std::error::Error::source(&self).map(chain);
+        if status.is_server_error() {
+            tracing::warn!(code = self.code(), error = %chain(&self), "admin request failed");
+        }
+        let body = Json(json!({
+            "code": self.code(),
+            "message": self.to_string(),
+            "details": details,
+            "hint": self.hint(),
+        }));
+        let mut response = (status, body).into_response();
+        if status == StatusCode::UNAUTHORIZED {
+            let challenge = header::HeaderValue::from_static("Bearer");
+            response
+                .headers_mut()
+                .insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        response
+    }
+}
+
+/// An error and its causes, joined by colons.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,12 @@
+//! Shard workers: what is done to shards and tenants, and the admin API that asks for it.
+//!
+//! This crate must not know how tenants' requests are handled: that is the
+//! `router` crate's. Modules in reading order.
+
+pub mod api;
+pub mod app;
+pub mod config;
+pub mod error;
+pub mod nodes;
+pub mod reconcile;
+pub mod shard;

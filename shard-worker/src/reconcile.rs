@@ -1,0 +1,95 @@
+//! Finishes what was begun: tenants that wait for their fence, shards that wait
+//! to be prepared. Takes no input: a timer wakes one idempotent function, which
+//! compares what the control database says with what it can do about it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tenancy::control::{Actor, ShardInfo};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::error::{Error, chain};
+use crate::shard::Address;
+
+const EVERY: Duration = Duration::from_secs(2);
+/// Tenants admitted at once.
+const BATCH: i64 = 5_000;
+
+/// Runs until `stop`.
+pub async fn run(app: Arc<App>, stop: CancellationToken) {
+    loop {
+        if let Err(error) = reconcile(&app).await {
+            tracing::warn!(error = %chain(&error), "reconciling stopped early");
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(EVERY) => {}
+        }
+    }
+}
+
+/// One pass. Each step may run twice, here or on another worker.
+pub async fn reconcile(app: &App) -> Result<(), Error> {
+    let shards = app.control.shards().await?;
+    for shard in shards.iter().filter(|shard| shard.state == "preparing") {
+        prepare_shard(app, shard).await?;
+    }
+    admit_tenants(app).await
+}
+
+/// Prepares a shard's own SQL, then puts it on the ring.
+pub async fn prepare_shard(app: &App, shard: &ShardInfo) -> Result<(), Error> {
+    let installed = app.logins.prepare(&shard.id, &addresses(shard)).await?;
+    tracing::info!(shard = shard.id, files = ?installed.files, "shard prepared");
+    let actor = Actor(app.name.clone());
+    let moved = app.control.activate_shard(&actor, &shard.id).await?;
+    tracing::info!(shard = shard.id, off_the_ring = moved, "shard on the ring");
+    Ok(())
+}
+
+/// Writes the fences of tenants in state `creating`, then activates them.
+pub async fn admit_tenants(app: &App) -> Result<(), Error> {
+    loop {
+        let waiting = app.control.unfinished_tenants(BATCH).await?;
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let shards = app.control.shards().await?;
+        let mut by_shard: HashMap<&str, Vec<(Uuid, i64)>> = HashMap::new();
+        for (id, shard, epoch) in &waiting {
+            by_shard.entry(shard).or_default().push((*id, *epoch));
+        }
+        let mut first_error = None;
+        let mut admitted = Vec::with_capacity(waiting.len());
+        for (shard, tenants) in by_shard {
+            let nodes: Vec<Address> = shards
+                .iter()
+                .filter(|info| info.id == shard)
+                .flat_map(addresses)
+                .collect();
+            match app.logins.admit(shard, &nodes, &tenants).await {
+                Ok(()) => admitted.extend(tenants.iter().map(|(id, _)| *id)),
+                // The others need not wait for this shard.
+                Err(error) => first_error = Some(error),
+            }
+        }
+        app.control.activate_tenants(&admitted).await?;
+        if let Some(error) = first_error {
+            return Err(error.into());
+        }
+    }
+}
+
+/// Where the shard's nodes listen.
+pub fn addresses(shard: &ShardInfo) -> Vec<Address> {
+    let nodes = shard.nodes.iter();
+    nodes
+        .map(|node| Address {
+            host: node.host.clone(),
+            port: node.port,
+        })
+        .collect()
+}

@@ -1,0 +1,186 @@
+//! What a worker does on a shard itself: prepares it, and writes fences.
+
+use std::time::Duration;
+
+use schema::shard::{InstallError, Installed, RolePasswords};
+use tokio::time::timeout;
+use tokio_postgres::{Client, NoTls};
+use uuid::Uuid;
+
+/// Longest wait for a connection to a node.
+const CONNECT_MAX: Duration = Duration::from_secs(3);
+/// Longest wait for a fence to be written.
+const FENCE_MAX: Duration = Duration::from_secs(10);
+/// Longest wait for a shard to be prepared.
+const INSTALL_MAX: Duration = Duration::from_secs(120);
+
+/// Why a shard did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ShardError {
+    /// None of its nodes is a reachable primary.
+    #[error("shard {shard} has no reachable primary: {reason}")]
+    NoPrimary {
+        /// The shard.
+        shard: String,
+        /// What the last node said.
+        reason: String,
+    },
+    /// It refused a statement.
+    #[error("the shard refused a statement")]
+    Postgres(#[from] tokio_postgres::Error),
+    /// Its own SQL can't be installed.
+    #[error("the shard can't be prepared")]
+    Install(#[from] InstallError),
+    /// No answer in time.
+    #[error("the shard did not answer in time")]
+    Slow,
+}
+
+/// How to log in to shards' nodes.
+#[derive(Clone)]
+pub struct Logins {
+    /// Database name.
+    pub database: String,
+    /// Superuser's name.
+    pub superuser: String,
+    /// Superuser's password.
+    pub superuser_password: Option<String>,
+    /// Passwords that roles get, and that `ringfence_worker` logs in with.
+    pub roles: RolePasswords,
+}
+
+/// A node's address.
+#[derive(Clone, Debug)]
+pub struct Address {
+    /// Host name or address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+}
+
+impl Logins {
+    /// Prepares the shard's primary, or brings it up to date.
+    pub async fn prepare(&self, shard: &str, nodes: &[Address]) -> Result<Installed, ShardError> {
+        let mut client = self
+            .primary(
+                shard,
+                nodes,
+                &self.superuser,
+                self.superuser_password.as_deref(),
+            )
+            .await?;
+        let installed = schema::shard::install(&mut client, &self.roles);
+        Ok(timeout(INSTALL_MAX, installed)
+            .await
+            .map_err(|_| ShardError::Slow)??)
+    }
+
+    /// Writes the fences of new tenants, active at these epochs. A tenant whose
+    /// fence is there already keeps it.
+    pub async fn admit(
+        &self,
+        shard: &str,
+        nodes: &[Address],
+        tenants: &[(Uuid, i64)],
+    ) -> Result<(), ShardError> {
+        let ids: Vec<Uuid> = tenants.iter().map(|(id, _)| *id).collect();
+        let epochs: Vec<i64> = tenants.iter().map(|(_, epoch)| *epoch).collect();
+        let client = self.as_worker(shard, nodes).await?;
+        in_time(client.execute(
+            "insert into ringfence.fence (tenant_id, epoch)
+             select * from unnest($1::uuid[], $2::bigint[]) on conflict (tenant_id) do nothing",
+            &[&ids, &epochs],
+        ))
+        .await?;
+        Ok(())
+    }
+
+    /// Sets or clears the fence's `suspended`.
+    pub async fn suspend(
+        &self,
+        shard: &str,
+        nodes: &[Address],
+        tenant: Uuid,
+        suspended: bool,
+    ) -> Result<(), ShardError> {
+        let client = self.as_worker(shard, nodes).await?;
+        in_time(client.execute(
+            "update ringfence.fence set suspended = $2, changed_at = now()
+             where tenant_id = $1 and suspended <> $2",
+            &[&tenant, &suspended],
+        ))
+        .await?;
+        Ok(())
+    }
+
+    async fn as_worker(&self, shard: &str, nodes: &[Address]) -> Result<Client, ShardError> {
+        let password = self.roles.worker.as_deref();
+        self.primary(shard, nodes, "ringfence_worker", password)
+            .await
+    }
+
+    /// A connection to the shard's primary, whichever node that is.
+    async fn primary(
+        &self,
+        shard: &str,
+        nodes: &[Address],
+        user: &str,
+        password: Option<&str>,
+    ) -> Result<Client, ShardError> {
+        let mut reason = "it has no nodes".to_owned();
+        for node in nodes {
+            match self.connect_primary(node, user, password).await {
+                Ok(client) => return Ok(client),
+                Err(error) => {
+                    reason = format!(
+                        "{}:{}: {}",
+                        node.host,
+                        node.port,
+                        crate::error::chain(&error)
+                    );
+                }
+            }
+        }
+        Err(ShardError::NoPrimary {
+            shard: shard.to_owned(),
+            reason,
+        })
+    }
+
+    async fn connect_primary(
+        &self,
+        node: &Address,
+        user: &str,
+        password: Option<&str>,
+    ) -> Result<Client, ShardError> {
+        let mut config = tokio_postgres::Config::new();
+        config
+            .host(&node.host)
+            .port(node.port)
+            .user(user)
+            .dbname(&self.database)
+            .application_name("ringfence-worker")
+            .connect_timeout(CONNECT_MAX)
+            .target_session_attrs(tokio_postgres::config::TargetSessionAttrs::ReadWrite);
+        if let Some(password) = password {
+            config.password(password);
+        }
+        let (client, connection) = timeout(CONNECT_MAX * 2, config.connect(NoTls))
+            .await
+            .map_err(|_| ShardError::Slow)??;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "connection to a shard ended");
+            }
+        });
+        Ok(client)
+    }
+}
+
+async fn in_time<T>(
+    statement: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<T, ShardError> {
+    Ok(timeout(FENCE_MAX, statement)
+        .await
+        .map_err(|_| ShardError::Slow)??)
+}
