@@ -48,14 +48,13 @@ revoke create on schema public from public;
 grant usage on schema public to ringfence_api, ringfence_router, ringfence_mover, ringfence_worker;
 grant usage, create on schema public to ringfence_owner, ringfence_migrator;
 
--- Tables made later are usable through the API once they are distributed;
--- `anon` gets nothing that the schema's authors did not grant.
+-- Tables are opened to API roles by distribute() and reference() alone, so that
+-- no function or view reaches a table that is not scoped yet.
 do $$
 declare
   creator text;
 begin
   foreach creator in array array[current_user, 'ringfence_owner', 'ringfence_migrator'] loop
-    execute format('alter default privileges for role %I in schema public grant select, insert, update, delete on tables to authenticated, service_role', creator);
     execute format('alter default privileges for role %I in schema public grant usage, select on sequences to authenticated, service_role', creator);
   end loop;
 end

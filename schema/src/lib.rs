@@ -6,4 +6,5 @@
 pub mod catalog;
 pub mod control;
 pub mod ident;
+pub mod introspect;
 pub mod shard;

@@ -1,0 +1,480 @@
+//! From rows to the model: decides what is proven scoped, takes the hidden
+//! tenant column out, and gives views the keys of their tables. Pure.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use aws_lc_rs::digest;
+use serde::Serialize;
+use tokio_postgres::types::Oid;
+
+use super::Error;
+use super::functions::{RowTypes, function, relationship};
+use super::rows::{Raw, RawColumn, RawRelation};
+use super::view::{Origin, origins};
+use crate::catalog::{
+    Catalog, Column, Fingerprint, ForeignKey, Function, Hidden, HiddenReason, Relation,
+    RelationKind, Scope,
+};
+use crate::ident::{Ident, QualifiedName};
+
+/// An exposed relation with what is needed to trace views through it.
+struct Exposed {
+    relation: Relation,
+    /// Visible columns by number.
+    names: HashMap<i16, Ident>,
+    /// Key columns by number, without the tenant.
+    primary_key: Vec<i16>,
+    /// The tenant column, where it is hidden.
+    hidden_column: Option<i16>,
+    /// Of a view: where its columns come from, down to the tables.
+    origins: Vec<Origin>,
+}
+
+pub(super) fn catalog(raw: Raw) -> Result<Catalog, Error> {
+    let mut hidden = Vec::new();
+    let mut exposed = tables(&raw, &mut hidden);
+    views(&raw, &mut exposed, &mut hidden)?;
+
+    let foreign_keys = foreign_keys(&raw, &exposed);
+    let mut functions: HashMap<QualifiedName, Vec<Function>> = HashMap::new();
+    let mut computed_relationships = Vec::new();
+    let types = row_types(&raw, &exposed);
+    for raw_function in &raw.functions {
+        let made = function(raw_function, &types, &raw.composites);
+        if raw_function.definer_bypasses {
+            hidden.push(Hidden {
+                name: made.name,
+                reason: HiddenReason::DefinerBypassesRowSecurity,
+            });
+            continue;
+        }
+        computed_relationships.extend(relationship(raw_function, &types));
+        functions.entry(made.name.clone()).or_default().push(made);
+    }
+    let mut catalog = Catalog {
+        fingerprint: Fingerprint("".into()),
+        server_major: raw.server_major,
+        relations: exposed
+            .into_values()
+            .map(|e| (e.relation.name.clone(), e.relation))
+            .collect(),
+        foreign_keys,
+        functions,
+        computed_relationships,
+        schema_comments: raw
+            .schema_comments
+            .into_iter()
+            .map(|(schema, comment)| (Ident::new(schema), comment))
+            .collect(),
+        roles: raw.roles.into_iter().map(Into::into).collect(),
+        reads_request_settings: raw.reads_request_settings,
+        hidden,
+    };
+    catalog.fingerprint = fingerprint(&catalog);
+    Ok(catalog)
+}
+
+fn tables(raw: &Raw, hidden: &mut Vec<Hidden>) -> BTreeMap<Oid, Exposed> {
+    let mut columns: HashMap<Oid, Vec<&RawColumn>> = HashMap::new();
+    for column in &raw.columns {
+        columns.entry(column.relation).or_default().push(column);
+    }
+    let mut exposed = BTreeMap::new();
+    for relation in raw.relations.iter().filter(|r| r.kind as u8 != b'v') {
+        match scope(relation) {
+            Ok(scope) => {
+                let own = columns.remove(&relation.oid).unwrap_or_default();
+                exposed.insert(relation.oid, table(raw, relation, scope, &own));
+            }
+            Err(reason) => hidden.push(Hidden {
+                name: name(relation),
+                reason,
+            }),
+        }
+    }
+    exposed
+}
+
+/// How a table is proven to show one tenant's rows, or why it is hidden.
+fn scope(relation: &RawRelation) -> Result<Scope, HiddenReason> {
+    match relation.kind as u8 {
+        b'm' => return Err(HiddenReason::MaterializedView),
+        b'f' => return Err(HiddenReason::ForeignTable),
+        _ if relation.is_partition => return Err(HiddenReason::Partition),
+        _ => {}
+    }
+    match (relation.declared.as_deref(), &relation.tenant_column) {
+        (Some("distributed"), Some(column)) if relation.forced && relation.policy => {
+            Ok(Scope::Distributed {
+                tenant_column: Ident::new(column.as_str()),
+                hidden: relation.hidden,
+            })
+        }
+        (Some("distributed"), _) => Err(HiddenReason::PolicyMissing),
+        (Some("reference"), _) if !relation.writable => Ok(Scope::Reference),
+        (Some(_), _) => Err(HiddenReason::PolicyMissing),
+        (None, _) => Err(HiddenReason::NotDistributed),
+    }
+}
+
+fn table(raw: &Raw, relation: &RawRelation, scope: Scope, columns: &[&RawColumn]) -> Exposed {
+    let hidden_column = match &scope {
+        Scope::Distributed {
+            tenant_column,
+            hidden: true,
+        } => columns
+            .iter()
+            .find(|column| column.name == tenant_column.as_str())
+            .map(|column| column.number),
+        _ => None,
+    };
+    let visible: Vec<&&RawColumn> = columns
+        .iter()
+        .filter(|column| Some(column.number) != hidden_column)
+        .collect();
+    let names: HashMap<i16, Ident> = visible
+        .iter()
+        .map(|column| (column.number, Ident::new(column.name.as_str())))
+        .collect();
+    let keys: Vec<(bool, Vec<i16>)> = raw
+        .keys
+        .iter()
+        .filter(|key| key.relation == relation.oid)
+        .map(|key| {
+            let own = key.columns.iter().copied();
+            let own = own.filter(|number| Some(*number) != hidden_column);
+            (key.primary, own.collect())
+        })
+        .collect();
+    let primary_key = keys
+        .iter()
+        .find(|(primary, _)| *primary)
+        .map(|(_, columns)| columns.clone())
+        .unwrap_or_default();
+    let read_only = matches!(scope, Scope::Reference);
+    let can = |bit: i32| !read_only && relation.updatable & bit != 0;
+    Exposed {
+        relation: Relation {
+            name: name(relation),
+            kind: RelationKind::Table,
+            columns: visible.iter().map(|column| model_column(column)).collect(),
+            primary_key: named(&primary_key, &names),
+            unique_keys: keys
+                .iter()
+                .map(|(_, columns)| named(columns, &names))
+                .filter(|key| !key.is_empty())
+                .collect(),
+            insertable: can(INSERT),
+            updatable: can(UPDATE),
+            deletable: can(DELETE),
+            comment: relation.comment.clone(),
+            scope,
+        },
+        names,
+        primary_key,
+        hidden_column,
+        origins: Vec::new(),
+    }
+}
+
+/// Bits of `pg_relation_is_updatable`: 1 << CmdType.
+const UPDATE: i32 = 1 << 2;
+const INSERT: i32 = 1 << 3;
+const DELETE: i32 = 1 << 4;
+
+/// Views over exposed relations, those over other views after them.
+fn views(
+    raw: &Raw,
+    exposed: &mut BTreeMap<Oid, Exposed>,
+    hidden: &mut Vec<Hidden>,
+) -> Result<(), Error> {
+    let mut waiting: Vec<&RawRelation> = Vec::new();
+    for view in raw.relations.iter().filter(|r| r.kind as u8 == b'v') {
+        if view.security_invoker {
+            waiting.push(view);
+        } else {
+            hidden.push(Hidden {
+                name: name(view),
+                reason: HiddenReason::NotSecurityInvoker,
+            });
+        }
+    }
+    loop {
+        let before = waiting.len();
+        let mut later = Vec::new();
+        for view in waiting {
+            let rule = raw.views.iter().find(|rule| rule.oid == view.oid);
+            let Some(rule) =
+                rule.filter(|rule| rule.reads.iter().all(|oid| exposed.contains_key(oid)))
+            else {
+                later.push(view);
+                continue;
+            };
+            let direct =
+                origins(&rule.rule).ok_or_else(|| Error::ViewRule(name(view).to_string()))?;
+            let made = self::view(raw, view, &direct, exposed);
+            exposed.insert(view.oid, made);
+        }
+        waiting = later;
+        if waiting.is_empty() || waiting.len() == before {
+            break;
+        }
+    }
+    hidden.extend(waiting.into_iter().map(|view| Hidden {
+        name: name(view),
+        reason: HiddenReason::ViewOverUnscoped,
+    }));
+    Ok(())
+}
+
+fn view(
+    raw: &Raw,
+    view: &RawRelation,
+    direct: &[Origin],
+    exposed: &BTreeMap<Oid, Exposed>,
+) -> Exposed {
+    // A column of a view below is traced on to where that one comes from.
+    let origins: Vec<Origin> = direct
+        .iter()
+        .filter_map(|origin| {
+            let below = exposed.get(&origin.relation)?;
+            if below.relation.kind == RelationKind::Table {
+                return Some(*origin);
+            }
+            let deeper = below.origins.iter().find(|o| o.column == origin.number)?;
+            Some(Origin {
+                column: origin.column,
+                ..*deeper
+            })
+        })
+        .collect();
+    let shows_tenant = |column: &RawColumn| {
+        origins.iter().any(|origin| {
+            origin.column == column.number
+                && exposed
+                    .get(&origin.relation)
+                    .is_some_and(|table| table.hidden_column == Some(origin.number))
+        })
+    };
+    let visible: Vec<&RawColumn> = raw
+        .columns
+        .iter()
+        .filter(|column| column.relation == view.oid && !shows_tenant(column))
+        .collect();
+    let names: HashMap<i16, Ident> = visible
+        .iter()
+        .map(|column| (column.number, Ident::new(column.name.as_str())))
+        .collect();
+    let primary_key = view_key(&origins, exposed);
+    let can = |bit: i32| view.updatable & bit != 0;
+    Exposed {
+        relation: Relation {
+            name: name(view),
+            kind: RelationKind::View,
+            scope: Scope::View,
+            columns: visible.iter().map(|column| model_column(column)).collect(),
+            primary_key: named(&primary_key, &names),
+            unique_keys: Vec::new(),
+            insertable: can(INSERT),
+            updatable: can(UPDATE),
+            deletable: can(DELETE),
+            comment: view.comment.clone(),
+        },
+        names,
+        primary_key,
+        hidden_column: None,
+        origins,
+    }
+}
+
+/// The view's columns that are the whole key of its first table that has one in it.
+fn view_key(origins: &[Origin], exposed: &BTreeMap<Oid, Exposed>) -> Vec<i16> {
+    let mut seen = HashSet::new();
+    for origin in origins {
+        let Some(table) = exposed.get(&origin.relation) else {
+            continue;
+        };
+        if table.primary_key.is_empty() || !seen.insert(origin.relation) {
+            continue;
+        }
+        if let Some(key) = in_view(origins, origin.relation, &table.primary_key) {
+            return key;
+        }
+    }
+    Vec::new()
+}
+
+/// A table's columns as a view's columns, if the view has all of them.
+fn in_view(origins: &[Origin], table: Oid, columns: &[i16]) -> Option<Vec<i16>> {
+    let find = |number: &i16| {
+        let found = origins
+            .iter()
+            .find(|o| o.relation == table && o.number == *number);
+        found.map(|origin| origin.column)
+    };
+    columns.iter().map(find).collect()
+}
+
+/// One side of a foreign key: a relation and its columns.
+struct Side<'a> {
+    exposed: &'a Exposed,
+    columns: Vec<Ident>,
+    is_view: bool,
+}
+
+/// The constraint's own table first, then the views that show its columns.
+fn sides<'a>(exposed: &'a BTreeMap<Oid, Exposed>, table: Oid, columns: &[i16]) -> Vec<Side<'a>> {
+    let mut sides = Vec::new();
+    for (oid, candidate) in exposed {
+        let is_view = candidate.relation.kind == RelationKind::View;
+        let own = match is_view {
+            false if *oid == table => Some(columns.to_vec()),
+            false => None,
+            true => in_view(&candidate.origins, table, columns),
+        };
+        let named: Option<Vec<Ident>> = own.and_then(|columns| {
+            let names = columns.iter().map(|number| candidate.names.get(number));
+            names.map(Option::<&Ident>::cloned).collect()
+        });
+        if let Some(columns) = named {
+            sides.push(Side {
+                exposed: candidate,
+                columns,
+                is_view,
+            });
+        }
+    }
+    sides
+}
+
+fn foreign_keys(raw: &Raw, exposed: &BTreeMap<Oid, Exposed>) -> Vec<ForeignKey> {
+    let mut keys = Vec::new();
+    for key in &raw.foreign_keys {
+        let (Some(table), Some(foreign)) = (exposed.get(&key.relation), exposed.get(&key.foreign))
+        else {
+            continue;
+        };
+        let pairs: Vec<(i16, i16)> = key
+            .columns
+            .iter()
+            .copied()
+            .zip(key.foreign_columns.iter().copied())
+            .filter(|(own, other)| {
+                Some(*own) != table.hidden_column && Some(*other) != foreign.hidden_column
+            })
+            .collect();
+        let own: Vec<i16> = pairs.iter().map(|(own, _)| *own).collect();
+        let other: Vec<i16> = pairs.iter().map(|(_, other)| *other).collect();
+        let own_names: HashSet<&Ident> = own.iter().filter_map(|n| table.names.get(n)).collect();
+        let one_to_one = table
+            .relation
+            .unique_keys
+            .iter()
+            .any(|unique| unique.iter().collect::<HashSet<_>>() == own_names);
+        let referenced = sides(exposed, key.foreign, &other);
+        for side in sides(exposed, key.relation, &own) {
+            for foreign_side in &referenced {
+                keys.push(ForeignKey {
+                    name: Ident::new(key.name.as_str()),
+                    table: side.exposed.relation.name.clone(),
+                    columns: side.columns.clone(),
+                    foreign_table: foreign_side.exposed.relation.name.clone(),
+                    foreign_columns: foreign_side.columns.clone(),
+                    one_to_one,
+                    through_view: side.is_view || foreign_side.is_view,
+                });
+            }
+        }
+    }
+    let order = |key: &ForeignKey| {
+        (
+            key.table.clone(),
+            key.name.clone(),
+            key.foreign_table.clone(),
+        )
+    };
+    keys.sort_by_cached_key(order);
+    keys
+}
+
+fn row_types<'a>(raw: &Raw, exposed: &'a BTreeMap<Oid, Exposed>) -> RowTypes<'a> {
+    let known = || {
+        let relations = raw.relations.iter();
+        relations.filter_map(|r| exposed.get(&r.oid).map(|e| (r, &e.relation.name)))
+    };
+    RowTypes {
+        by_type: known().map(|(r, name)| (r.row_type, name)).collect(),
+        by_relation: known().map(|(r, name)| (r.oid, name)).collect(),
+    }
+}
+
+fn model_column(raw: &RawColumn) -> Column {
+    Column {
+        name: Ident::new(raw.name.as_str()),
+        type_name: raw.type_name.as_str().into(),
+        base_type: raw.base_type.as_str().into(),
+        nullable: raw.nullable,
+        default: raw.default.clone(),
+        generated: raw.generated,
+        enum_labels: raw.enum_labels.clone(),
+        max_length: raw.max_length,
+        comment: raw.comment.clone(),
+    }
+}
+
+fn named(numbers: &[i16], names: &HashMap<i16, Ident>) -> Vec<Ident> {
+    // A key with a column that is not visible is no key of the visible relation.
+    let all: Option<Vec<Ident>> = numbers.iter().map(|n| names.get(n).cloned()).collect();
+    all.unwrap_or_default()
+}
+
+fn name(relation: &RawRelation) -> QualifiedName {
+    QualifiedName::new(relation.schema.as_str(), relation.name.as_str())
+}
+
+/// A digest over the model in a fixed order, without oids: shards of one schema
+/// version agree on it.
+fn fingerprint(catalog: &Catalog) -> Fingerprint {
+    #[derive(Serialize)]
+    struct Ordered<'a> {
+        server_major: u32,
+        relations: BTreeMap<String, &'a Relation>,
+        foreign_keys: &'a [ForeignKey],
+        functions: BTreeMap<String, &'a Vec<Function>>,
+        computed: &'a [crate::catalog::ComputedRelationship],
+        comments: BTreeMap<String, &'a String>,
+        roles: &'a [Box<str>],
+        reads_request_settings: bool,
+        hidden: &'a [Hidden],
+    }
+    let ordered = Ordered {
+        server_major: catalog.server_major,
+        relations: catalog
+            .relations
+            .iter()
+            .map(|(name, relation)| (name.to_string(), relation))
+            .collect(),
+        foreign_keys: &catalog.foreign_keys,
+        functions: catalog
+            .functions
+            .iter()
+            .map(|(name, overloads)| (name.to_string(), overloads))
+            .collect(),
+        computed: &catalog.computed_relationships,
+        comments: catalog
+            .schema_comments
+            .iter()
+            .map(|(schema, comment)| (schema.to_string(), comment))
+            .collect(),
+        roles: &catalog.roles,
+        reads_request_settings: catalog.reads_request_settings,
+        hidden: &catalog.hidden,
+    };
+    let text = serde_json::to_vec(&ordered).unwrap_or_default();
+    let digest = digest::digest(&digest::SHA256, &text);
+    let hex: String = digest.as_ref()[..16]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    Fingerprint(hex.into())
+}

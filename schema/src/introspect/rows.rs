@@ -1,0 +1,382 @@
+//! The system catalogs' rows, as they come.
+
+use tokio_postgres::types::Oid;
+use tokio_postgres::{Client, Row};
+
+use super::Error;
+
+/// All rows of one read.
+pub(super) struct Raw {
+    pub(super) server_major: u32,
+    pub(super) relations: Vec<RawRelation>,
+    pub(super) columns: Vec<RawColumn>,
+    pub(super) keys: Vec<RawKey>,
+    pub(super) foreign_keys: Vec<RawForeignKey>,
+    pub(super) views: Vec<RawView>,
+    pub(super) functions: Vec<RawFunction>,
+    pub(super) composites: Vec<RawAttribute>,
+    pub(super) schema_comments: Vec<(String, String)>,
+    pub(super) roles: Vec<String>,
+    pub(super) reads_request_settings: bool,
+}
+
+pub(super) struct RawRelation {
+    pub(super) oid: Oid,
+    pub(super) row_type: Oid,
+    pub(super) schema: String,
+    pub(super) name: String,
+    pub(super) kind: i8,
+    pub(super) is_partition: bool,
+    pub(super) declared: Option<String>,
+    pub(super) tenant_column: Option<String>,
+    pub(super) hidden: bool,
+    pub(super) forced: bool,
+    pub(super) policy: bool,
+    pub(super) writable: bool,
+    pub(super) security_invoker: bool,
+    pub(super) updatable: i32,
+    pub(super) comment: Option<String>,
+}
+
+pub(super) struct RawColumn {
+    pub(super) relation: Oid,
+    pub(super) number: i16,
+    pub(super) name: String,
+    pub(super) type_name: String,
+    pub(super) base_type: String,
+    pub(super) nullable: bool,
+    pub(super) default: Option<String>,
+    pub(super) generated: bool,
+    pub(super) enum_labels: Vec<String>,
+    pub(super) max_length: Option<i32>,
+    pub(super) comment: Option<String>,
+}
+
+/// A primary key or a plain unique index.
+pub(super) struct RawKey {
+    pub(super) relation: Oid,
+    pub(super) primary: bool,
+    pub(super) columns: Vec<i16>,
+}
+
+pub(super) struct RawForeignKey {
+    pub(super) name: String,
+    pub(super) relation: Oid,
+    pub(super) columns: Vec<i16>,
+    pub(super) foreign: Oid,
+    pub(super) foreign_columns: Vec<i16>,
+}
+
+pub(super) struct RawView {
+    pub(super) oid: Oid,
+    pub(super) rule: String,
+    pub(super) reads: Vec<Oid>,
+}
+
+pub(super) struct RawFunction {
+    pub(super) schema: String,
+    pub(super) name: String,
+    pub(super) arg_names: Vec<String>,
+    pub(super) arg_types: Vec<Oid>,
+    pub(super) arg_type_names: Vec<String>,
+    pub(super) arg_base_types: Vec<String>,
+    pub(super) arg_modes: Vec<i8>,
+    pub(super) defaults: i16,
+    pub(super) set: bool,
+    pub(super) one_row: bool,
+    pub(super) return_type: Oid,
+    pub(super) return_type_name: String,
+    pub(super) return_kind: i8,
+    pub(super) return_relation: Oid,
+    pub(super) volatility: i8,
+    pub(super) settings: Vec<String>,
+    pub(super) definer_bypasses: bool,
+    pub(super) comment: Option<String>,
+}
+
+/// An attribute of a composite type that is not a relation of the model.
+pub(super) struct RawAttribute {
+    pub(super) relation: Oid,
+    pub(super) name: String,
+    pub(super) type_name: String,
+}
+
+pub(super) async fn read(client: &Client, exposed: &[&str]) -> Result<Raw, Error> {
+    let schemas = &[&exposed as &(dyn tokio_postgres::types::ToSql + Sync)];
+    let (server, relations, columns, keys, foreign_keys, views, functions, composites, rest) = tokio::try_join!(
+        client.query_one(SERVER, &[]),
+        client.query(RELATIONS, schemas),
+        client.query(COLUMNS, schemas),
+        client.query(KEYS, schemas),
+        client.query(FOREIGN_KEYS, schemas),
+        client.query(VIEWS, schemas),
+        client.query(FUNCTIONS, schemas),
+        client.query(COMPOSITES, schemas),
+        client.query_one(REST, schemas),
+    )?;
+    let comments: Vec<String> = rest.get("comments");
+    let commented: Vec<String> = rest.get("commented");
+    Ok(Raw {
+        server_major: server.get::<_, i32>(0) as u32,
+        relations: relations.iter().map(relation).collect(),
+        columns: columns.iter().map(column).collect(),
+        keys: keys
+            .iter()
+            .map(|row| RawKey {
+                relation: row.get("relation"),
+                primary: row.get("primary"),
+                columns: row.get("columns"),
+            })
+            .collect(),
+        foreign_keys: foreign_keys
+            .iter()
+            .map(|row| RawForeignKey {
+                name: row.get("name"),
+                relation: row.get("relation"),
+                columns: row.get("columns"),
+                foreign: row.get("foreign"),
+                foreign_columns: row.get("foreign_columns"),
+            })
+            .collect(),
+        views: views
+            .iter()
+            .map(|row| RawView {
+                oid: row.get("oid"),
+                rule: row.get("rule"),
+                reads: row.get("reads"),
+            })
+            .collect(),
+        functions: functions.iter().map(function).collect(),
+        composites: composites
+            .iter()
+            .map(|row| RawAttribute {
+                relation: row.get("relation"),
+                name: row.get("name"),
+                type_name: row.get("type_name"),
+            })
+            .collect(),
+        schema_comments: commented.into_iter().zip(comments).collect(),
+        roles: rest.get("roles"),
+        reads_request_settings: rest.get("reads_request_settings"),
+    })
+}
+
+fn relation(row: &Row) -> RawRelation {
+    RawRelation {
+        oid: row.get("oid"),
+        row_type: row.get("row_type"),
+        schema: row.get("schema"),
+        name: row.get("name"),
+        kind: row.get("kind"),
+        is_partition: row.get("is_partition"),
+        declared: row.get("declared"),
+        tenant_column: row.get("tenant_column"),
+        hidden: row.get("hidden"),
+        forced: row.get("forced"),
+        policy: row.get("policy"),
+        writable: row.get("writable"),
+        security_invoker: row.get("security_invoker"),
+        updatable: row.get("updatable"),
+        comment: row.get("comment"),
+    }
+}
+
+fn column(row: &Row) -> RawColumn {
+    RawColumn {
+        relation: row.get("relation"),
+        number: row.get("number"),
+        name: row.get("name"),
+        type_name: row.get("type_name"),
+        base_type: row.get("base_type"),
+        nullable: row.get("nullable"),
+        default: row.get("default"),
+        generated: row.get("generated"),
+        enum_labels: row.get("enum_labels"),
+        max_length: row.get("max_length"),
+        comment: row.get("comment"),
+    }
+}
+
+fn function(row: &Row) -> RawFunction {
+    RawFunction {
+        schema: row.get("schema"),
+        name: row.get("name"),
+        arg_names: row.get("arg_names"),
+        arg_types: row.get("arg_types"),
+        arg_type_names: row.get("arg_type_names"),
+        arg_base_types: row.get("arg_base_types"),
+        arg_modes: row.get("arg_modes"),
+        defaults: row.get("defaults"),
+        set: row.get("set"),
+        one_row: row.get("one_row"),
+        return_type: row.get("return_type"),
+        return_type_name: row.get("return_type_name"),
+        return_kind: row.get("return_kind"),
+        return_relation: row.get("return_relation"),
+        volatility: row.get("volatility"),
+        settings: row.get("settings"),
+        definer_bypasses: row.get("definer_bypasses"),
+        comment: row.get("comment"),
+    }
+}
+
+const SERVER: &str = "select current_setting('server_version_num')::int / 10000";
+
+/// The policy's text is compared with what Postgres prints of the one that
+/// `distribute` makes: any other text is another policy.
+const RELATIONS: &str = "
+select c.oid, c.reltype as row_type, n.nspname::text as schema, c.relname::text as name,
+  c.relkind as kind, c.relispartition as is_partition,
+  r.kind as declared, r.tenant_column::text as tenant_column, coalesce(r.hidden, false) as hidden,
+  c.relrowsecurity and c.relforcerowsecurity as forced,
+  exists (
+    select from pg_catalog.pg_policy p
+    where p.polrelid = c.oid and p.polname = 'ringfence_tenant' and not p.polpermissive
+      and p.polcmd = '*' and p.polroles = '{0}'
+      and pg_catalog.pg_get_expr(p.polqual, p.polrelid) = '(tenant_id = ( SELECT ringfence.tenant_id() AS tenant_id))'
+      and pg_catalog.pg_get_expr(p.polwithcheck, p.polrelid) = '(tenant_id = ( SELECT ringfence.tenant_id() AS tenant_id))'
+  ) as policy,
+  r.kind = 'reference' and exists (
+    select from pg_catalog.pg_roles a
+    where pg_catalog.pg_has_role('ringfence_router', a.oid, 'MEMBER') and not a.rolsuper
+      and (pg_catalog.has_table_privilege(a.oid, c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE')
+        or pg_catalog.has_any_column_privilege(a.oid, c.oid, 'INSERT, UPDATE'))
+  ) is true as writable,
+  coalesce((select o.option_value::boolean from pg_catalog.pg_options_to_table(c.reloptions) o
+    where o.option_name = 'security_invoker'), false) as security_invoker,
+  pg_catalog.pg_relation_is_updatable(c.oid, true) as updatable,
+  pg_catalog.obj_description(c.oid, 'pg_class') as comment
+from pg_catalog.pg_class c
+join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+left join ringfence.relation r on r.relid = c.oid
+where n.nspname = any($1) and c.relkind in ('r', 'p', 'v', 'm', 'f')
+order by n.nspname, c.relname";
+
+const COLUMNS: &str = "
+with recursive base (oid, base, typmod) as (
+  select t.oid, t.oid, -1 from pg_catalog.pg_type t where t.typtype <> 'd'
+  union all
+  select t.oid, b.base, case when t.typtypmod >= 0 then t.typtypmod else b.typmod end
+  from pg_catalog.pg_type t join base b on b.oid = t.typbasetype where t.typtype = 'd'
+)
+select a.attrelid as relation, a.attnum as number, a.attname::text as name,
+  pg_catalog.format_type(a.atttypid, a.atttypmod) as type_name,
+  pg_catalog.format_type(b.base, null) as base_type,
+  not (a.attnotnull or t.typnotnull) as nullable,
+  case when a.attidentity <> '' then pg_catalog.format('nextval(%L::regclass)',
+      pg_catalog.pg_get_serial_sequence(pg_catalog.format('%I.%I', n.nspname, c.relname), a.attname))
+    when a.attgenerated = '' then coalesce(pg_catalog.pg_get_expr(d.adbin, d.adrelid), t.typdefault) end as \"default\",
+  a.attgenerated <> '' or a.attidentity = 'a' as generated,
+  array(select e.enumlabel::text from pg_catalog.pg_enum e where e.enumtypid = b.base order by e.enumsortorder) as enum_labels,
+  case when b.base in ('pg_catalog.bpchar'::regtype, 'pg_catalog.varchar'::regtype)
+    then nullif(greatest(a.atttypmod, b.typmod), -1) - 4 end as max_length,
+  pg_catalog.col_description(a.attrelid, a.attnum) as comment
+from pg_catalog.pg_attribute a
+join pg_catalog.pg_class c on c.oid = a.attrelid
+join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+join pg_catalog.pg_type t on t.oid = a.atttypid
+join base b on b.oid = a.atttypid
+left join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+where n.nspname = any($1) and c.relkind in ('r', 'p', 'v') and not c.relispartition
+  and a.attnum > 0 and not a.attisdropped
+order by a.attrelid, a.attnum";
+
+const KEYS: &str = "
+select i.indrelid as relation, i.indisprimary as primary,
+  (i.indkey::int2[])[0:i.indnkeyatts - 1] as columns
+from pg_catalog.pg_index i
+join pg_catalog.pg_class c on c.oid = i.indrelid
+join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where n.nspname = any($1) and c.relkind in ('r', 'p') and not c.relispartition
+  and i.indisunique and i.indisvalid and i.indpred is null and i.indexprs is null
+order by i.indrelid, not i.indisprimary, i.indexrelid";
+
+const FOREIGN_KEYS: &str = "
+select k.conname::text as name, k.conrelid as relation, k.conkey as columns,
+  k.confrelid as foreign, k.confkey as foreign_columns
+from pg_catalog.pg_constraint k
+join pg_catalog.pg_class c on c.oid = k.conrelid
+join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where n.nspname = any($1) and k.contype = 'f' and k.conparentid = 0 and not c.relispartition
+order by k.conrelid, k.conname";
+
+const VIEWS: &str = "
+select c.oid, w.ev_action::text as rule,
+  array(select distinct d.refobjid from pg_catalog.pg_depend d
+    where d.classid = 'pg_catalog.pg_rewrite'::regclass and d.objid = w.oid
+      and d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid <> c.oid) as reads
+from pg_catalog.pg_class c
+join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+join pg_catalog.pg_rewrite w on w.ev_class = c.oid and w.rulename = '_RETURN'
+where n.nspname = any($1) and c.relkind = 'v'";
+
+const FUNCTIONS: &str = "
+with recursive base (oid, base) as (
+  select t.oid, t.oid from pg_catalog.pg_type t where t.typtype <> 'd'
+  union all
+  select t.oid, b.base from pg_catalog.pg_type t join base b on b.oid = t.typbasetype where t.typtype = 'd'
+)
+select n.nspname::text as schema, p.proname::text as name,
+  coalesce(p.proargnames, '{}')::text[] as arg_names,
+  args.oids as arg_types, args.names as arg_type_names, args.bases as arg_base_types,
+  coalesce(p.proargmodes, array_fill('i'::\"char\", array[p.pronargs])) as arg_modes,
+  p.pronargdefaults as defaults, p.proretset as set, p.prorows = 1 as one_row,
+  t.oid as return_type, pg_catalog.format_type(t.oid, null) as return_type_name,
+  bt.typtype as return_kind, bt.typrelid as return_relation,
+  p.provolatile as volatility, coalesce(p.proconfig, '{}') as settings,
+  p.prosecdef and (o.rolsuper or o.rolbypassrls) as definer_bypasses,
+  pg_catalog.obj_description(p.oid, 'pg_proc') as comment
+from pg_catalog.pg_proc p
+join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+join pg_catalog.pg_roles o on o.oid = p.proowner
+join pg_catalog.pg_type t on t.oid = p.prorettype
+join base rb on rb.oid = t.oid
+join pg_catalog.pg_type bt on bt.oid = rb.base
+cross join lateral (
+  select coalesce(array_agg(a.oid order by a.n), '{}') as oids,
+    coalesce(array_agg(pg_catalog.format_type(a.oid, null) order by a.n), '{}') as names,
+    coalesce(array_agg(pg_catalog.format_type(b.base, null) order by a.n), '{}') as bases
+  from unnest(coalesce(p.proallargtypes, p.proargtypes::oid[])) with ordinality a(oid, n)
+  join base b on b.oid = a.oid
+) args
+where n.nspname = any($1) and p.prokind = 'f'
+  and t.oid not in ('pg_catalog.trigger'::regtype, 'pg_catalog.event_trigger'::regtype)
+  and not exists (select from pg_catalog.pg_depend d
+    where d.classid = 'pg_catalog.pg_proc'::regclass and d.objid = p.oid and d.deptype = 'e')
+order by n.nspname, p.proname, pg_catalog.pg_get_function_identity_arguments(p.oid)";
+
+const COMPOSITES: &str = "
+select a.attrelid as relation, a.attname::text as name,
+  pg_catalog.format_type(a.atttypid, a.atttypmod) as type_name
+from pg_catalog.pg_attribute a
+where a.attnum > 0 and not a.attisdropped and a.attrelid in (
+  select t.typrelid from pg_catalog.pg_proc p
+  join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+  join pg_catalog.pg_type t on t.oid = p.prorettype
+  where n.nspname = any($1) and t.typrelid <> 0)
+order by a.attrelid, a.attnum";
+
+const REST: &str = r"
+select
+  array(select n.nspname::text from pg_catalog.pg_namespace n where n.nspname = any($1)
+    and pg_catalog.obj_description(n.oid, 'pg_namespace') is not null order by 1) as commented,
+  array(select pg_catalog.obj_description(n.oid, 'pg_namespace') from pg_catalog.pg_namespace n
+    where n.nspname = any($1) and pg_catalog.obj_description(n.oid, 'pg_namespace') is not null order by n.nspname) as comments,
+  array(select r.rolname::text from pg_catalog.pg_roles r
+    where pg_catalog.pg_has_role('ringfence_router', r.oid, 'MEMBER') and r.rolname <> 'ringfence_router'
+      and not r.rolsuper and not r.rolbypassrls order by 1) as roles,
+  exists (
+    select from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+    where n.nspname not in ('pg_catalog', 'information_schema', 'ringfence')
+      and p.prosrc ~ 'request\.(headers?|method|path|cookies?)')
+  or exists (
+    select from pg_catalog.pg_policy p
+    where concat(pg_catalog.pg_get_expr(p.polqual, p.polrelid), pg_catalog.pg_get_expr(p.polwithcheck, p.polrelid))
+      ~ 'request\.(headers?|method|path|cookies?)')
+  or exists (
+    select from pg_catalog.pg_attrdef d
+    where pg_catalog.pg_get_expr(d.adbin, d.adrelid) ~ 'request\.(headers?|method|path|cookies?)')
+  or exists (
+    select from pg_catalog.pg_views v
+    where v.schemaname not in ('pg_catalog', 'information_schema')
+      and v.definition ~ 'request\.(headers?|method|path|cookies?)') as reads_request_settings";
