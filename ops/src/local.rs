@@ -1,0 +1,666 @@
+//! The local cluster: real servers as child processes below one data folder.
+//!
+//! `ringfence local` and tests of all crates start it through [`Cluster`].
+//! Nodes are named `control`, `s1-primary`, `s1-replica1`, `worker-1`,
+//! `router-1`; they can be killed, frozen and started again one by one. All of
+//! them end with the cluster, also when its process is killed.
+
+mod bring_up;
+mod config;
+mod demo;
+mod folder;
+mod layout;
+mod postgres;
+mod process;
+mod secrets;
+mod service;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde::{Deserialize, Serialize};
+
+pub use self::layout::{Node, PORT_BASE, Ports, Role, Shape};
+
+use self::folder::{Folder, Remembered, append, log_end};
+use self::postgres::Postgres;
+use self::process::Nursery;
+use self::secrets::Secrets;
+use crate::error::{Error, Result, io};
+
+/// Name of the database on every shard.
+pub const APP_DATABASE: &str = "app";
+/// Name of the control database.
+pub const CONTROL_DATABASE: &str = "ringfence_control";
+
+/// MiB that a cluster needs to start: WAL and files of one empty server.
+const NODE_MIB: u64 = 120;
+/// MiB that must be left when all are made.
+const SPARE_MIB: u64 = 300;
+/// Servers that don't end in this time are killed.
+const STOP: Duration = Duration::from_secs(20);
+
+/// Where a cluster keeps its data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Data {
+    /// A folder that stays, such as `.ringfence`.
+    Kept(PathBuf),
+    /// A new folder below the system's temporary one, removed at the end.
+    Temporary,
+}
+
+/// How a cluster is made. The default is what most tests want.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where its data is.
+    pub data: Data,
+    /// Number of shards; `None` means as before, at first 3.
+    pub shards: Option<u16>,
+    /// Replicas of each; `None` means as before, at first 1.
+    pub replicas: Option<u16>,
+    /// Routers; `None` means as before, at first 2.
+    pub routers: Option<u16>,
+    /// Where nodes listen; `None` means as before, at first [`PORT_BASE`], and
+    /// for temporary clusters free ports.
+    pub ports: Option<Ports>,
+    /// Start over: remove what the folder holds.
+    pub fresh: bool,
+    /// `false` trades the data's safety in a power loss for speed.
+    pub fsync: bool,
+    /// What runs in it.
+    pub content: Content,
+    /// Called with what is being done.
+    pub report: fn(&str),
+}
+
+/// What runs in a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Postgres servers with empty databases, nothing else.
+    Servers,
+    /// Also worker and routers, the shards registered and prepared.
+    Services,
+    /// Also the CRM's tables.
+    Schema,
+    /// Also the demo tenants `acme`, `globex`, `initech`, with their data and
+    /// `extra` further tenants `t-1`, …; each with about `rows` rows.
+    Demo {
+        /// Tenants beside the three.
+        extra: u32,
+        /// Rows of each tenant; `None` is a small set.
+        rows: Option<u32>,
+    },
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            data: Data::Temporary,
+            shards: None,
+            replicas: None,
+            routers: None,
+            ports: None,
+            fresh: false,
+            fsync: false,
+            content: Content::Demo {
+                extra: 0,
+                rows: None,
+            },
+            report: |_| {},
+        }
+    }
+}
+
+/// What a node's process is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NodeState {
+    /// Not started, or ended.
+    Down,
+    /// Running.
+    Up,
+    /// Frozen by [`Cluster::stop`].
+    Stopped,
+}
+
+impl NodeState {
+    /// In words.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Down => "down",
+            Self::Up => "up",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// What is known of one node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    /// Its name.
+    pub name: String,
+    /// What its process is doing.
+    pub state: NodeState,
+    /// Its process, unless it is down.
+    pub pid: Option<u32>,
+    /// Where it listens.
+    pub address: String,
+}
+
+/// A running cluster. Dropping it kills its processes; [`Cluster::down`] lets
+/// them end in order.
+#[derive(Debug)]
+pub struct Cluster {
+    nodes: Vec<Node>,
+    running: Mutex<BTreeMap<String, Running>>,
+    /// Keys of the demo tenants, by slug.
+    keys: Mutex<BTreeMap<String, String>>,
+    secrets: Secrets,
+    postgres: Postgres,
+    nursery: Nursery,
+    content: Content,
+    fsync: bool,
+    report: fn(&str),
+    temporary: bool,
+    folder: Folder,
+}
+
+#[derive(Debug)]
+struct Running {
+    child: Child,
+    frozen: bool,
+}
+
+impl Cluster {
+    /// Starts a cluster and waits until all of it is ready.
+    ///
+    /// # Errors
+    /// Whatever stands in the way, named; nothing is left running then.
+    pub async fn start(options: Options) -> Result<Self> {
+        let cluster = Self::prepare(options)?;
+        cluster.bring_up().await?;
+        Ok(cluster)
+    }
+
+    /// Checks everything that can be checked before a process is started.
+    ///
+    /// # Errors
+    /// A missing program, a port in use, a full disk, a folder in use.
+    pub fn prepare(options: Options) -> Result<Self> {
+        let postgres = Postgres::find()?;
+        require_setpriv()?;
+        let temporary = options.data == Data::Temporary;
+        let path = match &options.data {
+            Data::Kept(path) => path.clone(),
+            Data::Temporary => {
+                std::env::temp_dir().join(format!("ringfence-{}", uuid::Uuid::new_v4().simple()))
+            }
+        };
+        let folder = Folder::open(&path)?;
+        if options.fresh {
+            folder.clear()?;
+        }
+        let remembered = folder.remembered();
+        let shape = shape(&options, remembered, &folder.path)?;
+        let ports = options.ports.unwrap_or(match remembered {
+            _ if temporary => Ports::Free,
+            Some(before) => Ports::From(before.port_base),
+            None => Ports::From(PORT_BASE),
+        });
+        let nodes = layout::nodes(shape, ports).map_err(Error::Usage)?;
+        if let Some(elsewhere) = folder.make_reachable(&postgres.identity)? {
+            (options.report)(&format!(
+                "the servers' user can't reach {}: their data is in {}",
+                folder.nodes().display(),
+                elsewhere.display()
+            ));
+        }
+        let new = nodes
+            .iter()
+            .filter(|n| n.is_postgres() && !Postgres::is_made(&folder, n));
+        folder.check_space(SPARE_MIB + NODE_MIB * new.count() as u64)?;
+        check_ports(&nodes)?;
+        if let Ports::From(port_base) = ports {
+            folder.remember(Remembered { shape, port_base })?;
+        }
+        Ok(Self {
+            nodes,
+            running: Mutex::default(),
+            keys: Mutex::default(),
+            secrets: Secrets::open(&folder.secrets())?,
+            postgres,
+            nursery: Nursery::new().map_err(io("start a thread"))?,
+            content: options.content,
+            fsync: options.fsync,
+            report: options.report,
+            temporary,
+            folder,
+        })
+    }
+
+    /// All nodes, in the order of their listing.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// The data folder.
+    pub fn path(&self) -> &Path {
+        &self.folder.path
+    }
+
+    /// A node's log file.
+    pub fn log(&self, node: &str) -> PathBuf {
+        self.folder.log(node)
+    }
+
+    /// What every node's process is doing.
+    pub fn status(&self) -> Vec<NodeStatus> {
+        let mut running = self.running();
+        self.nodes
+            .iter()
+            .map(|node| {
+                let (state, pid) = match running.get_mut(&node.name) {
+                    Some(process) => match process.child.try_wait() {
+                        Ok(None) if process.frozen => {
+                            (NodeState::Stopped, Some(process.child.id()))
+                        }
+                        Ok(None) => (NodeState::Up, Some(process.child.id())),
+                        Ok(Some(_)) | Err(_) => (NodeState::Down, None),
+                    },
+                    None => (NodeState::Down, None),
+                };
+                NodeStatus {
+                    name: node.name.clone(),
+                    state,
+                    pid,
+                    address: format!("127.0.0.1:{}", node.port),
+                }
+            })
+            .collect()
+    }
+
+    /// Kills a node and all its processes, as a power loss would, and waits
+    /// until it is gone.
+    ///
+    /// # Errors
+    /// An unknown node, or one that is down already.
+    pub async fn kill(&self, node: &str) -> Result<()> {
+        self.state(node, &[NodeState::Up, NodeState::Stopped])?;
+        if let Some(process) = self.running().get_mut(node) {
+            process::kill_tree(process.child.id());
+        }
+        self.ended(node, STOP).await
+    }
+
+    /// Freezes a node and all its processes (SIGSTOP): its connections stay
+    /// open, and nothing answers.
+    ///
+    /// # Errors
+    /// An unknown node, or one that is not up.
+    pub fn stop(&self, node: &str) -> Result<()> {
+        self.state(node, &[NodeState::Up])?;
+        if let Some(process) = self.running().get_mut(node) {
+            process.frozen = true;
+            process::signal_tree(process.child.id(), Signal::STOP);
+        }
+        Ok(())
+    }
+
+    /// Thaws a frozen node.
+    ///
+    /// # Errors
+    /// An unknown node, or one that is not frozen.
+    pub fn cont(&self, node: &str) -> Result<()> {
+        self.state(node, &[NodeState::Stopped])?;
+        if let Some(process) = self.running().get_mut(node) {
+            process.frozen = false;
+            process::signal_tree(process.child.id(), Signal::CONT);
+        }
+        Ok(())
+    }
+
+    /// Starts a node that is down, with the data that it has, and waits until
+    /// it is ready.
+    ///
+    /// # Errors
+    /// An unknown node, one that is not down, or that does not become ready.
+    pub async fn start_node(&self, node: &str) -> Result<()> {
+        let node = self.state(node, &[NodeState::Down])?;
+        self.start_and_wait(node).await
+    }
+
+    /// Ends everything in order and, where the folder is temporary, removes it.
+    pub async fn down(self) {
+        self.end_all().await;
+    }
+
+    /// Ends everything in order: routers and worker, replicas, primaries,
+    /// control database.
+    pub(crate) async fn end_all(&self) {
+        let waves: [fn(&Role) -> bool; 3] = [
+            |role| matches!(role, Role::Router { .. } | Role::Worker),
+            |role| matches!(role, Role::Replica { .. }),
+            |role| matches!(role, Role::Primary { .. } | Role::Control),
+        ];
+        for wave in waves {
+            let nodes: Vec<_> = self.nodes.iter().filter(|n| wave(&n.role)).collect();
+            for node in &nodes {
+                if let Some(process) = self.running().get_mut(&node.name) {
+                    let pid = process.child.id();
+                    // To Postgres, SIGINT is a fast shutdown.
+                    let signal = match node.is_postgres() {
+                        true => Signal::INT,
+                        false => Signal::TERM,
+                    };
+                    process::signal(pid, signal);
+                    if process.frozen {
+                        process::signal_tree(pid, Signal::CONT);
+                    }
+                }
+            }
+            futures_util::future::join_all(nodes.iter().map(|node| async {
+                if self.ended(&node.name, STOP).await.is_err() {
+                    let _ = self.kill(&node.name).await;
+                }
+            }))
+            .await;
+        }
+    }
+
+    /// Spawns a node's process. Its port is checked first: Postgres would say
+    /// it in its log only, and a router would be mistaken for another.
+    fn spawn(&self, node: &Node, mut command: std::process::Command) -> Result<()> {
+        check_ports(std::slice::from_ref(node))?;
+        let output = append(&self.log(&node.name))?;
+        let errors = output.try_clone().map_err(io("share a log file"))?;
+        command.stdout(output).stderr(errors);
+        let child = self
+            .nursery
+            .spawn(command)
+            .map_err(io(format!("start {}", node.name)))?;
+        let process = Running {
+            child,
+            frozen: false,
+        };
+        self.running().insert(node.name.clone(), process);
+        Ok(())
+    }
+
+    /// Waits until a node's process has ended.
+    async fn ended(&self, node: &str, within: Duration) -> Result<()> {
+        let deadline = std::time::Instant::now() + within;
+        loop {
+            match self.running().get_mut(node) {
+                None => return Ok(()),
+                Some(process) => {
+                    if !matches!(process.child.try_wait(), Ok(None)) {
+                        return Ok(());
+                    }
+                }
+            }
+            if std::time::Instant::now() >= deadline {
+                return Err(self.broken(node, "did not end".into()));
+            }
+            tokio::time::sleep(process::POLL).await;
+        }
+    }
+
+    fn find(&self, name: &str) -> Result<&Node> {
+        self.nodes
+            .iter()
+            .find(|node| node.name == name)
+            .ok_or_else(|| Error::UnknownNode {
+                name: name.to_owned(),
+                known: names(&self.nodes),
+            })
+    }
+
+    /// The node, if it is in one of these states.
+    fn state(&self, name: &str, wanted: &[NodeState]) -> Result<&Node> {
+        let node = self.find(name)?;
+        let state = self
+            .status()
+            .into_iter()
+            .find(|status| status.name == name)
+            .map_or(NodeState::Down, |status| status.state);
+        if wanted.contains(&state) {
+            return Ok(node);
+        }
+        Err(Error::NodeState {
+            node: name.to_owned(),
+            state: state.as_str(),
+        })
+    }
+
+    fn broken(&self, node: &str, reason: String) -> Error {
+        let log = self.log(node);
+        Error::Node {
+            node: node.to_owned(),
+            reason,
+            end: log_end(&log),
+            log,
+        }
+    }
+
+    fn running(&self) -> MutexGuard<'_, BTreeMap<String, Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What programs and people are told of a cluster.
+impl Cluster {
+    /// Base address of the n-th router, from 0, without a path.
+    ///
+    /// # Panics
+    /// Never: an address that does not exist is port 0's.
+    pub fn router_url(&self, n: usize) -> String {
+        self.router_urls().into_iter().nth(n).unwrap_or_default()
+    }
+
+    /// Base address of the n-th router's admin listener, from 0.
+    pub fn router_admin_url(&self, n: usize) -> String {
+        self.router_admin_urls()
+            .into_iter()
+            .nth(n)
+            .unwrap_or_default()
+    }
+
+    /// Base address of the worker, without `/admin/v1`.
+    pub fn admin_url(&self) -> String {
+        self.nodes
+            .iter()
+            .find(|node| node.role == Role::Worker)
+            .map(|node| url(node.port))
+            .unwrap_or_default()
+    }
+
+    /// Bearer token of the admin API.
+    pub fn admin_token(&self) -> &str {
+        self.secrets.admin_token()
+    }
+
+    /// HS256 secret of the default JWT issuer.
+    pub fn jwt_secret(&self) -> &str {
+        self.secrets.jwt()
+    }
+
+    /// Superuser's connection string of the control database.
+    pub fn control_dsn(&self) -> String {
+        self.dsn("control", "postgres").unwrap_or_default()
+    }
+
+    /// Superuser's connection string of a shard's node, such as `s1-primary`.
+    ///
+    /// # Errors
+    /// There is no such node.
+    pub fn shard_dsn(&self, node: &str) -> Result<String> {
+        self.dsn(node, "postgres")
+    }
+
+    /// Connection string of the shards' login role `ringfence_router`.
+    ///
+    /// # Errors
+    /// There is no such node.
+    pub fn router_dsn(&self, node: &str) -> Result<String> {
+        self.dsn(node, "ringfence_router")
+    }
+
+    /// A demo tenant's API key.
+    pub fn key(&self, slug: &str) -> Option<String> {
+        self.keys
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(slug)
+            .cloned()
+    }
+
+    /// The lines of `local.env`.
+    pub fn env(&self) -> Vec<(String, String)> {
+        let mut lines: Vec<(String, String)> = [
+            ("RINGFENCE_URL", self.router_url(0)),
+            ("RINGFENCE_ROUTER_URLS", self.router_urls().join(",")),
+            (
+                "RINGFENCE_ROUTER_ADMIN_URLS",
+                self.router_admin_urls().join(","),
+            ),
+            ("RINGFENCE_ADMIN_URL", self.admin_url()),
+            ("RINGFENCE_ADMIN_TOKEN", self.admin_token().to_owned()),
+            ("RINGFENCE_JWT_SECRET", self.jwt_secret().to_owned()),
+            ("RINGFENCE_CONTROL_DSN", self.control_dsn()),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into();
+        for node in &self.nodes {
+            if let Role::Primary { .. } | Role::Replica { .. } = node.role {
+                let name = format!("RINGFENCE_SHARD_{}", variable(&node.name));
+                lines.push((name, self.shard_dsn(&node.name).unwrap_or_default()));
+            }
+        }
+        let keys = self.keys.lock().unwrap_or_else(PoisonError::into_inner);
+        for (slug, key) in keys.iter() {
+            lines.push((format!("RINGFENCE_KEY_{}", variable(slug)), key.clone()));
+        }
+        lines
+    }
+
+    fn dsn(&self, node: &str, user: &str) -> Result<String> {
+        let node = self.find(node)?;
+        let password = match user {
+            "postgres" => self.secrets.superuser(),
+            _ => self.secrets.router(),
+        };
+        let database = match node.role {
+            Role::Control => CONTROL_DATABASE,
+            _ => APP_DATABASE,
+        };
+        Ok(postgres::dsn(user, password, node, database))
+    }
+
+    fn router_urls(&self) -> Vec<String> {
+        let routers = self.nodes.iter();
+        routers
+            .filter(|node| matches!(node.role, Role::Router { .. }))
+            .map(|node| url(node.port))
+            .collect()
+    }
+
+    fn router_admin_urls(&self) -> Vec<String> {
+        self.nodes
+            .iter()
+            .filter_map(|node| match node.role {
+                Role::Router { admin_port } => Some(url(admin_port)),
+                _ => None,
+            })
+            .collect()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let mut running = self.running();
+        // `kill` again after an orderly end would reach strangers: a process
+        // id is free once its child was waited for.
+        for process in running.values_mut() {
+            if matches!(process.child.try_wait(), Ok(None)) {
+                process::kill_tree(process.child.id());
+            }
+        }
+        for process in running.values_mut() {
+            let _ = process.child.wait();
+        }
+        drop(running);
+        if self.temporary {
+            // Backends may still be on their way out, and recreate a file.
+            process::end_leftovers(&self.folder.nodes());
+            let _ = std::fs::remove_dir_all(&self.folder.path);
+        }
+    }
+}
+
+fn url(port: u16) -> String {
+    format!("http://127.0.0.1:{port}")
+}
+
+fn variable(name: &str) -> String {
+    name.to_uppercase().replace('-', "_")
+}
+
+fn names(nodes: &[Node]) -> String {
+    let names: Vec<_> = nodes.iter().map(|node| node.name.as_str()).collect();
+    names.join(", ")
+}
+
+/// What is asked for, else what there was, else the default. Data is never
+/// dropped by asking for less.
+fn shape(options: &Options, before: Option<Remembered>, path: &Path) -> Result<Shape> {
+    let before = before.map(|remembered| remembered.shape);
+    let default = before.unwrap_or_default();
+    let shape = Shape {
+        shards: options.shards.unwrap_or(default.shards),
+        replicas: options.replicas.unwrap_or(default.replicas),
+        routers: options.routers.unwrap_or(default.routers),
+    };
+    let Some(before) = before else {
+        return Ok(shape);
+    };
+    for (what, has, wanted) in [
+        ("shards", before.shards, shape.shards),
+        ("replicas of each shard", before.replicas, shape.replicas),
+    ] {
+        if wanted < has {
+            return Err(Error::Shape {
+                path: path.to_owned(),
+                has: format!("{has} {what}"),
+                wanted: wanted.to_string(),
+            });
+        }
+    }
+    Ok(shape)
+}
+
+fn check_ports(nodes: &[Node]) -> Result<()> {
+    for node in nodes {
+        for port in node.ports() {
+            if !layout::is_free(port) {
+                return Err(Error::PortTaken {
+                    node: node.name.clone(),
+                    port,
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn require_setpriv() -> Result<()> {
+    let found = std::env::var_os("PATH")
+        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join("setpriv").exists()));
+    found.then_some(()).ok_or_else(|| Error::Missing {
+        what: "setpriv".into(),
+        advice: "it is part of util-linux (apt-get install util-linux)".into(),
+    })
+}

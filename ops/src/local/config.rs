@@ -1,0 +1,152 @@
+//! Configuration files of the services, and the servers' settings: the only
+//! place that knows their keys.
+
+use serde::Serialize;
+
+use super::secrets::Secrets;
+
+/// Settings of every Postgres node, control database included.
+pub(crate) const POSTGRESQL_CONF: &str = "\
+# Written by `ringfence local`; port and name are given on the command line.
+listen_addresses = '127.0.0.1'
+unix_socket_directories = ''
+max_connections = 200
+shared_buffers = 64MB
+password_encryption = 'scram-sha-256'
+timezone = 'UTC'
+log_timezone = 'UTC'
+log_line_prefix = '%m [%p] %q%u@%d %a '
+
+# Replication: physical for replicas, logical for moves and change capture.
+wal_level = logical
+hot_standby = on
+hot_standby_feedback = on
+max_wal_senders = 20
+max_replication_slots = 20
+max_worker_processes = 24
+max_logical_replication_workers = 12
+track_commit_timestamp = on
+wal_retrieve_retry_interval = 200ms
+# A node that is down for long must not fill the disk of the one it follows.
+max_slot_wal_keep_size = 2GB
+";
+
+/// Who may connect: loopback only, never without a password.
+pub(crate) const PG_HBA_CONF: &str = "\
+# Written by `ringfence local`.
+host all         all 127.0.0.1/32 scram-sha-256
+host replication all 127.0.0.1/32 scram-sha-256
+";
+
+#[derive(Serialize)]
+struct Router<'a> {
+    name: &'a str,
+    listen: String,
+    admin_listen: String,
+    control: RouterControl,
+    auth: Auth,
+    shards: RouterShards,
+}
+
+#[derive(Serialize)]
+struct RouterControl {
+    dsn: String,
+    snapshot_file: String,
+}
+
+#[derive(Serialize)]
+struct RouterShards {
+    password_file: String,
+}
+
+#[derive(Serialize)]
+struct Worker<'a> {
+    name: &'a str,
+    listen: String,
+    admin_token_file: String,
+    control: WorkerControl,
+    auth: Auth,
+    shards: WorkerShards,
+}
+
+#[derive(Serialize)]
+struct WorkerControl {
+    dsn: String,
+}
+
+#[derive(Serialize)]
+struct WorkerShards {
+    superuser_password_file: String,
+    router_password_file: String,
+    worker_password_file: String,
+    migrator_password_file: String,
+    mover_password_file: String,
+}
+
+#[derive(Serialize)]
+struct Auth {
+    key_secret_file: String,
+    jwt_secret_file: String,
+}
+
+/// A router's file. `dsn` is the control database's, for reading.
+pub(crate) fn router(
+    name: &str,
+    port: u16,
+    admin_port: u16,
+    dsn: String,
+    secrets: &Secrets,
+) -> Result<String, toml::ser::Error> {
+    toml::to_string(&Router {
+        name,
+        listen: loopback(port),
+        admin_listen: loopback(admin_port),
+        control: RouterControl {
+            dsn,
+            // Relative to the node's own folder, where it runs.
+            snapshot_file: "snapshot".into(),
+        },
+        auth: auth(secrets),
+        shards: RouterShards {
+            password_file: file(secrets, "router"),
+        },
+    })
+}
+
+/// A worker's file. `dsn` is the control database's, for its owner.
+pub(crate) fn worker(
+    name: &str,
+    port: u16,
+    dsn: String,
+    secrets: &Secrets,
+) -> Result<String, toml::ser::Error> {
+    toml::to_string(&Worker {
+        name,
+        listen: loopback(port),
+        admin_token_file: file(secrets, "admin-token"),
+        control: WorkerControl { dsn },
+        auth: auth(secrets),
+        shards: WorkerShards {
+            superuser_password_file: file(secrets, "superuser"),
+            router_password_file: file(secrets, "router"),
+            worker_password_file: file(secrets, "worker"),
+            migrator_password_file: file(secrets, "migrator"),
+            mover_password_file: file(secrets, "mover"),
+        },
+    })
+}
+
+fn auth(secrets: &Secrets) -> Auth {
+    Auth {
+        key_secret_file: file(secrets, "key-secret"),
+        jwt_secret_file: file(secrets, "jwt-secret"),
+    }
+}
+
+fn file(secrets: &Secrets, name: &'static str) -> String {
+    secrets.file(name).display().to_string()
+}
+
+fn loopback(port: u16) -> String {
+    format!("127.0.0.1:{port}")
+}

@@ -1,0 +1,266 @@
+//! Which nodes there are, what they are called and where they listen (pure,
+//! but for the search of free ports).
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+
+use serde::{Deserialize, Serialize};
+
+/// First of the default ports; see [`Ports::From`].
+pub const PORT_BASE: u16 = 7400;
+
+/// How many of each there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shape {
+    /// Shards, 1 to 100.
+    pub shards: u16,
+    /// Replicas of each shard, 0 to 9.
+    pub replicas: u16,
+    /// Routers, 0 to 100.
+    pub routers: u16,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Self {
+            shards: 3,
+            replicas: 1,
+            routers: 2,
+        }
+    }
+}
+
+/// Where nodes listen, always on 127.0.0.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ports {
+    /// Fixed ports from this base `b`: routers `b`…, their admin ports
+    /// `b+100`…, the worker `b+200`, the control database `b+300`, shard n's
+    /// nodes from `b+310+10(n-1)`, its primary first.
+    From(u16),
+    /// Whatever is free, for tests.
+    Free,
+}
+
+/// What a node is started as.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The control database.
+    Control,
+    /// A shard's first node.
+    Primary {
+        /// The shard's id, such as `s1`.
+        shard: String,
+    },
+    /// A shard's further node, following the first.
+    Replica {
+        /// The shard's id.
+        shard: String,
+    },
+    /// A worker.
+    Worker,
+    /// A router.
+    Router {
+        /// The port of its admin listener.
+        admin_port: u16,
+    },
+}
+
+/// One node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Such as `s1-primary`, `s1-replica1`, `router-1`, `worker-1`, `control`.
+    pub name: String,
+    /// What it is started as. A shard's replica may have been promoted since.
+    pub role: Role,
+    /// Where it listens.
+    pub port: u16,
+}
+
+impl Node {
+    /// Is it a Postgres server?
+    pub fn is_postgres(&self) -> bool {
+        match self.role {
+            Role::Control | Role::Primary { .. } | Role::Replica { .. } => true,
+            Role::Worker | Role::Router { .. } => false,
+        }
+    }
+
+    /// Every port that it listens on.
+    pub fn ports(&self) -> Vec<u16> {
+        match self.role {
+            Role::Router { admin_port } => vec![self.port, admin_port],
+            _ => vec![self.port],
+        }
+    }
+}
+
+/// All nodes of a cluster, in the order in which they are listed.
+///
+/// # Errors
+/// In words, where the shape is beyond what the ports can hold.
+pub(super) fn nodes(shape: Shape, ports: Ports) -> Result<Vec<Node>, String> {
+    let Shape {
+        shards,
+        replicas,
+        routers,
+    } = shape;
+    if !(1..=100).contains(&shards) {
+        return Err(format!("{shards} shards: there can be 1 to 100"));
+    }
+    if replicas > 9 {
+        return Err(format!("{replicas} replicas: there can be 0 to 9 a shard"));
+    }
+    if routers > 100 {
+        return Err(format!("{routers} routers: there can be 0 to 100"));
+    }
+    let mut source = match ports {
+        // The highest port in use is base + 310 + 10 * 99 + 9.
+        Ports::From(base) if !(1024..=64_000).contains(&base) => {
+            return Err(format!("port base {base}: it can be 1024 to 64000"));
+        }
+        Ports::From(base) => Source::Fixed(base),
+        Ports::Free => Source::search(),
+    };
+    let mut port = |offset| source.port(offset);
+    let mut nodes = vec![Node {
+        name: "control".into(),
+        role: Role::Control,
+        port: port(300)?,
+    }];
+    for n in 0..shards {
+        let shard = format!("s{}", n + 1);
+        for r in 0..=replicas {
+            let (name, role) = match r {
+                0 => (
+                    format!("{shard}-primary"),
+                    Role::Primary {
+                        shard: shard.clone(),
+                    },
+                ),
+                r => (
+                    format!("{shard}-replica{r}"),
+                    Role::Replica {
+                        shard: shard.clone(),
+                    },
+                ),
+            };
+            let port = port(310 + 10 * n + r)?;
+            nodes.push(Node { name, role, port });
+        }
+    }
+    nodes.push(Node {
+        name: "worker-1".into(),
+        role: Role::Worker,
+        port: port(200)?,
+    });
+    for n in 0..routers {
+        nodes.push(Node {
+            name: format!("router-{}", n + 1),
+            role: Role::Router {
+                admin_port: port(100 + n)?,
+            },
+            port: port(n)?,
+        });
+    }
+    Ok(nodes)
+}
+
+/// Can a node listen there now?
+pub(crate) fn is_free(port: u16) -> bool {
+    TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).is_ok()
+}
+
+enum Source {
+    Fixed(u16),
+    Search { next: u16, tried: u16 },
+}
+
+impl Source {
+    /// Starts somewhere of its own below the range that the kernel gives to
+    /// outgoing connections: a killed node's port must still be free when the
+    /// node is started again.
+    fn search() -> Self {
+        let seed = uuid::Uuid::new_v4().as_u128() % 18_000;
+        Self::Search {
+            next: 12_000 + seed as u16,
+            tried: 0,
+        }
+    }
+
+    fn port(&mut self, offset: u16) -> Result<u16, String> {
+        match self {
+            Self::Fixed(base) => Ok(*base + offset),
+            Self::Search { next, tried } => loop {
+                if *tried == 2_000 {
+                    return Err("no free port among 2000 tried".into());
+                }
+                let port = *next;
+                *next += 1;
+                *tried += 1;
+                if is_free(port) {
+                    return Ok(port);
+                }
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_cluster_has_documented_names_and_ports() {
+        let nodes = nodes(Shape::default(), Ports::From(PORT_BASE)).unwrap();
+        let listed: Vec<_> = nodes
+            .iter()
+            .map(|n| format!("{} {:?}", n.name, n.ports()))
+            .collect();
+        assert_eq!(
+            listed,
+            [
+                "control [7700]",
+                "s1-primary [7710]",
+                "s1-replica1 [7711]",
+                "s2-primary [7720]",
+                "s2-replica1 [7721]",
+                "s3-primary [7730]",
+                "s3-replica1 [7731]",
+                "worker-1 [7600]",
+                "router-1 [7400, 7500]",
+                "router-2 [7401, 7501]",
+            ]
+        );
+    }
+
+    #[test]
+    fn no_two_nodes_share_a_port_however_large_the_cluster() {
+        let shape = Shape {
+            shards: 100,
+            replicas: 9,
+            routers: 100,
+        };
+        for ports in [Ports::From(PORT_BASE), Ports::Free] {
+            let mut all: Vec<_> = nodes(shape, ports)
+                .unwrap()
+                .iter()
+                .flat_map(Node::ports)
+                .collect();
+            let count = all.len();
+            all.sort_unstable();
+            all.dedup();
+            assert_eq!(all.len(), count);
+        }
+    }
+
+    #[test]
+    fn shapes_beyond_the_ports_are_refused() {
+        for (shards, replicas, routers) in [(0, 1, 1), (101, 1, 1), (1, 10, 1), (1, 1, 101)] {
+            let shape = Shape {
+                shards,
+                replicas,
+                routers,
+            };
+            assert!(nodes(shape, Ports::From(PORT_BASE)).is_err(), "{shape:?}");
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Worker and routers: their binaries, configuration files and readiness.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::folder::{Folder, write_private};
+use super::layout::{Node, Role};
+use super::postgres::dsn;
+use super::process::{Identity, command};
+use super::secrets::Secrets;
+use super::{CONTROL_DATABASE, config};
+use crate::error::{Error, Result, io};
+
+/// The command that serves a router or worker; writes its configuration.
+pub(crate) fn serve(
+    folder: &Folder,
+    node: &Node,
+    control: &Node,
+    secrets: &Secrets,
+) -> Result<Command> {
+    let superuser_dsn = || dsn("postgres", secrets.superuser(), control, CONTROL_DATABASE);
+    let router_dsn = || {
+        dsn(
+            "ringfence_router",
+            secrets.router(),
+            control,
+            CONTROL_DATABASE,
+        )
+    };
+    let (program, text) = match node.role {
+        Role::Router { admin_port } => (
+            "ringfence-router",
+            config::router(&node.name, node.port, admin_port, router_dsn(), secrets),
+        ),
+        _ => (
+            "ringfence-worker",
+            config::worker(&node.name, node.port, superuser_dsn(), secrets),
+        ),
+    };
+    let text = text.map_err(|e| Error::Usage(format!("{}: {e}", node.name)))?;
+    let dir = folder.node(&node.name);
+    let path = dir.join("config.toml");
+    fs::create_dir_all(&dir)
+        .and_then(|()| write_private(&path, &text))
+        .map_err(io(format!("write {}", path.display())))?;
+    let mut service = command(&Identity::Own, &find(program)?, &dir);
+    // What the caller's shell has sourced is another cluster's.
+    for (name, _) in std::env::vars_os() {
+        let name_text = name.to_string_lossy();
+        if name_text.starts_with("RINGFENCE_") && name_text != "RINGFENCE_LOG" {
+            service.env_remove(name);
+        }
+    }
+    service.arg("--config").arg(path);
+    Ok(service)
+}
+
+/// Where a router or worker says that it is ready.
+pub(crate) fn ready_url(node: &Node) -> String {
+    let port = match node.role {
+        Role::Router { admin_port } => admin_port,
+        _ => node.port,
+    };
+    format!("http://127.0.0.1:{port}/ready")
+}
+
+/// A program of this workspace: in `RINGFENCE_BIN_DIR`, beside the running
+/// one, or, for tests in `target/release/deps`, one folder up.
+fn find(program: &str) -> Result<PathBuf> {
+    let named = std::env::var_os("RINGFENCE_BIN_DIR").map(PathBuf::from);
+    let own = std::env::current_exe().unwrap_or_default();
+    let dirs = [
+        named.as_deref(),
+        own.parent(),
+        own.parent().and_then(Path::parent),
+    ];
+    dirs.into_iter()
+        .flatten()
+        .map(|dir| dir.join(program))
+        .find(|path| path.exists())
+        .ok_or_else(|| Error::Missing {
+            what: program.to_owned(),
+            advice: "build it (cargo build --release --workspace), or name its folder in \
+                     RINGFENCE_BIN_DIR"
+                .into(),
+        })
+}
