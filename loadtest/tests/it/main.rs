@@ -1,0 +1,6 @@
+//! The instrument against services whose behaviour is known.
+
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+mod engine;
+mod support;
