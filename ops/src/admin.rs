@@ -59,6 +59,20 @@ impl Admin {
         self.send(Method::POST, path, &[], Some(body)).await
     }
 
+    /// Takes the items out of a list's answer to `request`.
+    ///
+    /// # Errors
+    /// [`Error::Answer`] where there are none.
+    pub fn items(&self, answer: &mut Value, request: &str) -> Result<Vec<Value>> {
+        match answer["items"].take() {
+            Value::Array(items) => Ok(items),
+            _ => Err(Error::Answer {
+                request: request.into(),
+                field: "items",
+            }),
+        }
+    }
+
     async fn send(
         &self,
         method: Method,

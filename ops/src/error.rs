@@ -145,6 +145,9 @@ pub enum Error {
         /// What is missing or of another type.
         field: &'static str,
     },
+    /// Someone was asked, and did not say yes.
+    #[error("nothing was changed")]
+    Declined,
     /// The caller said something that can't be meant.
     #[error("{0}")]
     Usage(String),
@@ -189,7 +192,8 @@ impl Error {
             | Self::NodeState { .. }
             | Self::Postgres { .. }
             | Self::Supervisor(_)
-            | Self::Answer { .. } => Exit::Failed,
+            | Self::Answer { .. }
+            | Self::Declined => Exit::Failed,
         }
     }
 

@@ -4,7 +4,11 @@
 //! admin API, and to Postgres servers only where it started them itself.
 
 pub mod admin;
+pub mod cmd;
 pub mod error;
 pub mod local;
+pub mod output;
+pub mod safety;
+pub mod target;
 
 pub use error::{Error, Exit, Result};

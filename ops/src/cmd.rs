@@ -1,0 +1,141 @@
+//! The command tree: one file a command.
+
+pub mod key;
+pub mod node;
+pub mod ring;
+pub mod shard;
+pub mod tenant;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::admin::Admin;
+use crate::error::Result;
+use crate::output::{Format, Output};
+use crate::target::{self, Given};
+
+/// Manages tenants, keys, shards and nodes of a Ringfence deployment.
+#[derive(Debug, Parser)]
+#[command(name = "ringfence", version, after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such thing,
+            4 not reachable, 5 not allowed";
+
+/// What every command takes.
+#[derive(Debug, Args)]
+struct Global {
+    /// The admin API's address [default: that of the local cluster].
+    #[arg(
+        long,
+        global = true,
+        env = "RINGFENCE_ADMIN_URL",
+        hide_env_values = true
+    )]
+    url: Option<String>,
+    /// The admin API's token [default: that of the local cluster].
+    #[arg(
+        long,
+        global = true,
+        env = "RINGFENCE_ADMIN_TOKEN",
+        hide_env_values = true
+    )]
+    token: Option<String>,
+    /// How results are printed.
+    #[arg(long, global = true, value_enum, default_value_t)]
+    output: Format,
+    /// Never ask, as if no terminal were there.
+    #[arg(long, global = true)]
+    no_input: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Tenants: create, list, show, suspend, resume.
+    #[command(subcommand)]
+    Tenant(tenant::Command),
+    /// API keys of tenants: create, list, revoke.
+    #[command(subcommand)]
+    Key(key::Command),
+    /// Shards: list, add.
+    #[command(subcommand)]
+    Shard(shard::Command),
+    /// Postgres servers of the shards.
+    #[command(subcommand)]
+    Node(node::Command),
+    /// The ring that places new tenants.
+    #[command(subcommand)]
+    Ring(ring::Command),
+}
+
+impl Cli {
+    /// Does what was asked for, and prints the result.
+    ///
+    /// # Errors
+    /// What went wrong; its [`crate::Exit`] is the program's exit code.
+    pub async fn run(self) -> Result<()> {
+        let global = self.global;
+        let admin = || global.admin();
+        let output = match self.command {
+            Command::Tenant(command) => command.run(&admin()?, global.no_input).await,
+            Command::Key(command) => command.run(&admin()?, global.no_input).await,
+            Command::Shard(command) => command.run(&admin()?).await,
+            Command::Node(command) => command.run(&admin()?).await,
+            Command::Ring(command) => command.run(&admin()?).await,
+        }?;
+        output.print(global.output)
+    }
+}
+
+impl Global {
+    /// The admin API that was named, or that of the local cluster.
+    fn admin(&self) -> Result<Admin> {
+        let given = Given {
+            url: self.url.clone(),
+            token: self.token.clone(),
+        };
+        let target = target::find(given, &target::current_folder()?)?;
+        Admin::new(&target.url, &target.token)
+    }
+}
+
+/// What a command answers.
+type Answer = Result<Output>;
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// Every command's help, as a reader sees it.
+    #[test]
+    fn help() {
+        let mut text = String::new();
+        let mut root = Cli::command().term_width(80);
+        // Propagates the global options into every command.
+        root.build();
+        collect(&mut root, &mut text);
+        insta::assert_snapshot!(text);
+    }
+
+    fn collect(command: &mut clap::Command, text: &mut String) {
+        text.push_str(&format!("\n# {}\n\n", command.get_bin_name().unwrap_or("")));
+        text.push_str(&command.render_help().to_string());
+        for sub in command.get_subcommands_mut() {
+            if sub.get_name() != "help" {
+                collect(sub, text);
+            }
+        }
+    }
+
+    #[test]
+    fn command_tree_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

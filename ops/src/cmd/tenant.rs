@@ -1,0 +1,183 @@
+//! `ringfence tenant`.
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::Answer;
+use crate::admin::{Admin, segment};
+use crate::output::{Column, Output, show};
+use crate::safety::confirm;
+
+/// Largest page that the admin API is asked for.
+const PAGE: u64 = 1_000;
+
+/// What can be done with tenants.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Create a tenant; it is served when this returns. Doing it again changes nothing.
+    Create {
+        /// Short name: lower-case letters, digits and dashes.
+        slug: String,
+        /// Name for people [default: the slug].
+        #[arg(long)]
+        name: Option<String>,
+        /// Its UUID [default: a new one].
+        #[arg(long)]
+        id: Option<Uuid>,
+        /// Region that keeps its data [default: the deployment's].
+        #[arg(long)]
+        region: Option<String>,
+    },
+    /// List tenants by slug.
+    List {
+        /// Only those with this text in slug or name.
+        #[arg(long)]
+        search: Option<String>,
+        /// Only those after this slug.
+        #[arg(long, value_name = "SLUG")]
+        after: Option<String>,
+        /// At most so many.
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
+        limit: u64,
+    },
+    /// Show a tenant and where it lives.
+    Show {
+        /// Slug or id.
+        tenant: String,
+    },
+    /// Refuse a tenant's requests until it is resumed; its data stays.
+    Suspend {
+        /// Slug or id.
+        tenant: String,
+    },
+    /// Serve a suspended tenant again.
+    Resume {
+        /// Slug or id.
+        tenant: String,
+    },
+}
+
+const LIST: &[Column] = &[
+    ("slug", |t| show(&t["slug"])),
+    ("name", |t| show(&t["name"])),
+    ("shard", |t| show(&t["shard"])),
+    ("epoch", |t| show(&t["epoch"])),
+    ("state", |t| show(&t["state"])),
+    ("id", |t| show(&t["id"])),
+];
+
+const RECORD: &[Column] = &[
+    ("id", |t| show(&t["id"])),
+    ("slug", |t| show(&t["slug"])),
+    ("name", |t| show(&t["name"])),
+    ("region", |t| show(&t["region"])),
+    ("shard", shard),
+    ("epoch", |t| show(&t["epoch"])),
+    ("state", |t| show(&t["state"])),
+    ("created", |t| show(&t["created_at"])),
+];
+
+impl Command {
+    pub(super) async fn run(self, admin: &Admin, no_input: bool) -> Answer {
+        match self {
+            Self::Create {
+                slug,
+                name,
+                id,
+                region,
+            } => {
+                let body = json!({"slug": slug, "name": name, "id": id, "region": region});
+                let tenant = admin.post("/tenants", &body).await?;
+                Ok(Output::record(tenant, RECORD))
+            }
+            Self::List {
+                search,
+                after,
+                limit,
+            } => list(admin, search, after, limit).await,
+            Self::Show { tenant } => {
+                let tenant = admin.get(&path(&tenant, ""), &[]).await?;
+                Ok(Output::record(tenant, RECORD))
+            }
+            Self::Suspend { tenant } => {
+                let question = format!("Suspend {tenant}? All its requests are refused.");
+                confirm(&question, no_input)?;
+                change(admin, &tenant, "/suspend").await
+            }
+            Self::Resume { tenant } => change(admin, &tenant, "/resume").await,
+        }
+    }
+}
+
+/// Pages through the list until it ends or `limit` is reached.
+async fn list(admin: &Admin, search: Option<String>, after: Option<String>, limit: u64) -> Answer {
+    let mut items: Vec<Value> = Vec::new();
+    let mut next = after;
+    loop {
+        let wanted = (limit - items.len() as u64).min(PAGE).to_string();
+        let mut query = vec![("limit", wanted.as_str())];
+        query.extend(search.as_deref().map(|text| ("search", text)));
+        query.extend(next.as_deref().map(|slug| ("after", slug)));
+        let mut page = admin.get("/tenants", &query).await?;
+        items.append(&mut admin.items(&mut page, "GET /tenants")?);
+        next = page["next"].as_str().map(str::to_owned);
+        match next {
+            Some(after) if items.len() as u64 >= limit => {
+                let note = format!("There are more: --after {after}, or a larger --limit.");
+                return Ok(Output::list(items, LIST).note(note));
+            }
+            Some(_) => {}
+            None => return Ok(Output::list(items, LIST)),
+        }
+    }
+}
+
+async fn change(admin: &Admin, tenant: &str, verb: &str) -> Answer {
+    let tenant = admin.post(&path(tenant, verb), &json!({})).await?;
+    Ok(Output::record(tenant, RECORD))
+}
+
+fn path(tenant: &str, rest: &str) -> String {
+    format!("/tenants/{}{rest}", segment(tenant))
+}
+
+/// The shard, and the ring's where that is another.
+fn shard(tenant: &Value) -> String {
+    let (shard, ring) = (show(&tenant["shard"]), &tenant["ring_shard"]);
+    match ring.as_str() {
+        Some(ring) if ring != shard => format!("{shard} (the ring says {ring})"),
+        _ => shard,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenant_off_the_ring_says_so() {
+        let mut tenant = json!({
+            "id": "0192f0c1-0000-7000-8000-000000000001", "slug": "acme",
+            "name": "Acme Corporation", "region": "local", "shard": "s2", "ring_shard": "s2",
+            "epoch": 1, "state": "active", "created_at": "2026-01-02T03:04:05Z",
+        });
+        insta::assert_snapshot!(Output::record(tenant.clone(), RECORD).text, @r"
+        id       0192f0c1-0000-7000-8000-000000000001
+        slug     acme
+        name     Acme Corporation
+        region   local
+        shard    s2
+        epoch    1
+        state    active
+        created  2026-01-02T03:04:05Z
+        ");
+        tenant["ring_shard"] = json!("s1");
+        assert_eq!(shard(&tenant), "s2 (the ring says s1)");
+    }
+
+    #[test]
+    fn names_are_one_segment_of_the_path() {
+        assert_eq!(path("a/../b?c", "/keys"), "/tenants/a%2F..%2Fb%3Fc/keys");
+    }
+}
