@@ -4,5 +4,10 @@
 //! reading order; the path of a request is [`pipeline`].
 
 pub mod config;
+pub mod error;
 pub mod execute;
+pub mod plan;
 pub mod pool;
+pub mod request;
+pub mod response;
+pub mod sql;

@@ -1,0 +1,110 @@
+//! Names of fields, looked up.
+
+use schema::catalog::Relation;
+use schema::ident::Ident;
+
+use super::model::Model;
+use super::{ColumnRef, FieldRef};
+use crate::error::Error;
+use crate::request::name::Field;
+
+/// What the rows of a level are made of.
+#[derive(Clone, Copy)]
+pub(super) enum RowType<'a> {
+    /// Rows of a relation: its visible columns and computed fields.
+    Relation(&'a Relation),
+    /// Rows of named columns that a function returns.
+    Columns {
+        /// The function's name, for error texts.
+        name: &'a str,
+        /// Names and types.
+        columns: &'a [(Ident, Box<str>)],
+    },
+}
+
+impl<'a> RowType<'a> {
+    /// Its name in error texts.
+    pub(super) fn name(&self) -> &'a str {
+        match self {
+            Self::Relation(relation) => relation.name.name.as_str(),
+            Self::Columns { name, .. } => name,
+        }
+    }
+
+    /// The relation whose rows they are.
+    pub(super) fn relation(&self) -> Option<&'a Relation> {
+        match self {
+            Self::Relation(relation) => Some(relation),
+            Self::Columns { .. } => None,
+        }
+    }
+
+    /// What `*` stands for.
+    pub(super) fn all(&self) -> Vec<FieldRef> {
+        let field = |name: &Ident, base_type: &str| FieldRef {
+            column: ColumnRef::Column(name.clone()),
+            base_type: base_type.into(),
+            path: Vec::new(),
+        };
+        match self {
+            Self::Relation(relation) => {
+                let columns = relation.columns.iter();
+                columns
+                    .map(|column| field(&column.name, &column.base_type))
+                    .collect()
+            }
+            Self::Columns { columns, .. } => columns
+                .iter()
+                .map(|(name, kind)| field(name, kind))
+                .collect(),
+        }
+    }
+
+    /// The field of that name. The hidden tenant column is none.
+    pub(super) fn field(&self, model: &'a Model, field: &Field) -> Option<FieldRef> {
+        let (column, base_type) = match self {
+            Self::Relation(relation) => match relation.column(&field.name) {
+                Some(column) => {
+                    let reference = ColumnRef::Column(column.name.clone());
+                    (reference, column.base_type.clone())
+                }
+                None => {
+                    let function = model.computed_field(relation, &field.name)?;
+                    let base_type = match &function.returns.shape {
+                        schema::catalog::Shape::Scalar(name) => name.clone(),
+                        _ => "record".into(),
+                    };
+                    (ColumnRef::Computed(function.name.clone()), base_type)
+                }
+            },
+            Self::Columns { columns, .. } => {
+                let found = columns.iter().find(|(name, _)| name.as_str() == field.name);
+                let (name, base_type) = found?;
+                (ColumnRef::Column(name.clone()), base_type.clone())
+            }
+        };
+        Some(FieldRef {
+            column,
+            base_type,
+            path: field.path.clone(),
+        })
+    }
+
+    /// The field of that name, or Postgres' own error.
+    pub(super) fn expect(&self, model: &'a Model, field: &Field) -> Result<FieldRef, Error> {
+        self.field(model, field).ok_or_else(|| Error::NoColumn {
+            relation: self.name().to_owned(),
+            column: field.name.clone(),
+        })
+    }
+}
+
+impl FieldRef {
+    /// Its name in the catalog.
+    pub fn name(&self) -> &Ident {
+        match &self.column {
+            ColumnRef::Column(name) => name,
+            ColumnRef::Computed(function) => &function.name,
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! "Perhaps you meant": the most similar name, if one is similar enough.
+
+use schema::catalog::Catalog;
+use schema::ident::QualifiedName;
+
+use super::model::Relationship;
+
+/// Below this a name is another name, not a misspelled one.
+const SIMILARITY_MIN: f64 = 0.75;
+/// In larger schemas the search would cost more than the hint is worth.
+const NAMES_MAX: usize = 1_000;
+
+/// The relation that `wanted` may mean.
+pub(super) fn relation(catalog: &Catalog, wanted: &QualifiedName) -> Option<String> {
+    if catalog.relations.len() > NAMES_MAX {
+        return None;
+    }
+    let names = catalog.relations.keys();
+    let names = names.filter(|name| name.schema == wanted.schema);
+    let best = closest(names.map(|name| name.name.as_str()), wanted.name.as_str())?;
+    Some(format!("{}.{best}", wanted.schema.as_str()))
+}
+
+/// The embed that `target` may mean.
+pub(super) fn target(relationships: &[Relationship], target: &str) -> Option<String> {
+    let names = relationships.iter().map(|found| found.target.name.as_str());
+    closest(names.filter(|name| *name != target), target).map(str::to_owned)
+}
+
+/// The function that `wanted` may mean.
+pub(super) fn function<'a>(names: impl Iterator<Item = &'a str>, wanted: &str) -> Option<&'a str> {
+    closest(names, wanted)
+}
+
+fn closest<'a>(names: impl Iterator<Item = &'a str>, wanted: &str) -> Option<&'a str> {
+    let scored = names.map(|name| (similarity(name, wanted), name));
+    let good = scored.filter(|(score, _)| *score >= SIMILARITY_MIN);
+    // Equal scores: the first in the alphabet, whatever order they came in.
+    let best = good.max_by(|(a, x), (b, y)| a.total_cmp(b).then_with(|| y.cmp(x)));
+    best.map(|(_, name)| name)
+}
+
+/// 1 less the edits between two names, relative to the longer one.
+fn similarity(a: &str, b: &str) -> f64 {
+    let a: Vec<char> = a.to_lowercase().chars().collect();
+    let b: Vec<char> = b.to_lowercase().chars().collect();
+    let longest = a.len().max(b.len());
+    if longest == 0 {
+        return 1.0;
+    }
+    let mut previous: Vec<usize> = (0..=b.len()).collect();
+    for (row, from) in a.iter().enumerate() {
+        let mut current = vec![row + 1];
+        for (column, to) in b.iter().enumerate() {
+            let replaced = previous[column] + usize::from(from != to);
+            let removed = previous[column + 1] + 1;
+            let added = current[column] + 1;
+            current.push(replaced.min(removed).min(added));
+        }
+        previous = current;
+    }
+    let edits = previous.last().copied().unwrap_or(longest);
+    1.0 - edits as f64 / longest as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_similar_names_are_suggested() {
+        let names = ["companies", "contacts", "deals"];
+        assert_eq!(closest(names.into_iter(), "company"), None);
+        assert_eq!(closest(names.into_iter(), "companie"), Some("companies"));
+        assert_eq!(closest(names.into_iter(), "contact"), Some("contacts"));
+        assert_eq!(closest(names.into_iter(), ""), None);
+    }
+}

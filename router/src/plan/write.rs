@@ -1,0 +1,388 @@
+//! POST, PATCH, PUT and DELETE on a relation.
+
+use bytes::Bytes;
+use schema::catalog::{Relation, Scope};
+use schema::ident::{Ident, QualifiedName};
+
+use super::field::RowType;
+use super::read::Wants;
+use super::{ColumnRef, Condition, Node, OrderTerm, Planner, Source, Value};
+use crate::error::Error;
+use crate::request::Method;
+use crate::request::accept::MediaType;
+use crate::request::body::{Json, Payload};
+use crate::request::filter::{Operator, Test};
+use crate::request::prefer::{Missing, Resolution, Returning as Return};
+
+/// A change of a relation's rows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Write {
+    /// The relation.
+    pub relation: QualifiedName,
+    /// The column that scopes it to a tenant.
+    pub tenant: Option<Ident>,
+    /// The API hides that column, also in Postgres' error texts.
+    pub tenant_hidden: bool,
+    /// What is changed.
+    pub change: Change,
+    /// Which rows; all must hold.
+    pub conditions: Level,
+    /// What comes back.
+    pub returning: Returning,
+    /// Exactly one row must be affected, or nothing is.
+    pub singular: bool,
+    /// At most as many rows may be affected, or none is.
+    pub max_affected: Option<i64>,
+}
+
+/// The conditions of a write, and the embeds that they refer to.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Level {
+    /// All must hold.
+    pub conditions: Vec<Condition>,
+    /// What [`Condition::Exists`] refers to.
+    pub embeds: Vec<super::Embed>,
+}
+
+/// Kinds of changes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// New rows.
+    Insert {
+        /// What is set.
+        columns: Vec<WrittenColumn>,
+        /// The values.
+        rows: Rows,
+        /// What happens to rows that are there already.
+        conflict: Option<Conflict>,
+        /// PUT: the key that the URL names, (column, value); a body with
+        /// another one is refused.
+        key: Option<Vec<(WrittenColumn, String)>>,
+    },
+    /// New values.
+    Update {
+        /// What is set; with nothing to set no row is touched.
+        columns: Vec<WrittenColumn>,
+        /// The values: the first row.
+        rows: Rows,
+    },
+    /// Rows away.
+    Delete,
+}
+
+/// A column that is set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WrittenColumn {
+    /// Its name.
+    pub name: Ident,
+    /// Its type, as it stands in SQL.
+    pub type_name: Box<str>,
+    /// What stands for a key that a row lacks; NULL where none.
+    pub default: Option<String>,
+}
+
+/// JSON rows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rows {
+    /// As they came.
+    pub text: Bytes,
+    /// An array of rows rather than one.
+    pub array: bool,
+}
+
+/// What happens to rows that are there already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// The unique columns, the tenant's first.
+    pub target: Vec<Ident>,
+    /// They are updated; else they stay.
+    pub update: bool,
+}
+
+/// What a write returns.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Returning {
+    /// How many rows it affected.
+    Count,
+    /// Also the key of the one row: the Location header.
+    Location(Vec<Ident>),
+    /// The rows.
+    Rows {
+        /// What is read of the affected rows.
+        node: Box<Node>,
+        /// Columns and computed fields that `node` reads.
+        columns: Vec<ColumnRef>,
+        /// `node` calls functions of the whole row.
+        whole_row: bool,
+    },
+}
+
+impl<'a> Planner<'a> {
+    pub(super) fn write(
+        &mut self,
+        relation: &'a Relation,
+        payload: &Payload,
+    ) -> Result<Write, Error> {
+        let change = match self.request.method {
+            Method::Post => self.insert(relation, payload)?,
+            Method::Put => self.put(relation, payload)?,
+            Method::Patch => self.update(relation, payload)?,
+            Method::Delete => Change::Delete,
+            Method::Get | Method::Head | Method::Options => {
+                return Err(Error::Method(format!("{:?}", self.request.method)));
+            }
+        };
+        let conditions = match self.request.method {
+            Method::Patch | Method::Delete => self.write_conditions(relation)?,
+            _ => Level::default(),
+        };
+        let returning = self.returning(relation)?;
+        let wanted = self.request.accept.first();
+        let (tenant, tenant_hidden) = match &relation.scope {
+            Scope::Distributed {
+                tenant_column,
+                hidden,
+            } => (Some(tenant_column.clone()), *hidden),
+            Scope::Reference | Scope::View => (None, false),
+        };
+        Ok(Write {
+            relation: relation.name.clone(),
+            tenant,
+            tenant_hidden,
+            change,
+            conditions,
+            returning,
+            singular: matches!(wanted, Some(MediaType::Object { .. })),
+            max_affected: match self.request.method {
+                Method::Patch | Method::Delete => self.request.prefer.bound(),
+                _ => None,
+            },
+        })
+    }
+
+    fn insert(&self, relation: &Relation, payload: &Payload) -> Result<Change, Error> {
+        let json = json(payload)?;
+        Ok(Change::Insert {
+            columns: self.written_columns(relation, json)?,
+            rows: rows(json),
+            conflict: self.conflict(relation)?,
+            key: None,
+        })
+    }
+
+    /// PUT is an upsert of the one row that the URL names by its whole key.
+    fn put(&self, relation: &Relation, payload: &Payload) -> Result<Change, Error> {
+        if !self.request.page.is_whole() {
+            return Err(Error::PutRange);
+        }
+        let query = &self.request.query;
+        let mut key = Vec::new();
+        for filter in &query.filters {
+            let Test::Compare {
+                operator: Operator::Eq,
+                quantifier: None,
+                value,
+            } = &filter.operation.test
+            else {
+                return Err(Error::PutFilters);
+            };
+            let column = relation.column(&filter.field.name);
+            let plain =
+                filter.path.is_empty() && filter.field.path.is_empty() && !filter.operation.negated;
+            match column {
+                Some(column) if plain => key.push((written(column, false), value.clone())),
+                Some(_) | None => return Err(Error::PutFilters),
+            }
+        }
+        let all = relation.primary_key.iter();
+        let covered = all
+            .clone()
+            .all(|name| key.iter().any(|(column, _)| column.name == *name));
+        let fits = !key.is_empty() && key.len() == all.len() && covered;
+        if !fits || !query.logic.is_empty() {
+            return Err(Error::PutFilters);
+        }
+        let json = json(payload)?;
+        Ok(Change::Insert {
+            columns: self.written_columns(relation, json)?,
+            rows: rows(json),
+            conflict: Some(Conflict {
+                target: with_tenant(relation, relation.primary_key.clone()),
+                update: true,
+            }),
+            key: Some(key),
+        })
+    }
+
+    fn update(&self, relation: &Relation, payload: &Payload) -> Result<Change, Error> {
+        let json = json(payload)?;
+        Ok(Change::Update {
+            columns: self.written_columns(relation, json)?,
+            rows: rows(json),
+        })
+    }
+
+    fn written_columns(
+        &self,
+        relation: &Relation,
+        json: &Json,
+    ) -> Result<Vec<WrittenColumn>, Error> {
+        let default = self.request.prefer.missing == Some(Missing::Default);
+        let names = self.request.query.columns.as_ref().unwrap_or(&json.keys);
+        let columns = names.iter().map(|name| match relation.column(name) {
+            Some(column) => Ok(written(column, default)),
+            None => Err(Error::NoWrittenColumn {
+                column: name.clone(),
+                relation: relation.name.name.as_str().to_owned(),
+            }),
+        });
+        columns.collect()
+    }
+
+    /// The unique columns are those that `on_conflict` names, or the key's.
+    fn conflict(&self, relation: &Relation) -> Result<Option<Conflict>, Error> {
+        let Some(resolution) = self.request.prefer.resolution else {
+            return Ok(None);
+        };
+        let target = match &self.request.query.on_conflict {
+            Some(names) => {
+                let columns = names.iter().map(|name| match relation.column(name) {
+                    Some(column) => Ok(column.name.clone()),
+                    None => Err(Error::NoColumn {
+                        relation: relation.name.name.as_str().to_owned(),
+                        column: name.clone(),
+                    }),
+                });
+                columns.collect::<Result<Vec<_>, _>>()?
+            }
+            None => relation.primary_key.clone(),
+        };
+        if target.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Conflict {
+            target: with_tenant(relation, target),
+            update: resolution == Resolution::Merge,
+        }))
+    }
+
+    fn write_conditions(&mut self, relation: &'a Relation) -> Result<Level, Error> {
+        let query = &self.request.query;
+        // Embeds are built for what conditions say of them; the order and the
+        // pages of a write only shape what it returns.
+        let node = self.level(
+            RowType::Relation(relation),
+            Source::of(relation),
+            &query.select,
+            Wants::of(query),
+        )?;
+        let own = node.conditions.len() - inner_embeds(&query.select);
+        let skipped = node.conditions.len() - own;
+        Ok(Level {
+            conditions: node.conditions.into_iter().skip(skipped).collect(),
+            embeds: node.embeds,
+        })
+    }
+
+    fn returning(&mut self, relation: &'a Relation) -> Result<Returning, Error> {
+        match self.request.prefer.returning {
+            None | Some(Return::Minimal) => return Ok(Returning::Count),
+            Some(Return::HeadersOnly) => {
+                let keyed = self.request.method == Method::Post;
+                return Ok(match relation.primary_key.as_slice() {
+                    key if keyed && !key.is_empty() => Returning::Location(key.to_vec()),
+                    _ => Returning::Count,
+                });
+            }
+            Some(Return::Representation) => {}
+        }
+        let query = &self.request.query;
+        let node = self.level(
+            RowType::Relation(relation),
+            Source::Produced,
+            &query.select,
+            Wants::of(query).without_own_conditions(),
+        )?;
+        let mut columns = Vec::new();
+        let whole_row = referenced(&node, &mut columns);
+        Ok(Returning::Rows {
+            node: Box::new(node),
+            columns,
+            whole_row,
+        })
+    }
+}
+
+fn inner_embeds(items: &[crate::request::select::Item]) -> usize {
+    use crate::request::select::Item;
+    let inner = items
+        .iter()
+        .filter(|item| matches!(item, Item::Embed(embed) if embed.inner));
+    inner.count()
+}
+
+/// What a level reads of its own rows; true where it needs the whole row.
+fn referenced(node: &Node, columns: &mut Vec<ColumnRef>) -> bool {
+    let mut whole_row = false;
+    let mut add = |column: &ColumnRef| {
+        whole_row |= matches!(column, ColumnRef::Computed(_));
+        if !columns.contains(column) {
+            columns.push(column.clone());
+        }
+    };
+    for output in &node.outputs {
+        if let Value::Field { field, .. } = &output.value {
+            add(&field.column);
+        }
+    }
+    for OrderTerm { embed, field, .. } in &node.order {
+        if embed.is_none() {
+            add(&field.column);
+        }
+    }
+    for embed in &node.embeds {
+        let pairs = match &embed.link {
+            super::Link::Columns(pairs) => pairs.as_slice(),
+            super::Link::Junction { parent, .. } => parent,
+            super::Link::Computed => &[],
+        };
+        for (own, _) in pairs {
+            add(&ColumnRef::Column(own.clone()));
+        }
+    }
+    let mut links = node.embeds.iter().map(|embed| &embed.link);
+    whole_row || links.any(|link| matches!(link, super::Link::Computed))
+}
+
+fn written(column: &schema::catalog::Column, default: bool) -> WrittenColumn {
+    let usable = default && !column.generated;
+    WrittenColumn {
+        name: column.name.clone(),
+        type_name: column.type_name.clone(),
+        default: column.default.clone().filter(|_| usable),
+    }
+}
+
+/// Unique indexes of a distributed table start with its tenant column.
+fn with_tenant(relation: &Relation, columns: Vec<Ident>) -> Vec<Ident> {
+    match relation.tenant_column() {
+        Some(tenant) if !columns.contains(tenant) => {
+            std::iter::once(tenant.clone()).chain(columns).collect()
+        }
+        _ => columns,
+    }
+}
+
+fn rows(json: &Json) -> Rows {
+    Rows {
+        text: json.text.clone(),
+        array: json.array,
+    }
+}
+
+fn json(payload: &Payload) -> Result<&Json, Error> {
+    match payload {
+        Payload::Json(json) => Ok(json),
+        Payload::None | Payload::Raw { .. } => Err(Error::Body("Empty or invalid json".into())),
+    }
+}

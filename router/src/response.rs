@@ -1,0 +1,307 @@
+//! Stage 9: rows to HTTP. Pure.
+//!
+//! The body comes from Postgres as it is sent; here are status and headers.
+
+pub mod cors;
+mod location;
+mod openapi;
+mod settings;
+
+use bytes::Bytes;
+use http::header::{
+    ALLOW, CONTENT_LENGTH, CONTENT_LOCATION, CONTENT_RANGE, CONTENT_TYPE, LOCATION, VARY,
+};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
+
+use crate::config::Api;
+use crate::error::{Error, RangeProblem};
+use crate::execute::Answer;
+use crate::plan::{Action, Call, Change, Model, Plan, Returning, Write};
+use crate::request::accept::MediaType;
+use crate::request::prefer::{Missing, Resolution};
+use crate::request::{ApiRequest, Method, Target};
+
+/// The row that every statement answers; see the contract in [`crate::sql`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Row {
+    /// Rows that fit without the page.
+    pub total: Option<i64>,
+    /// Rows of the answer, or rows affected.
+    pub page: i64,
+    /// The body.
+    pub body: Bytes,
+    /// What `response.headers` was set to.
+    pub headers: Option<String>,
+    /// What `response.status` was set to.
+    pub status: Option<String>,
+    /// Rows that an upsert really inserted.
+    pub inserted: Option<i64>,
+    /// The one new row's key, as a JSON array of texts.
+    pub location: Option<String>,
+}
+
+impl Row {
+    /// Takes over what Postgres answered.
+    pub fn read(answer: &Answer) -> Self {
+        let text = |column| {
+            let bytes = answer.text(column)?;
+            std::str::from_utf8(bytes).ok().map(str::to_owned)
+        };
+        Self {
+            total: answer.number("total"),
+            page: answer.number("page").unwrap_or(0),
+            body: Bytes::copy_from_slice(answer.text("body").unwrap_or_default()),
+            headers: text("headers"),
+            status: text("status"),
+            inserted: answer.number("inserted"),
+            location: text("location"),
+        }
+    }
+}
+
+/// The answer to a request whose statement gave `row`.
+///
+/// # Errors
+/// A page beyond the last row, not exactly one row where one was asked for, and
+/// response settings that can't be read.
+pub fn build(
+    config: &Api,
+    request: &ApiRequest,
+    plan: &Plan,
+    row: Row,
+) -> Result<Response<Bytes>, Error> {
+    let mut answer = Draft::new();
+    match &plan.action {
+        Action::Read(_) => {
+            singular(plan, &row)?;
+            answer.status = read_status(request, &row)?;
+            answer.header(CONTENT_RANGE, &content_range(request, &row));
+            answer.header(CONTENT_LOCATION, &location::content(config, request));
+            answer.content(plan, &row);
+        }
+        Action::Call(call) => call_answer(&mut answer, request, plan, call, &row)?,
+        Action::Write(write) => write_answer(&mut answer, config, request, plan, write, &row),
+        Action::Options(methods) => {
+            answer.header(ALLOW, &methods.join(","));
+            return Ok(answer.finish());
+        }
+        Action::Describe => {}
+    }
+    if let Some(applied) = applied(config, request, plan) {
+        answer.header_name("preference-applied", &applied);
+    }
+    if config.schemas.len() > 1 || request.schema_named {
+        answer.header_name("content-profile", &request.schema);
+    }
+    answer
+        .headers
+        .insert(VARY, HeaderValue::from_static("Accept, Prefer, Range"));
+    settings::apply(&mut answer.status, &mut answer.headers, &row)?;
+    if plan.body && answer.status != StatusCode::NO_CONTENT {
+        let length = HeaderValue::from(answer.body.len());
+        answer.headers.insert(CONTENT_LENGTH, length);
+    }
+    Ok(answer.finish())
+}
+
+/// The answer to a request that needs no statement.
+///
+/// # Errors
+/// As [`build`].
+pub fn without_rows(
+    config: &Api,
+    model: &Model,
+    request: &ApiRequest,
+    plan: &Plan,
+) -> Result<Response<Bytes>, Error> {
+    let mut row = Row::default();
+    if plan.action == Action::Describe {
+        row.body = Bytes::from(openapi::document(config, model, &request.schema));
+        let mut answer = Draft::new();
+        answer.content(plan, &row);
+        return Ok(answer.finish());
+    }
+    build(config, request, plan, row)
+}
+
+/// A response under construction.
+struct Draft {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Draft {
+    fn new() -> Self {
+        Self {
+            status: StatusCode::OK,
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+        }
+    }
+
+    fn header(&mut self, name: http::HeaderName, value: &str) {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            self.headers.insert(name, value);
+        }
+    }
+
+    fn header_name(&mut self, name: &'static str, value: &str) {
+        self.header(http::HeaderName::from_static(name), value);
+    }
+
+    fn content(&mut self, plan: &Plan, row: &Row) {
+        self.header(CONTENT_TYPE, &plan.media.content_type());
+        if plan.body {
+            self.body = row.body.clone();
+        }
+    }
+
+    fn finish(self) -> Response<Bytes> {
+        let mut response = Response::new(self.body);
+        *response.status_mut() = self.status;
+        *response.headers_mut() = self.headers;
+        response
+    }
+}
+
+fn call_answer(
+    answer: &mut Draft,
+    request: &ApiRequest,
+    plan: &Plan,
+    call: &Call,
+    row: &Row,
+) -> Result<(), Error> {
+    if call.set {
+        singular(plan, row)?;
+    }
+    answer.status = read_status(request, row)?;
+    answer.header(CONTENT_RANGE, &content_range(request, row));
+    if call.void {
+        answer.status = StatusCode::NO_CONTENT;
+    } else {
+        answer.content(plan, row);
+    }
+    Ok(())
+}
+
+fn write_answer(
+    answer: &mut Draft,
+    config: &Api,
+    request: &ApiRequest,
+    plan: &Plan,
+    write: &Write,
+    row: &Row,
+) {
+    let represented = matches!(write.returning, Returning::Rows { .. });
+    if represented {
+        answer.content(plan, row);
+    }
+    answer.status = match request.method {
+        Method::Post if row.inserted == Some(0) => StatusCode::OK,
+        Method::Post => StatusCode::CREATED,
+        Method::Put if represented && row.inserted.is_some_and(|n| n > 0) => StatusCode::CREATED,
+        _ if represented => StatusCode::OK,
+        _ => StatusCode::NO_CONTENT,
+    };
+    let total = match plan.count {
+        true => row.page.to_string(),
+        false => "*".to_owned(),
+    };
+    let range = match request.method {
+        Method::Patch if row.page > 0 => Some(format!("0-{}/{total}", row.page - 1)),
+        Method::Put => None,
+        _ => Some(format!("*/{total}")),
+    };
+    if let Some(range) = range {
+        answer.header(CONTENT_RANGE, &range);
+    }
+    if let Returning::Location(key) = &write.returning {
+        let relation = write.relation.name.as_str();
+        let values = row.location.as_deref();
+        if let Some(at) = location::of_row(config, relation, key, values) {
+            answer.header(LOCATION, &at);
+        }
+    }
+}
+
+/// Reads have nothing to undo, so the rows may come first and be refused here.
+fn singular(plan: &Plan, row: &Row) -> Result<(), Error> {
+    match plan.media {
+        MediaType::Object { .. } if row.page != 1 => Err(Error::NotSingular { rows: row.page }),
+        _ => Ok(()),
+    }
+}
+
+fn read_status(request: &ApiRequest, row: &Row) -> Result<StatusCode, Error> {
+    let Some(total) = row.total else {
+        return Ok(StatusCode::OK);
+    };
+    let offset = request.page.first();
+    if offset > total {
+        return Err(Error::Range(RangeProblem::OutOfBounds { offset, total }));
+    }
+    Ok(match row.page < total {
+        true => StatusCode::PARTIAL_CONTENT,
+        false => StatusCode::OK,
+    })
+}
+
+fn content_range(request: &ApiRequest, row: &Row) -> String {
+    let total = row.total.map_or("*".to_owned(), |total| total.to_string());
+    if row.page == 0 {
+        return format!("*/{total}");
+    }
+    let first = request.page.first();
+    format!("{first}-{}/{total}", first + row.page - 1)
+}
+
+/// Preferences that had an effect, in PostgREST's order.
+fn applied(config: &Api, request: &ApiRequest, plan: &Plan) -> Option<String> {
+    let prefer = &request.prefer;
+    let written = match &plan.action {
+        Action::Write(write) => Some(write),
+        _ => None,
+    };
+    let resolved = written.is_some_and(|write| {
+        request.method == Method::Post
+            && matches!(
+                &write.change,
+                Change::Insert {
+                    conflict: Some(_),
+                    ..
+                }
+            )
+    });
+    let fills = matches!(request.method, Method::Post | Method::Patch) && written.is_some();
+    let bounds = matches!(request.method, Method::Patch | Method::Delete)
+        || matches!(request.target, Target::Function(_));
+    let tokens = [
+        prefer
+            .resolution
+            .filter(|_| resolved)
+            .map(Resolution::token),
+        prefer.missing.filter(|_| fills).map(Missing::token),
+        prefer
+            .returning
+            .filter(|_| written.is_some())
+            .map(|r| r.token()),
+        prefer.count.map(|count| count.token()),
+        prefer
+            .transaction
+            .filter(|_| config.tx_rollback)
+            .map(|t| t.token()),
+        prefer.handling.map(|handling| handling.token()),
+    ];
+    let mut tokens: Vec<String> = tokens.into_iter().flatten().map(str::to_owned).collect();
+    if let Some(zone) = &prefer.timezone {
+        tokens.push(format!("timezone={zone}"));
+    }
+    if let Some(bound) = prefer.bound().filter(|_| bounds) {
+        tokens.push(format!("max-affected={bound}"));
+    }
+    (!tokens.is_empty()).then(|| tokens.join(", "))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,93 @@
+//! Stage 7: a [`Plan`] to a [`Statement`]. Pure.
+//!
+//! The text is a function of the plan's shape alone: identifiers of the
+//! catalog, never request text. Whatever came from the request is a parameter.
+//!
+//! # Contract with `execute`
+//! `$1` to `$4` belong to the guard, `$1` being the tenant; the statement's own
+//! parameters start at `$5`, sent as text with types that Postgres infers.
+//! A text of [`Form::Read`] refers to the guard's row as `g`, which
+//! `execute::read` puts beside it; the other forms stand on their own.
+//!
+//! Every statement answers one row. Its columns, those that don't apply left out:
+//!
+//! | column | type | meaning |
+//! |---|---|---|
+//! | `total` | bigint | rows that fit without the page; where they were counted |
+//! | `page` | bigint | rows of the answer, or rows affected |
+//! | `body` | text | the body, ready to send |
+//! | `headers`, `status` | text | what `response.headers` and `response.status` were set to |
+//! | `inserted` | bigint | rows that an upsert really inserted |
+//! | `location` | text | JSON array of the one new row's key, as texts |
+//!
+//! What must undo a write (not exactly one row, too many rows, another key than
+//! PUT's) is raised inside the statement, by `ringfence.require_…`.
+
+mod body;
+mod call;
+mod condition;
+mod fragment;
+mod level;
+mod write;
+
+use bytes::Bytes;
+
+use crate::plan::{Action, Form, Plan};
+use fragment::Fragment;
+
+/// SQL with its parameters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Statement {
+    /// The text.
+    pub text: String,
+    /// Values of `$5` and on; none is NULL.
+    pub params: Vec<Option<Bytes>>,
+    /// How it is to be run.
+    pub form: Form,
+}
+
+/// The statement of a plan; none where the answer needs no rows.
+pub fn statement(plan: &Plan) -> Option<Statement> {
+    let mut sql = Fragment::new(plan.form == Form::Read);
+    match &plan.action {
+        Action::Read(node) => read(&mut sql, plan, node),
+        Action::Write(write) => write::write(&mut sql, plan, write),
+        Action::Call(call) => call::call(&mut sql, plan, call),
+        Action::Options(_) | Action::Describe => return None,
+    }
+    let (text, params) = sql.finish();
+    Some(Statement {
+        text,
+        params,
+        form: plan.form,
+    })
+}
+
+fn read(sql: &mut Fragment, plan: &Plan, node: &crate::plan::Node) {
+    sql.push("select ");
+    if plan.count {
+        total(sql, node);
+    }
+    sql.push("pg_catalog.count(*) as page");
+    body::rows(sql, plan, node);
+    if plan.opaque {
+        body::settings(sql);
+    }
+    sql.push(" from (");
+    level::top(sql, node, &level::Origin::Own);
+    sql.push(") r");
+}
+
+/// Without a page all rows are in the answer, and counting twice is needless.
+fn total(sql: &mut Fragment, node: &crate::plan::Node) {
+    if node.page.is_whole() && !node.grouped() {
+        sql.push("pg_catalog.count(*) as total, ");
+        return;
+    }
+    sql.push("(select pg_catalog.count(*)");
+    level::matching(sql, node, &level::Origin::Own);
+    sql.push(") as total, ");
+}
+
+#[cfg(test)]
+mod tests;
