@@ -62,6 +62,8 @@ pub struct Auth {
     pub key_secret_file: Option<PathBuf>,
     /// The HS256 secret of the default issuer; `RINGFENCE_JWT_SECRET` overrides it.
     pub jwt_secret_file: Option<PathBuf>,
+    /// A JWKS document with the public keys of the default issuer.
+    pub jwks_file: Option<PathBuf>,
     /// Audience that tokens of the default issuer must name, where set.
     pub jwt_audience: Option<String>,
     /// The tenant of requests that carry neither key nor token.

@@ -13,6 +13,7 @@ use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, RETRY_AFTER, WWW_AU
 use http::{HeaderValue, Response, StatusCode};
 use serde::Serialize;
 use serde_json::{Value, json};
+use tenancy::auth::AuthError;
 
 pub use postgres::{Hidden, Refusal};
 
@@ -186,16 +187,12 @@ pub enum Error {
     /// Postgres refused the statement.
     #[error("{}", .0.message)]
     Postgres(Box<Refusal>),
-    /// No key and no token.
-    #[error("Anonymous access is disabled")]
-    Anonymous,
-    /// A key or token that can't be read or verified.
-    #[error("{0}")]
-    Token(Cow<'static, str>),
-    /// A token that is verified and does not permit this now: expired, not yet
-    /// valid, for another audience.
-    #[error("{0}")]
-    Claims(Cow<'static, str>),
+    /// The key or token, or the lack of one.
+    #[error(transparent)]
+    Auth(#[from] AuthError),
+    /// No such tenant, or none any longer.
+    #[error("There is no such tenant")]
+    NoTenant,
     /// The tenant may not be served now.
     #[error("This tenant is suspended")]
     Suspended,
@@ -305,11 +302,6 @@ impl Report {
         self
     }
 
-    fn bearer_error(self, kind: &Error) -> Self {
-        let text = format!("Bearer error=\"invalid_token\", error_description=\"{kind}\"");
-        self.header(WWW_AUTHENTICATE, &text)
-    }
-
     /// The answer; `head` leaves the body out.
     pub fn response(&self, head: bool) -> Response<Bytes> {
         let body = serde_json::to_vec(&Body {
@@ -414,9 +406,16 @@ impl Error {
             Self::ResponseHeaders => report(500, "PGRST111"),
             Self::ResponseStatus => report(500, "PGRST112"),
             Self::Postgres(refusal) => refusal.report(self),
-            Self::Anonymous => report(401, "PGRST302").header(WWW_AUTHENTICATE, "Bearer"),
-            Self::Token(_) => report(401, "PGRST301").bearer_error(self),
-            Self::Claims(_) => report(401, "PGRST303").bearer_error(self),
+            Self::Auth(error) => {
+                let status = match error {
+                    AuthError::NoIssuer => 500,
+                    _ => 401,
+                };
+                report(status, error.code())
+                    .hint(error.hint().map(str::to_owned))
+                    .header(WWW_AUTHENTICATE, &error.challenge())
+            }
+            Self::NoTenant => report(404, "RF001"),
             Self::Suspended => report(403, "RF006"),
             Self::Unavailable { .. } => report(503, "PGRST000").header(RETRY_AFTER, "1"),
             Self::Overloaded => report(503, "PGRST003").header(RETRY_AFTER, "1"),

@@ -3,11 +3,21 @@
 //! This crate must not know jobs, nor the `shard-worker` crate. Modules in
 //! reading order; the path of a request is [`pipeline`].
 
+pub mod admin;
+pub mod app;
 pub mod config;
 pub mod error;
+pub mod event;
 pub mod execute;
+pub mod guard;
+pub mod hold;
+pub mod http;
+pub mod pipeline;
+pub mod placement;
 pub mod plan;
 pub mod pool;
 pub mod request;
 pub mod response;
+pub mod shards;
 pub mod sql;
+pub mod tenant;

@@ -1,2 +1,120 @@
-//! x
-fn main() {}
+//! `ringfence-router`: reads its configuration, serves, drains.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::Parser;
+use router::app::App;
+use router::config::{Config, LogFormat};
+use router::event::Events;
+use router::event::metrics::Metrics;
+use router::{admin, http};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Routes tenants' requests to their shards.
+#[derive(Parser)]
+#[command(name = "ringfence-router", version)]
+struct Args {
+    /// Configuration file (TOML).
+    #[arg(long)]
+    config: PathBuf,
+    /// Print the effective configuration, secrets hidden, and exit.
+    #[arg(long)]
+    print_config: bool,
+}
+
+fn main() -> ExitCode {
+    match run(Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ringfence-router: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Args) -> anyhow::Result<()> {
+    let config = Config::read(&args.config)?;
+    if args.print_config {
+        print!("{}", toml::to_string(&config)?);
+        return Ok(());
+    }
+    start_log(config.log.format);
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("can't start the runtime")?
+        .block_on(serve(config))
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let (metrics, rendered) = Metrics::install().context("can't install the metrics")?;
+    let events = Events::new(metrics, config.log.requests).context("can't start the log")?;
+    let stop = CancellationToken::new();
+    let drain = Duration::from_millis(config.limits.drain_ms_max);
+    let listener = http::listen(config.listen).await?;
+    let admin_listener = http::listen(config.admin_listen).await?;
+    let app = App::start(config, events, stop.clone()).await?;
+
+    let upkeep = tokio::spawn({
+        let rendered = rendered.clone();
+        async move {
+            let mut tick = tokio::time::interval(Duration::from_secs(5));
+            loop {
+                tick.tick().await;
+                rendered.run_upkeep();
+            }
+        }
+    });
+    let admin_stop = CancellationToken::new();
+    let admin = tokio::spawn(http::serve(
+        admin_listener,
+        admin::routes(app.clone(), rendered),
+        admin_stop.clone(),
+        Duration::from_secs(1),
+    ));
+    let data = tokio::spawn(http::serve(
+        listener,
+        http::routes(app.clone()),
+        stop.clone(),
+        drain,
+    ));
+
+    terminated().await?;
+    tracing::info!("draining");
+    app.drain();
+    stop.cancel();
+    let drained = data.await.unwrap_or(false) && app.finish(drain).await;
+    admin_stop.cancel();
+    let _ = admin.await;
+    upkeep.abort();
+    if drained {
+        tracing::info!("drained");
+    } else {
+        tracing::warn!("stopped with requests still in flight");
+    }
+    Ok(())
+}
+
+async fn terminated() -> anyhow::Result<()> {
+    let mut term = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+fn start_log(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("RINGFENCE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,tokio_postgres=warn"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter);
+    match format {
+        LogFormat::Json => log.json().flatten_event(true).init(),
+        LogFormat::Text => log.init(),
+    }
+}

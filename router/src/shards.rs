@@ -20,6 +20,7 @@ use tokio_postgres::{AsyncMessage, NoTls};
 use tokio_util::sync::CancellationToken;
 
 use crate::event::{Event, Events};
+use crate::plan::Model;
 use crate::pool::NodeAddress;
 
 /// How often a primary is looked at.
@@ -43,7 +44,7 @@ pub struct Shard {
     /// Its id.
     pub id: Arc<str>,
     primary: ArcSwapOption<Node>,
-    catalog: ArcSwapOption<Catalog>,
+    model: ArcSwapOption<Model>,
     /// Counts changes of either, so that a request can wait for one.
     changes: watch::Sender<u64>,
     stop: CancellationToken,
@@ -57,8 +58,8 @@ impl Shard {
     }
 
     /// The schema model, if it was loaded once.
-    pub fn catalog(&self) -> Option<Arc<Catalog>> {
-        self.catalog.load_full()
+    pub fn model(&self) -> Option<Arc<Model>> {
+        self.model.load_full()
     }
 
     /// Wakes on each change of primary or model.
@@ -84,7 +85,7 @@ pub struct Watching {
 pub struct Shards {
     watching: Watching,
     events: Arc<Events>,
-    models: Mutex<HashMap<Fingerprint, Weak<Catalog>>>,
+    models: Mutex<HashMap<Fingerprint, Weak<Model>>>,
     shards: ArcSwap<HashMap<Arc<str>, Arc<Shard>>>,
     stop: CancellationToken,
 }
@@ -118,7 +119,9 @@ impl Shards {
         let mut new = HashMap::new();
         for (id, nodes) in wanted {
             let kept = old.get(&id).filter(|shard| shard.nodes == nodes);
-            let shard = kept.cloned().unwrap_or_else(|| self.watch(id.clone(), nodes));
+            let shard = kept
+                .cloned()
+                .unwrap_or_else(|| self.watch(id.clone(), nodes));
             new.insert(id, shard);
         }
         for (id, shard) in old.iter() {
@@ -133,7 +136,7 @@ impl Shards {
         let shard = Arc::new(Shard {
             id,
             primary: ArcSwapOption::empty(),
-            catalog: ArcSwapOption::empty(),
+            model: ArcSwapOption::empty(),
             changes: watch::Sender::new(0),
             stop: self.stop.child_token(),
             nodes,
@@ -239,7 +242,7 @@ impl Shards {
                     relations: catalog.relations.len(),
                     took: started.elapsed(),
                 });
-                shard.catalog.store(Some(self.shared(catalog)));
+                shard.model.store(Some(self.shared(catalog).await));
                 shard.changed();
                 *version = Some(now);
                 Ok(())
@@ -256,16 +259,26 @@ impl Shards {
         }
     }
 
-    /// The model that other shards of the same fingerprint use already, or this one.
-    fn shared(&self, catalog: Catalog) -> Arc<Catalog> {
-        let mut models = self.models.lock().unwrap_or_else(|p| p.into_inner());
-        models.retain(|_, model| model.strong_count() > 0);
-        if let Some(known) = models.get(&catalog.fingerprint).and_then(Weak::upgrade) {
+    /// The model that other shards of the same fingerprint use already, or a new
+    /// one, indexed where it holds up no request.
+    async fn shared(&self, catalog: Catalog) -> Arc<Model> {
+        let fingerprint = catalog.fingerprint.clone();
+        if let Some(known) = self.known(&fingerprint) {
             return known;
         }
         let catalog = Arc::new(catalog);
-        models.insert(catalog.fingerprint.clone(), Arc::downgrade(&catalog));
-        catalog
+        let indexed = catalog.clone();
+        let model = tokio::task::spawn_blocking(move || Model::new(indexed)).await;
+        let model = Arc::new(model.unwrap_or_else(|_| Model::new(catalog)));
+        let mut models = self.models.lock().unwrap_or_else(|p| p.into_inner());
+        models.retain(|_, model| model.strong_count() > 0);
+        models.insert(fingerprint, Arc::downgrade(&model));
+        model
+    }
+
+    fn known(&self, fingerprint: &Fingerprint) -> Option<Arc<Model>> {
+        let models = self.models.lock().unwrap_or_else(|p| p.into_inner());
+        models.get(fingerprint).and_then(Weak::upgrade)
     }
 }
 

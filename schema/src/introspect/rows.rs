@@ -114,110 +114,118 @@ pub(super) async fn read(client: &Client, exposed: &[&str]) -> Result<Raw, Error
         client.query(COMPOSITES, schemas),
         client.query_one(REST, schemas),
     )?;
-    let comments: Vec<String> = rest.get("comments");
-    let commented: Vec<String> = rest.get("commented");
+    let comments: Vec<String> = rest.try_get("comments")?;
+    let commented: Vec<String> = rest.try_get("commented")?;
     Ok(Raw {
-        server_major: server.get::<_, i32>(0) as u32,
-        relations: relations.iter().map(relation).collect(),
-        columns: columns.iter().map(column).collect(),
+        server_major: server.try_get::<_, i32>(0)? as u32,
+        relations: relations.iter().map(relation).collect::<Result<_, _>>()?,
+        columns: columns.iter().map(column).collect::<Result<_, _>>()?,
         keys: keys
             .iter()
-            .map(|row| RawKey {
-                relation: row.get("relation"),
-                primary: row.get("primary"),
-                columns: row.get("columns"),
+            .map(|row| {
+                Ok(RawKey {
+                    relation: row.try_get("relation")?,
+                    primary: row.try_get("primary")?,
+                    columns: row.try_get("columns")?,
+                })
             })
-            .collect(),
+            .collect::<Result<_, tokio_postgres::Error>>()?,
         foreign_keys: foreign_keys
             .iter()
-            .map(|row| RawForeignKey {
-                name: row.get("name"),
-                relation: row.get("relation"),
-                columns: row.get("columns"),
-                foreign: row.get("foreign"),
-                foreign_columns: row.get("foreign_columns"),
+            .map(|row| {
+                Ok(RawForeignKey {
+                    name: row.try_get("name")?,
+                    relation: row.try_get("relation")?,
+                    columns: row.try_get("columns")?,
+                    foreign: row.try_get("foreign")?,
+                    foreign_columns: row.try_get("foreign_columns")?,
+                })
             })
-            .collect(),
+            .collect::<Result<_, tokio_postgres::Error>>()?,
         views: views
             .iter()
-            .map(|row| RawView {
-                oid: row.get("oid"),
-                rule: row.get("rule"),
-                reads: row.get("reads"),
+            .map(|row| {
+                Ok(RawView {
+                    oid: row.try_get("oid")?,
+                    rule: row.try_get("rule")?,
+                    reads: row.try_get("reads")?,
+                })
             })
-            .collect(),
-        functions: functions.iter().map(function).collect(),
+            .collect::<Result<_, tokio_postgres::Error>>()?,
+        functions: functions.iter().map(function).collect::<Result<_, _>>()?,
         composites: composites
             .iter()
-            .map(|row| RawAttribute {
-                relation: row.get("relation"),
-                name: row.get("name"),
-                type_name: row.get("type_name"),
+            .map(|row| {
+                Ok(RawAttribute {
+                    relation: row.try_get("relation")?,
+                    name: row.try_get("name")?,
+                    type_name: row.try_get("type_name")?,
+                })
             })
-            .collect(),
+            .collect::<Result<_, tokio_postgres::Error>>()?,
         schema_comments: commented.into_iter().zip(comments).collect(),
-        roles: rest.get("roles"),
-        reads_request_settings: rest.get("reads_request_settings"),
+        roles: rest.try_get("roles")?,
+        reads_request_settings: rest.try_get("reads_request_settings")?,
     })
 }
 
-fn relation(row: &Row) -> RawRelation {
-    RawRelation {
-        oid: row.get("oid"),
-        row_type: row.get("row_type"),
-        schema: row.get("schema"),
-        name: row.get("name"),
-        kind: row.get("kind"),
-        is_partition: row.get("is_partition"),
-        declared: row.get("declared"),
-        tenant_column: row.get("tenant_column"),
-        hidden: row.get("hidden"),
-        forced: row.get("forced"),
-        policy: row.get("policy"),
-        writable: row.get("writable"),
-        security_invoker: row.get("security_invoker"),
-        updatable: row.get("updatable"),
-        comment: row.get("comment"),
-    }
+fn relation(row: &Row) -> Result<RawRelation, tokio_postgres::Error> {
+    Ok(RawRelation {
+        oid: row.try_get("oid")?,
+        row_type: row.try_get("row_type")?,
+        schema: row.try_get("schema")?,
+        name: row.try_get("name")?,
+        kind: row.try_get("kind")?,
+        is_partition: row.try_get("is_partition")?,
+        declared: row.try_get("declared")?,
+        tenant_column: row.try_get("tenant_column")?,
+        hidden: row.try_get("hidden")?,
+        forced: row.try_get("forced")?,
+        policy: row.try_get("policy")?,
+        writable: row.try_get("writable")?,
+        security_invoker: row.try_get("security_invoker")?,
+        updatable: row.try_get("updatable")?,
+        comment: row.try_get("comment")?,
+    })
 }
 
-fn column(row: &Row) -> RawColumn {
-    RawColumn {
-        relation: row.get("relation"),
-        number: row.get("number"),
-        name: row.get("name"),
-        type_name: row.get("type_name"),
-        base_type: row.get("base_type"),
-        nullable: row.get("nullable"),
-        default: row.get("default"),
-        generated: row.get("generated"),
-        enum_labels: row.get("enum_labels"),
-        max_length: row.get("max_length"),
-        comment: row.get("comment"),
-    }
+fn column(row: &Row) -> Result<RawColumn, tokio_postgres::Error> {
+    Ok(RawColumn {
+        relation: row.try_get("relation")?,
+        number: row.try_get("number")?,
+        name: row.try_get("name")?,
+        type_name: row.try_get("type_name")?,
+        base_type: row.try_get("base_type")?,
+        nullable: row.try_get("nullable")?,
+        default: row.try_get("default")?,
+        generated: row.try_get("generated")?,
+        enum_labels: row.try_get("enum_labels")?,
+        max_length: row.try_get("max_length")?,
+        comment: row.try_get("comment")?,
+    })
 }
 
-fn function(row: &Row) -> RawFunction {
-    RawFunction {
-        schema: row.get("schema"),
-        name: row.get("name"),
-        arg_names: row.get("arg_names"),
-        arg_types: row.get("arg_types"),
-        arg_type_names: row.get("arg_type_names"),
-        arg_base_types: row.get("arg_base_types"),
-        arg_modes: row.get("arg_modes"),
-        defaults: row.get("defaults"),
-        set: row.get("set"),
-        one_row: row.get("one_row"),
-        return_type: row.get("return_type"),
-        return_type_name: row.get("return_type_name"),
-        return_kind: row.get("return_kind"),
-        return_relation: row.get("return_relation"),
-        volatility: row.get("volatility"),
-        settings: row.get("settings"),
-        definer_bypasses: row.get("definer_bypasses"),
-        comment: row.get("comment"),
-    }
+fn function(row: &Row) -> Result<RawFunction, tokio_postgres::Error> {
+    Ok(RawFunction {
+        schema: row.try_get("schema")?,
+        name: row.try_get("name")?,
+        arg_names: row.try_get("arg_names")?,
+        arg_types: row.try_get("arg_types")?,
+        arg_type_names: row.try_get("arg_type_names")?,
+        arg_base_types: row.try_get("arg_base_types")?,
+        arg_modes: row.try_get("arg_modes")?,
+        defaults: row.try_get("defaults")?,
+        set: row.try_get("set")?,
+        one_row: row.try_get("one_row")?,
+        return_type: row.try_get("return_type")?,
+        return_type_name: row.try_get("return_type_name")?,
+        return_kind: row.try_get("return_kind")?,
+        return_relation: row.try_get("return_relation")?,
+        volatility: row.try_get("volatility")?,
+        settings: row.try_get("settings")?,
+        definer_bypasses: row.try_get("definer_bypasses")?,
+        comment: row.try_get("comment")?,
+    })
 }
 
 const SERVER: &str = "select current_setting('server_version_num')::int / 10000";
@@ -236,12 +244,12 @@ select c.oid, c.reltype as row_type, n.nspname::text as schema, c.relname::text 
       and pg_catalog.pg_get_expr(p.polqual, p.polrelid) = '(tenant_id = ( SELECT ringfence.tenant_id() AS tenant_id))'
       and pg_catalog.pg_get_expr(p.polwithcheck, p.polrelid) = '(tenant_id = ( SELECT ringfence.tenant_id() AS tenant_id))'
   ) as policy,
-  r.kind = 'reference' and exists (
+  coalesce(r.kind, '') = 'reference' and exists (
     select from pg_catalog.pg_roles a
     where pg_catalog.pg_has_role('ringfence_router', a.oid, 'MEMBER') and not a.rolsuper
       and (pg_catalog.has_table_privilege(a.oid, c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE')
         or pg_catalog.has_any_column_privilege(a.oid, c.oid, 'INSERT, UPDATE'))
-  ) is true as writable,
+  ) as writable,
   coalesce((select o.option_value::boolean from pg_catalog.pg_options_to_table(c.reloptions) o
     where o.option_name = 'security_invoker'), false) as security_invoker,
   pg_catalog.pg_relation_is_updatable(c.oid, true) as updatable,

@@ -1,0 +1,243 @@
+//! What every request shares.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use http::HeaderMap;
+use tenancy::auth::{AuthSettings, Authenticator, DefaultIssuer, KeyRing};
+use tenancy::id::TenantId;
+use tenancy::watch::Placements;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Config;
+use crate::event::Events;
+use crate::hold::HoldRoom;
+use crate::pool::{NodeAddress, PoolSettings, Pools};
+use crate::shards::{Node, Shards, Watching};
+
+/// Roles that keys and tokens may name, where the configuration names none.
+const ROLES: [&str; 3] = ["anon", "authenticated", "service_role"];
+/// Longest id that a client may give its request.
+const REQUEST_ID_MAX: usize = 64;
+
+/// Handles that all requests share.
+pub struct App {
+    /// The configuration.
+    pub config: Config,
+    /// Log and metrics.
+    pub events: Arc<Events>,
+    /// Where tenants live.
+    pub placements: Arc<Placements>,
+    /// Keys and tokens.
+    pub authenticator: Authenticator,
+    /// Primaries and schema models.
+    pub shards: Arc<Shards>,
+    /// Connections.
+    pub pools: Pools,
+    /// Requests that wait for their tenant's cut-over.
+    pub hold_room: HoldRoom,
+    /// Transactions in flight; they outlive their request if they must.
+    pub transactions: TaskTracker,
+    draining: AtomicBool,
+    instance: u32,
+    requests: AtomicU64,
+}
+
+impl App {
+    /// Loads the placements, and begins to watch them and the shards.
+    ///
+    /// Fails where the configuration is wrong, or where there is neither a
+    /// control database nor a file copy to start from.
+    pub async fn start(
+        config: Config,
+        events: Events,
+        stop: CancellationToken,
+    ) -> anyhow::Result<Arc<Self>> {
+        let events = Arc::new(events);
+        let authenticator = authenticator(&config)?;
+        let password = config.shard_password()?;
+        let password = password.as_ref().map(|secret| secret.expose().to_owned());
+        let dsn = config.control_dsn()?;
+        let file = config.control.snapshot_file.clone();
+        let placements = Placements::start(dsn.expose(), file, stop.child_token())
+            .await
+            .context("there are no placements to start with")?;
+        let shards = Shards::new(
+            watching(&config, password.as_deref()),
+            events.clone(),
+            stop.child_token(),
+        );
+        let pools = Pools::new(pool_settings(&config, password));
+        let limits = &config.limits;
+        let app = Arc::new(Self {
+            hold_room: HoldRoom::new(limits.held_max, Duration::from_millis(limits.hold_ms_max)),
+            events,
+            placements,
+            authenticator,
+            shards,
+            pools,
+            transactions: TaskTracker::new(),
+            draining: AtomicBool::new(false),
+            instance: uuid::Uuid::new_v4().as_fields().0,
+            requests: AtomicU64::new(0),
+            config,
+        });
+        app.take_fleet();
+        tokio::spawn(app.clone().follow_fleet(stop));
+        Ok(app)
+    }
+
+    /// The schema of requests that name none.
+    pub fn default_schema(&self) -> &str {
+        self.config
+            .api
+            .schemas
+            .first()
+            .map_or("public", String::as_str)
+    }
+
+    /// The client's own id of its request, if it is one, or a new one.
+    pub fn request_id(&self, headers: &HeaderMap) -> Box<str> {
+        let given = headers.get("x-request-id").and_then(|id| id.to_str().ok());
+        match given {
+            Some(id) if !id.is_empty() && id.len() <= REQUEST_ID_MAX => id.into(),
+            _ => {
+                let number = self.requests.fetch_add(1, Ordering::Relaxed);
+                format!("{:08x}-{number:x}", self.instance).into()
+            }
+        }
+    }
+
+    /// Why tenants' requests can't be answered; empty when they can.
+    pub fn not_ready(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if self.draining.load(Ordering::Relaxed) {
+            reasons.push("draining".to_owned());
+        }
+        let shards = self.shards.all();
+        if shards.is_empty() {
+            reasons.push("there are no shards".to_owned());
+        }
+        // One shard that is down must not take the others' tenants with it.
+        let unknown = |shard: &&Arc<crate::shards::Shard>| shard.model().is_none();
+        if !shards.is_empty() && shards.iter().filter(unknown).count() == shards.len() {
+            reasons.push("no shard's schema is known yet".to_owned());
+        }
+        reasons
+    }
+
+    /// From now on `/ready` says no.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits for transactions in flight; false where some did not end in time.
+    pub async fn finish(&self, longest: Duration) -> bool {
+        self.transactions.close();
+        tokio::time::timeout(longest, self.transactions.wait())
+            .await
+            .is_ok()
+    }
+
+    async fn follow_fleet(self: Arc<Self>, stop: CancellationToken) {
+        let mut versions = self.placements.versions();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                changed = versions.changed() => if changed.is_err() { return },
+            }
+            self.take_fleet();
+        }
+    }
+
+    /// Tells shards and pools which nodes there are now.
+    fn take_fleet(&self) {
+        let snapshot = self.placements.load();
+        let metrics = &self.events.metrics;
+        metrics.placement_version.set(snapshot.version() as f64);
+        let exceptions = snapshot.exceptions().len();
+        metrics.placement_exceptions.set(exceptions as f64);
+        let fleet = snapshot.fleet();
+        let wanted: Vec<(Arc<str>, Vec<Node>)> = fleet
+            .shards
+            .iter()
+            .map(|shard| {
+                let nodes = shard.nodes.iter().map(|node| Node {
+                    name: node.name.clone(),
+                    address: NodeAddress {
+                        host: node.host.clone(),
+                        port: node.port,
+                    },
+                });
+                (shard.id.0.clone(), nodes.collect())
+            })
+            .collect();
+        self.pools.retain(|address| {
+            let mut nodes = wanted.iter().flat_map(|(_, nodes)| nodes);
+            nodes.any(|node| node.address == *address)
+        });
+        self.shards.set(wanted);
+    }
+}
+
+fn authenticator(config: &Config) -> anyhow::Result<Authenticator> {
+    let auth = &config.auth;
+    let secret = config.jwt_secret()?;
+    let jwks = auth
+        .jwks_file
+        .as_ref()
+        .map(|path| {
+            std::fs::read_to_string(path)
+                .with_context(|| format!("can't read the JWKS document {}", path.display()))
+        })
+        .transpose()?;
+    let secret = secret.as_ref().map(|secret| secret.expose());
+    if secret.is_some_and(|secret| secret.len() < 32) {
+        anyhow::bail!("the JWT secret must have 32 characters at least");
+    }
+    let roles = match &auth.roles {
+        Some(roles) => roles.iter().map(|role| role.as_str().into()).collect(),
+        None => ROLES.map(Arc::from).to_vec(),
+    };
+    let anonymous_role = auth.anonymous_role.as_deref().unwrap_or("anon");
+    Ok(Authenticator::new(AuthSettings {
+        keys: KeyRing::new(config.key_secret()?.expose()),
+        default_issuer: DefaultIssuer::new(secret, jwks.as_deref(), auth.jwt_audience.clone())?,
+        anonymous_tenant: auth.anonymous_tenant.map(TenantId),
+        anonymous_role: anonymous_role.into(),
+        roles,
+    }))
+}
+
+fn pool_settings(config: &Config, password: Option<String>) -> PoolSettings {
+    let shards = &config.shards;
+    PoolSettings {
+        application: format!("ringfence-router {}", config.name),
+        user: shards.user.clone(),
+        password,
+        database: shards.database.clone(),
+        size_max: shards.pool_size_max,
+        wait_max: Duration::from_millis(shards.pool_wait_ms_max),
+        connect_max: Duration::from_millis(shards.connect_ms_max),
+        statements_max: NonZeroUsize::new(shards.statements_max).unwrap_or(NonZeroUsize::MIN),
+    }
+}
+
+fn watching(config: &Config, password: Option<&str>) -> Watching {
+    let mut connection = tokio_postgres::Config::new();
+    connection
+        .user(&config.shards.user)
+        .dbname(&config.shards.database)
+        .application_name(format!("ringfence-router {} schema", config.name));
+    if let Some(password) = password {
+        connection.password(password);
+    }
+    Watching {
+        config: connection,
+        schemas: config.api.schemas.clone(),
+    }
+}

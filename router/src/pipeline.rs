@@ -1,0 +1,444 @@
+//! A request, from its headers to its answer: the only caller of the stages.
+//!
+//! ApiRequest → TenantContext → Placement → Plan → connection → Statement →
+//! rows → Response. Each stage takes values and returns a value or an error,
+//! and none calls the next. A request that its shard refuses for its placement
+//! waits off the pools and enters again at Placement.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::Response;
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderName};
+use http::{HeaderMap, HeaderValue, Method};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use tenancy::auth::TenantContext;
+use tokio::time::{Instant as Deadline, timeout_at};
+
+use crate::app::App;
+use crate::error::{Error, Hidden, Refusal};
+use crate::event::{Event, HoldReason, RequestDone, Route};
+use crate::execute::{self, Access, Answer, ExecuteError, Text};
+use crate::guard::{self, Visible};
+use crate::placement::{self, Moved, Target};
+use crate::plan::{self, Form, Plan};
+use crate::pool::{Leased, PoolError};
+use crate::request::body;
+use crate::request::{ApiRequest, RequestParts};
+use crate::response::{self, Row, cors};
+use crate::sql::{self, Statement};
+use crate::tenant;
+
+/// Answers one request, and observes it.
+pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
+    let started = Instant::now();
+    app.events.metrics.in_flight.increment(1);
+    let _in_flight = InFlight(&app);
+    let (head, body) = request.into_parts();
+    let id = app.request_id(&head.headers);
+    if let Some(preflight) = cors::preflight(&head.method, &head.headers) {
+        return preflight.map(Body::from);
+    }
+    let mut seen = Seen::default();
+    let path = path_behind(&app.config.api.rest_prefix, head.uri.path());
+    let incoming = Incoming {
+        method: &head.method,
+        path: path.unwrap_or(head.uri.path()),
+        query: head.uri.query().unwrap_or_default(),
+        headers: &head.headers,
+        deadline: Deadline::now() + app.config.limits.request(),
+    };
+    let answered = match path {
+        Some(_) => answer(&app, &incoming, body, &mut seen).await,
+        None => Err(Error::Path),
+    };
+    let mut response = answered.unwrap_or_else(|error| {
+        let response = error.response(head.method == Method::HEAD);
+        seen.code = Some(error.report().code.into_owned());
+        if response.status().is_server_error() {
+            let causes = crate::shards::chain(&error);
+            tracing::warn!(request_id = &*id, error = causes, "request failed");
+        }
+        response
+    });
+    seen.stages.finish(&mut response, &id);
+    cors::allow(&head.headers, response.headers_mut());
+    app.events.emit(&Event::Answered(&RequestDone {
+        id: &id,
+        tenant: seen.tenant,
+        shard: seen.shard.as_deref(),
+        method: &head.method,
+        path: head.uri.path(),
+        route: route(incoming.path),
+        status: response.status(),
+        code: seen.code.as_deref(),
+        took: started.elapsed(),
+        bytes: response.body().len(),
+    }));
+    response.map(Body::from)
+}
+
+/// The stages, in order.
+async fn answer(
+    app: &App,
+    incoming: &Incoming<'_>,
+    body: Body,
+    seen: &mut Seen,
+) -> Result<http::Response<Bytes>, Error> {
+    let tenant = tenant::identify(app, incoming.headers)?;
+    seen.tenant = Some(tenant.tenant().0);
+    seen.stages.mark(Stage::Auth);
+
+    let request = ApiRequest::parse(&incoming.parts(), &app.config.api)?;
+    let body = read_body(body, app.config.limits.body_bytes_max, incoming.deadline).await?;
+    let payload = body::parse(&request, incoming.content_type(), body)?;
+    seen.stages.mark(Stage::Parse);
+
+    let mut moved = None;
+    let mut held = None;
+    let mut replanned = false;
+    loop {
+        let target = placement::locate(app, tenant.tenant(), moved.as_ref())?;
+        seen.shard = Some(target.shard.id.clone());
+        let model = target.shard.model().ok_or(Error::NoSchema)?;
+        let plan = plan::plan(&model, &app.config.api, &request, &payload)?;
+        let Some(statement) = sql::statement(&plan) else {
+            return response::without_rows(&app.config.api, &model, &request, &plan);
+        };
+        seen.stages.mark(Stage::Plan);
+
+        let guard = guard::guard(
+            &tenant,
+            target.epoch,
+            &request,
+            &incoming.visible(),
+            model.catalog(),
+            app.default_schema(),
+        );
+        let connection = connect(app, &target, &tenant, incoming.deadline).await?;
+        seen.stages.mark(Stage::Pool);
+        let answer = run(app, connection, guard, &statement, incoming.deadline).await;
+        seen.stages.mark(Stage::Transaction);
+        let why = match answer {
+            Ok(answer) => {
+                let made = response::build(&app.config.api, &request, &plan, Row::read(&answer));
+                seen.stages.mark(Stage::Response);
+                return made;
+            }
+            // A schema change made the prepared statement useless: once more, anew.
+            Err(error) if error.may_be_stale_plan() && !replanned && !plan.form.writes() => {
+                replanned = true;
+                continue;
+            }
+            Err(error) => match refused_placement(&error) {
+                Some(why) => why,
+                None => return Err(failed(error, &tenant, &plan)),
+            },
+        };
+        let reason = match why {
+            Refused::Suspended => return Err(Error::Suspended),
+            Refused::Moved(to) => {
+                // Followed at once: only a shard that is not known yet is waited for.
+                let known = app.shards.get(&to.shard).is_some();
+                let newer = moved.as_ref().is_none_or(|m: &Moved| to.epoch > m.epoch);
+                moved = Some(to);
+                if known && newer {
+                    continue;
+                }
+                HoldReason::Moved
+            }
+            Refused::Unknown if held.is_some() => return Err(Error::NoTenant),
+            Refused::Unknown | Refused::Stale => HoldReason::StalePlacement,
+            Refused::Fenced => HoldReason::Fenced,
+        };
+        app.events.emit(&Event::Held { reason });
+        let unavailable = || Error::Unavailable {
+            why: "the tenant is being moved",
+        };
+        let stay = match &mut held {
+            Some(stay) => stay,
+            None => held.insert(
+                app.hold_room
+                    .enter(incoming.deadline)
+                    .map_err(|_| Error::Overloaded)?,
+            ),
+        };
+        let mut versions = app.placements.versions();
+        versions.mark_unchanged();
+        app.placements.refresh();
+        let news = async {
+            let _ = versions.changed().await;
+        };
+        stay.pause(news).await.map_err(|_| unavailable())?;
+        seen.stages.mark(Stage::Hold);
+    }
+}
+
+/// Stage 6: a connection to the shard's primary in the request's role.
+async fn connect(
+    app: &App,
+    target: &Target,
+    tenant: &TenantContext,
+    deadline: Deadline,
+) -> Result<Leased, Error> {
+    let primary = target.shard.primary().ok_or(Error::Unavailable {
+        why: "the shard has no primary",
+    })?;
+    let connection = app.pools.get(&primary.address, tenant.role());
+    match timeout_at(deadline, connection).await {
+        Ok(Ok(connection)) => Ok(connection),
+        Ok(Err(PoolError::Busy(_))) | Err(_) => Err(Error::Overloaded),
+        Ok(Err(error @ PoolError::Connect { .. })) => {
+            tracing::warn!(error = crate::shards::chain(&error), "no connection");
+            Err(Error::Unavailable {
+                why: "the shard's primary can't be reached",
+            })
+        }
+    }
+}
+
+/// Stage 8. A transaction runs in a task of its own: a client that hangs up
+/// must not leave it half sent.
+async fn run(
+    app: &App,
+    mut connection: Leased,
+    guard: execute::Guard,
+    statement: &Statement,
+    deadline: Deadline,
+) -> Result<Answer, ExecuteError> {
+    let params: Vec<Text> = statement.params.iter().cloned().map(Text).collect();
+    let access = match statement.form {
+        Form::Read => {
+            let text = &statement.text;
+            return execute::read(&mut connection, &guard, text, &params, deadline).await;
+        }
+        Form::ReadOnlyTransaction => Access::ReadOnly,
+        Form::Write => Access::Write,
+        Form::WriteAndRollBack => Access::WriteAndRollBack,
+    };
+    let text = statement.text.clone();
+    let transaction = execute::transact(connection, guard, access, text, params, deadline);
+    let task = app.transactions.spawn(transaction);
+    task.await.unwrap_or(Err(ExecuteError::Unknown))
+}
+
+/// What the guard has against a request's placement.
+enum Refused {
+    Unknown,
+    Stale,
+    Fenced,
+    Moved(Moved),
+    Suspended,
+}
+
+/// The guard's own SQLSTATEs (schema/shard/002_fence.sql).
+fn refused_placement(error: &ExecuteError) -> Option<Refused> {
+    let ExecuteError::Refused(error) = error else {
+        return None;
+    };
+    Some(match error.code().code() {
+        "RF001" => Refused::Unknown,
+        "RF002" => Refused::Stale,
+        "RF003" | "RF005" => Refused::Fenced,
+        "RF004" => {
+            let detail = error.detail().unwrap_or_default();
+            let to: MovedDetail = serde_json::from_str(detail).ok()?;
+            Refused::Moved(Moved {
+                shard: to.shard.into(),
+                epoch: to.epoch,
+            })
+        }
+        "RF006" => Refused::Suspended,
+        _ => return None,
+    })
+}
+
+#[derive(serde::Deserialize)]
+struct MovedDetail {
+    shard: String,
+    epoch: i64,
+}
+
+fn failed(error: ExecuteError, tenant: &TenantContext, plan: &Plan) -> Error {
+    match error {
+        ExecuteError::Refused(error) => {
+            let id = tenant.tenant().to_string();
+            let hidden = Hidden {
+                column: "tenant_id",
+                tenant: &id,
+            };
+            Error::Postgres(Box::new(Refusal::new(
+                &error,
+                tenant.is_anonymous(),
+                Some(hidden),
+            )))
+        }
+        ExecuteError::Deadline => Error::Deadline,
+        ExecuteError::Lost(_) if plan.form.writes() => Error::Unavailable {
+            why: "the connection to the shard was lost before anything was written",
+        },
+        ExecuteError::Lost(_) => Error::Unavailable {
+            why: "the connection to the shard was lost",
+        },
+        ExecuteError::Unknown if plan.form.writes() => Error::OutcomeUnknown,
+        ExecuteError::Unknown => Error::Unavailable {
+            why: "the connection to the shard was lost",
+        },
+    }
+}
+
+/// The body, within its size and the request's time.
+async fn read_body(body: Body, max: usize, deadline: Deadline) -> Result<Bytes, Error> {
+    let collected = timeout_at(deadline, Limited::new(body, max).collect()).await;
+    match collected {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Error::BodyTooLarge { max }),
+        Ok(Err(_)) => Err(Error::Body("the request body could not be read".into())),
+        Err(_) => Err(Error::Deadline),
+    }
+}
+
+/// The path behind the prefix; none where it is not below it.
+fn path_behind<'a>(prefix: &str, path: &'a str) -> Option<&'a str> {
+    let rest = path.strip_prefix(prefix.trim_end_matches('/'))?;
+    (rest.is_empty() || rest.starts_with('/')).then_some(rest)
+}
+
+fn route(path: &str) -> Route {
+    match path.trim_start_matches('/') {
+        "" => Route::Root,
+        path if path.starts_with("rpc/") => Route::Rpc,
+        path if path.contains('/') => Route::Other,
+        _ => Route::Relation,
+    }
+}
+
+/// What is read of a request besides its body.
+struct Incoming<'a> {
+    method: &'a Method,
+    path: &'a str,
+    query: &'a str,
+    headers: &'a HeaderMap,
+    deadline: Deadline,
+}
+
+impl<'a> Incoming<'a> {
+    fn parts(&self) -> RequestParts<'a> {
+        RequestParts {
+            method: self.method,
+            path: self.path,
+            query: self.query,
+            headers: self.headers,
+        }
+    }
+
+    fn visible(&self) -> Visible<'a> {
+        Visible {
+            method: self.method,
+            path: self.path,
+            headers: self.headers,
+        }
+    }
+
+    fn content_type(&self) -> Option<&'a str> {
+        self.headers.get(CONTENT_TYPE)?.to_str().ok()
+    }
+}
+
+/// What is known of a request so far, for log and metrics.
+#[derive(Default)]
+struct Seen {
+    tenant: Option<uuid::Uuid>,
+    shard: Option<Arc<str>>,
+    code: Option<String>,
+    stages: Stages,
+}
+
+/// What a request spends its time on.
+#[derive(Clone, Copy)]
+enum Stage {
+    Auth,
+    Parse,
+    Plan,
+    Pool,
+    Transaction,
+    Hold,
+    Response,
+}
+
+const STAGES: [&str; 7] = [
+    "auth",
+    "parse",
+    "plan",
+    "pool",
+    "transaction",
+    "hold",
+    "response",
+];
+
+/// Time by stage, for the header Server-Timing (W3C Server Timing).
+struct Stages {
+    spent: [Duration; STAGES.len()],
+    since: Instant,
+}
+
+impl Default for Stages {
+    fn default() -> Self {
+        Self {
+            spent: [Duration::ZERO; STAGES.len()],
+            since: Instant::now(),
+        }
+    }
+}
+
+impl Stages {
+    /// All time since the last mark was spent on `stage`.
+    fn mark(&mut self, stage: Stage) {
+        let now = Instant::now();
+        self.spent[stage as usize] += now - self.since;
+        self.since = now;
+    }
+
+    fn finish(&self, response: &mut http::Response<Bytes>, request_id: &str) {
+        use std::fmt::Write;
+        let mut text = String::with_capacity(96);
+        for (name, spent) in STAGES.iter().zip(self.spent) {
+            if !spent.is_zero() {
+                let comma = if text.is_empty() { "" } else { ", " };
+                let _ = write!(text, "{comma}{name};dur={:.3}", spent.as_secs_f64() * 1e3);
+            }
+        }
+        let headers = response.headers_mut();
+        if let Ok(value) = HeaderValue::try_from(text) {
+            headers.insert(HeaderName::from_static("server-timing"), value);
+        }
+        if let Ok(value) = HeaderValue::try_from(request_id) {
+            headers.insert(HeaderName::from_static("x-request-id"), value);
+        }
+    }
+}
+
+/// Counts a request out, however it ends.
+struct InFlight<'a>(&'a App);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.events.metrics.in_flight.decrement(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_prefix_is_whole_segments() {
+        assert_eq!(path_behind("/rest/v1", "/rest/v1/t"), Some("/t"));
+        assert_eq!(path_behind("/rest/v1", "/rest/v1"), Some(""));
+        assert_eq!(path_behind("/rest/v1", "/rest/v1x/t"), None);
+        assert_eq!(path_behind("", "/t"), Some("/t"));
+    }
+}
