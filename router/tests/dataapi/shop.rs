@@ -1,0 +1,249 @@
+//! A shard with the record shop of two tenants, and requests to it that go
+//! through every stage but HTTP's own and the placement.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use ops::local::{Cluster, Content, Options};
+use router::config::Api;
+use router::error::{Error, Hidden, Refusal};
+use router::execute::{self, Access, ExecuteError, Guard, Text};
+use router::plan::{Action, Form, Model, plan};
+use router::pool::{NodeAddress, PoolSettings, Pools};
+use router::request::{ApiRequest, RequestParts, body};
+use router::response::{self, Row};
+use router::sql;
+use tokio::time::Instant;
+use tokio_postgres::NoTls;
+use uuid::Uuid;
+
+pub(crate) struct Shop {
+    pub(crate) cluster: Cluster,
+    pub(crate) api: Api,
+    model: Model,
+    pools: Pools,
+    node: NodeAddress,
+    pub(crate) tenants: [Uuid; 2],
+}
+
+/// What came back.
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: String,
+}
+
+impl Reply {
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |v| v.to_str().unwrap())
+    }
+
+    /// Status, headers that say something, and body, for snapshots.
+    pub(crate) fn show(&self) -> String {
+        let names = [
+            "content-type",
+            "content-range",
+            "content-location",
+            "content-profile",
+            "location",
+            "preference-applied",
+            "allow",
+            "proxy-status",
+            "x-tea",
+        ];
+        let mut text = self.status.to_string();
+        for name in names
+            .iter()
+            .filter(|name| self.headers.contains_key(**name))
+        {
+            text.push_str(&format!("\n{name}: {}", self.header(name)));
+        }
+        text.push_str(&format!("\n{}", self.body));
+        text
+    }
+}
+
+impl Shop {
+    pub(crate) async fn open() -> Self {
+        let cluster = Cluster::start(Options {
+            shards: Some(1),
+            replicas: Some(0),
+            routers: Some(0),
+            content: Content::Servers,
+            ..Options::default()
+        })
+        .await
+        .unwrap();
+        let dsn = cluster.shard_dsn("s1-primary").unwrap();
+        let (mut admin, connection) = tokio_postgres::connect(&dsn, NoTls).await.unwrap();
+        tokio::spawn(connection);
+        let passwords = schema::shard::RolePasswords {
+            router: Some("router".into()),
+            ..Default::default()
+        };
+        schema::shard::install(&mut admin, &passwords)
+            .await
+            .unwrap();
+        admin
+            .batch_execute(include_str!("schema.sql"))
+            .await
+            .unwrap();
+        let tenants = [Uuid::from_u128(1), Uuid::from_u128(2)];
+        for tenant in tenants {
+            let rows = include_str!("rows.sql");
+            let fill = format!(
+                "begin;
+                 insert into ringfence.fence (tenant_id, epoch) values ('{tenant}', 1);
+                 select ringfence.enter('{tenant}', 1, 'write', '{{}}', null);
+                 {rows}
+                 commit"
+            );
+            admin.batch_execute(&fill).await.unwrap();
+        }
+        let catalog = schema::introspect::load(&admin, &["public"]).await.unwrap();
+        let parsed: tokio_postgres::Config = dsn.parse().unwrap();
+        let node = NodeAddress {
+            host: "127.0.0.1".into(),
+            port: parsed.get_ports()[0],
+        };
+        Self {
+            api: Api {
+                aggregates: true,
+                tx_rollback: true,
+                rest_prefix: String::new(),
+                ..Api::default()
+            },
+            model: Model::new(Arc::new(catalog)),
+            pools: Pools::new(PoolSettings {
+                application: "test".into(),
+                user: "ringfence_router".into(),
+                password: Some("router".into()),
+                database: parsed.get_dbname().unwrap().into(),
+                size_max: 4,
+                wait_max: Duration::from_secs(5),
+                connect_max: Duration::from_secs(5),
+                statements_max: NonZeroUsize::new(64).unwrap(),
+            }),
+            node,
+            cluster,
+            tenants,
+        }
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Reply {
+        self.send("GET", path, &[], "").await
+    }
+
+    /// The first tenant asks; `path` may carry a query string.
+    pub(crate) async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Reply {
+        self.send_as(self.tenants[0], method, path, headers, body)
+            .await
+    }
+
+    pub(crate) async fn send_as(
+        &self,
+        tenant: Uuid,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Reply {
+        let head = method == "HEAD";
+        let answer = self.answer(tenant, method, path, headers, body).await;
+        let response = answer.unwrap_or_else(|error| error.response(head));
+        Reply {
+            status: response.status().as_u16(),
+            headers: response.headers().clone(),
+            body: String::from_utf8(response.body().to_vec()).unwrap(),
+        }
+    }
+
+    async fn answer(
+        &self,
+        tenant: Uuid,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Result<http::Response<Bytes>, Error> {
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            let name = HeaderName::try_from(*name).unwrap();
+            map.append(name, HeaderValue::from_str(value).unwrap());
+        }
+        let method = Method::from_bytes(method.as_bytes()).unwrap();
+        let parts = RequestParts {
+            method: &method,
+            path,
+            query,
+            headers: &map,
+        };
+        let request = ApiRequest::parse(&parts, &self.api)?;
+        let content_type = map.get("content-type").map(|v| v.to_str().unwrap());
+        let payload = body::parse(
+            &request,
+            content_type,
+            Bytes::copy_from_slice(body.as_bytes()),
+        )?;
+        let plan = plan(&self.model, &self.api, &request, &payload)?;
+        let Some(statement) = sql::statement(&plan) else {
+            return response::without_rows(&self.api, &self.model, &request, &plan);
+        };
+        let settings = request.settings();
+        let settings = settings.iter().map(|(n, v)| format!("{n},{v}"));
+        let settings: Vec<String> = settings.collect();
+        let guard = Guard {
+            tenant,
+            epoch: 1,
+            claims: Bytes::from_static(b"{\"role\":\"authenticated\"}"),
+            settings: (!settings.is_empty()).then(|| format!("{{{}}}", settings.join(",")).into()),
+        };
+        let mut connection = self
+            .pools
+            .get(&self.node, &"authenticated".into())
+            .await
+            .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let params: Vec<Text> = statement.params.into_iter().map(Text).collect();
+        let access = match statement.form {
+            Form::Read => None,
+            Form::ReadOnlyTransaction => Some(Access::ReadOnly),
+            Form::Write => Some(Access::Write),
+            Form::WriteAndRollBack => Some(Access::WriteAndRollBack),
+        };
+        let text = statement.text;
+        let ran = match access {
+            None => execute::read(&mut connection, &guard, &text, &params, deadline).await,
+            Some(access) => {
+                execute::transact(connection, guard, access, text.clone(), params, deadline).await
+            }
+        };
+        let name = tenant.to_string();
+        let hidden = match &plan.action {
+            Action::Write(write) if write.tenant_hidden => write.tenant.as_ref(),
+            _ => None,
+        };
+        let answer = ran.map_err(|error| match error {
+            ExecuteError::Refused(refused) => {
+                let hidden = hidden.map(|column| Hidden {
+                    column: column.as_str(),
+                    tenant: &name,
+                });
+                Error::Postgres(Box::new(Refusal::new(&refused, false, hidden)))
+            }
+            other => panic!("{other:?} for {text}"),
+        })?;
+        response::build(&self.api, &request, &plan, Row::read(&answer))
+    }
+}
