@@ -20,8 +20,9 @@ pub struct Environment {
     pub admin: Option<Admin>,
     /// Keys by tenant's slug.
     pub keys: BTreeMap<String, String>,
-    /// Connection strings of the shards' primaries, by shard.
-    pub primaries: BTreeMap<String, String>,
+    /// Connection strings of each shard's nodes; which is primary is seen by
+    /// asking them.
+    pub shards: BTreeMap<String, Vec<String>>,
 }
 
 /// How to reach the admin API.
@@ -117,9 +118,18 @@ impl Environment {
                     .to_owned(),
             }),
             keys: suffixes("RINGFENCE_KEY_").collect(),
-            primaries: suffixes("RINGFENCE_SHARD_")
-                .filter_map(|(name, dsn)| Some((name.strip_suffix("-primary")?.to_owned(), dsn)))
-                .collect(),
+            shards: suffixes("RINGFENCE_SHARD_").fold(
+                BTreeMap::new(),
+                |mut shards, (name, dsn)| {
+                    if let Some((shard, _node)) = name.rsplit_once('-') {
+                        shards
+                            .entry(shard.to_owned())
+                            .or_insert_with(Vec::new)
+                            .push(dsn);
+                    }
+                    shards
+                },
+            ),
         }
     }
 }
@@ -182,8 +192,12 @@ mod tests {
             .map(|(k, v)| (k.as_str(), v.as_str()))
             .collect();
         assert_eq!(keys, [("acme", "rf_a"), ("big-co", "rf_b")]);
-        let primaries: Vec<&String> = environment.primaries.keys().collect();
-        assert_eq!(primaries, ["s1"]);
+        let shards: Vec<(&str, usize)> = environment
+            .shards
+            .iter()
+            .map(|(shard, nodes)| (shard.as_str(), nodes.len()))
+            .collect();
+        assert_eq!(shards, [("s1", 2)]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::calendar;
+use crate::check;
 use crate::client::Target;
 use crate::engine::{self, Choice, Finished, Plan, Running, Stream, StreamKind};
 use crate::environment::Environment;
@@ -22,7 +23,7 @@ use crate::pacer::{Profile, Segment};
 use crate::population::Population;
 use crate::record::Interval;
 use crate::report::{Facts, Report};
-use crate::scenario::{self, Gate, Model, Scenario, Stage, StageKind};
+use crate::scenario::{self, Checks, Gate, Model, Scenario, Stage, StageKind};
 use crate::script::Script;
 use crate::series::Series;
 use crate::token;
@@ -59,6 +60,8 @@ pub struct Prepared {
     pub model: &'static str,
     /// The thresholds.
     pub gates: Vec<Gate>,
+    /// What is watched, if answers are to be verified.
+    pub checks: Option<Checks>,
     /// Names of operations and floods.
     pub rows: Vec<String>,
     /// From where to where floods last, in seconds.
@@ -161,6 +164,11 @@ pub async fn prepare(
             .iter()
             .map(|gate| gate.get_ref().clone())
             .collect(),
+        checks: scenario
+            .checks
+            .as_ref()
+            .filter(|_| options.check)
+            .map(|checks| checks.get_ref().clone()),
         rows,
         flood_windows,
     })
@@ -291,6 +299,10 @@ pub async fn drive(
     let exposition = Arc::new(Exposition::new(running.begin.clone()));
     let background = start_background(&plan, environment, options, &exposition).await;
     let stop_engine = stop_on(interrupt.clone(), &running);
+    let checker = prepared
+        .checks
+        .map(|checks| check::start(plan.clone(), checks, running.begin.clone()))
+        .transpose()?;
 
     let begin = running.begin.clone();
     let slugs: Vec<String> = plan
@@ -306,6 +318,10 @@ pub async fn drive(
     stop_engine.abort();
     let elapsed = begin.get().map_or(Duration::ZERO, Instant::elapsed);
     drop(background);
+    let checks = match checker {
+        Some(checker) => Some(checker.finish(&finished, environment).await?),
+        None => None,
+    };
 
     let facts = Facts {
         scenario: prepared.title,
@@ -325,6 +341,7 @@ pub async fn drive(
     };
     let mut report = Report::build(facts, &finished.totals, &series);
     report.gates = gate::judge(&prepared.gates, &report);
+    report.checks = checks;
     Ok(report)
 }
 

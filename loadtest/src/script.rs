@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{Method, Uri};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::{Map, Value};
 
 use crate::lists::Lists;
 use crate::scenario::{self, Body, Scenario};
@@ -512,6 +513,44 @@ impl Operation {
             body,
             canaries,
         })
+    }
+}
+
+/// The other columns of a watched row; values only from generators.
+#[derive(Debug)]
+pub struct RowTemplate(Vec<Piece>);
+
+impl RowTemplate {
+    /// Compiles a table of columns.
+    pub fn compile(row: Option<&Body>) -> Self {
+        let mut pieces = Vec::new();
+        if let Some(row) = row {
+            append_json(&mut pieces, row, &HashMap::new());
+        }
+        RowTemplate(pieces)
+    }
+
+    /// A row.
+    pub fn render(&self, surroundings: &mut Surroundings<'_>) -> Map<String, Value> {
+        let mut text = String::new();
+        for piece in &self.0 {
+            match piece {
+                Piece::Literal(literal) => text.push_str(literal),
+                Piece::Value(generator, escape) => {
+                    let mut value = String::new();
+                    generator.write(surroundings, &mut value);
+                    push_escaped(
+                        &value,
+                        *escape,
+                        *escape == Escape::JsonValue && generator.is_text(),
+                        &mut text,
+                    );
+                }
+                // Refused where the scenario is read.
+                Piece::Saved { .. } | Piece::Canary => {}
+            }
+        }
+        serde_json::from_str(&text).unwrap_or_default()
     }
 }
 

@@ -2,5 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+mod checks;
 mod engine;
 mod support;

@@ -18,7 +18,6 @@ use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 
 /// How the service misbehaves.
-#[allow(dead_code, reason = "the checks' tests follow")]
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(crate) enum Fault {
     /// Not at all.
@@ -119,7 +118,7 @@ impl Server {
                 .iter()
                 .map(|tenant| ((*tenant).to_owned(), format!("key-{tenant}")))
                 .collect(),
-            primaries: BTreeMap::new(),
+            shards: BTreeMap::new(),
         }
     }
 
@@ -149,6 +148,18 @@ impl Server {
     pub(crate) fn kill(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
+        }
+    }
+}
+
+impl Server {
+    /// Ends it from another thread.
+    pub(crate) fn killer(&mut self) -> impl FnOnce() + Send + 'static {
+        let runtime = self.runtime.take();
+        move || {
+            if let Some(runtime) = runtime {
+                runtime.shutdown_background();
+            }
         }
     }
 }
