@@ -5,6 +5,7 @@
 
 pub mod catalog;
 pub mod control;
+pub mod crm;
 pub mod ident;
 pub mod introspect;
 pub mod shard;
