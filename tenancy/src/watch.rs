@@ -74,11 +74,8 @@ impl Placements {
         stop: CancellationToken,
     ) -> Result<Arc<Self>, WatchError> {
         let config: tokio_postgres::Config = dsn.parse().map_err(WatchError::Dsn)?;
-        let (first, link) = match Link::open(&config).await {
-            Ok(mut link) => {
-                let fetched = link.fetch(&Snapshot::empty()).await?;
-                (fetched.unwrap_or_else(Snapshot::empty), Some(link))
-            }
+        let (first, link) = match Link::open_and_fetch(&config).await {
+            Ok((snapshot, link)) => (snapshot, Some(link)),
             Err(error) => match file.as_deref().and_then(read_file) {
                 Some(snapshot) => {
                     let version = snapshot.version();
@@ -127,6 +124,11 @@ impl Placements {
     /// Whether the control database can be reached.
     pub fn connected(&self) -> bool {
         *self.connected.borrow()
+    }
+
+    /// Wakes whenever the control database is lost or found again.
+    pub fn connections(&self) -> watch::Receiver<bool> {
+        self.connected.subscribe()
     }
 
     /// Asks for a look at the control database now.
@@ -255,7 +257,9 @@ struct Link {
 impl Link {
     async fn open(config: &tokio_postgres::Config) -> Result<Self, WatchError> {
         let mut config = config.clone();
-        config.connect_timeout(Duration::from_secs(2));
+        config
+            .connect_timeout(Duration::from_secs(2))
+            .application_name("ringfence-placements");
         let (client, mut connection) = answered(config.connect(NoTls)).await?;
         let (heard, notices) = mpsc::channel(1);
         tokio::spawn(async move {
@@ -270,6 +274,16 @@ impl Link {
         });
         answered(client.batch_execute("listen ringfence_placement")).await?;
         Ok(Self { client, notices })
+    }
+
+    /// A connection, and all that the control database says over it.
+    async fn open_and_fetch(
+        config: &tokio_postgres::Config,
+    ) -> Result<(Snapshot, Self), WatchError> {
+        let mut link = Self::open(config).await?;
+        let empty = Snapshot::empty();
+        let fetched = link.fetch(&empty).await?;
+        Ok((fetched.unwrap_or(empty), link))
     }
 
     /// `current` brought to the control database's version; none where it is there already.

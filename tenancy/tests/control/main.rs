@@ -1,0 +1,8 @@
+//! The control database and those who follow it, on real servers.
+
+// Clippy's leave for tests does not reach their helpers.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+mod upgrade;
+mod watch;

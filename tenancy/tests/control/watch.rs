@@ -1,0 +1,422 @@
+//! Snapshots follow the control database, and outlive it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tenancy::control::{Actor, Control, NewKey, NewNode, NewShard, NewTenant};
+use tenancy::id::{Epoch, KeyId, TenantId};
+use tenancy::placement::TenantState;
+use tenancy::snapshot::Snapshot;
+use tenancy::watch::{Placements, WatchError};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use uuid::Uuid;
+
+use crate::support::{Server, connect};
+
+/// A change must be everywhere by then.
+const SOON: Duration = Duration::from_secs(1);
+/// Nothing takes longer, but for a server that starts.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A control database with the shards `s1` and `s2`, and who writes to it.
+struct Fixture {
+    server: Server,
+    dsn: String,
+    control: Control,
+    actor: Actor,
+}
+
+impl Fixture {
+    async fn new() -> Self {
+        let server = Server::start().await;
+        let dsn = server.control("control").await;
+        let fixture = Self {
+            control: Control::new(&dsn).unwrap(),
+            actor: Actor("test".into()),
+            server,
+            dsn,
+        };
+        fixture.add_shard("s1").await;
+        fixture.add_shard("s2").await;
+        fixture
+    }
+
+    /// Returns how many tenants are off the ring by it.
+    async fn add_shard(&self, id: &str) -> u64 {
+        let number: u16 = id.trim_start_matches('s').parse().unwrap();
+        let shard = NewShard {
+            id: id.into(),
+            region: None,
+            weight: None,
+            nodes: vec![NewNode {
+                name: format!("{id}-primary"),
+                host: "127.0.0.1".into(),
+                port: number,
+            }],
+        };
+        self.control
+            .insert_shard(&self.actor, &shard)
+            .await
+            .unwrap();
+        let moved = self.control.activate_shard(&self.actor, id).await;
+        moved.unwrap()
+    }
+
+    async fn add_tenant(&self, slug: &str) -> TenantId {
+        let tenant = NewTenant {
+            id: None,
+            slug: slug.into(),
+            name: None,
+            region: None,
+        };
+        let (tenant, _) = self
+            .control
+            .insert_tenant(&self.actor, &tenant)
+            .await
+            .unwrap();
+        self.control.activate_tenants(&[tenant.id]).await.unwrap();
+        TenantId(tenant.id)
+    }
+
+    async fn suspend(&self, slug: &str, suspended: bool) {
+        let done = self
+            .control
+            .set_suspended(&self.actor, slug, suspended)
+            .await;
+        done.unwrap();
+    }
+
+    async fn version(&self) -> i64 {
+        let client = connect(&self.dsn).await;
+        let row = client
+            .query_one("select version from ringfence.version", &[])
+            .await;
+        row.unwrap().get(0)
+    }
+
+    async fn follow(&self, file: Option<PathBuf>) -> Follower {
+        self.try_follow(file).await.unwrap()
+    }
+
+    async fn try_follow(&self, file: Option<PathBuf>) -> Result<Follower, WatchError> {
+        let stop = CancellationToken::new();
+        let placements = Placements::start(&self.dsn, file, stop.clone()).await?;
+        Ok(Follower {
+            placements,
+            _stop: stop.drop_guard(),
+        })
+    }
+
+    /// What a router that has just started knows.
+    async fn from_scratch(&self) -> Arc<Snapshot> {
+        self.follow(None).await.now()
+    }
+}
+
+/// Placements that are followed as long as this lives.
+struct Follower {
+    placements: Arc<Placements>,
+    _stop: DropGuard,
+}
+
+impl Follower {
+    fn now(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.placements.load())
+    }
+
+    /// The snapshot once it is of that version or a later one.
+    async fn at(&self, version: i64) -> Arc<Snapshot> {
+        let mut versions = self.placements.versions();
+        let reached = versions.wait_for(|now| *now >= version);
+        timeout(PATIENCE, reached).await.unwrap().unwrap();
+        self.now()
+    }
+
+    async fn connected(&self, wanted: bool) {
+        let mut connections = self.placements.connections();
+        let reached = connections.wait_for(|now| *now == wanted);
+        timeout(PATIENCE, reached).await.unwrap().unwrap();
+    }
+
+    fn state(&self, tenant: TenantId) -> TenantState {
+        self.now().place(tenant).unwrap().state
+    }
+}
+
+/// A file name in a folder that is removed at the end.
+struct TempFile(PathBuf);
+
+impl TempFile {
+    fn new() -> Self {
+        let folder = std::env::temp_dir().join(format!("ringfence-test-{}", Uuid::new_v4()));
+        std::fs::create_dir(&folder).unwrap();
+        Self(folder.join("snapshot.json"))
+    }
+
+    /// Waits until the file holds that version or a later one.
+    async fn holds(&self, version: i64) {
+        let started = Instant::now();
+        while file_version(&self.0).is_none_or(|written| written < version) {
+            assert!(started.elapsed() < PATIENCE, "the file copy is not written");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+impl Drop for TempFile {
+    fn drop(&mut self) {
+        if let Some(folder) = self.0.parent() {
+            let _ = std::fs::remove_dir_all(folder);
+        }
+    }
+}
+
+fn file_version(path: &Path) -> Option<i64> {
+    let text = std::fs::read(path).ok()?;
+    let file: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    file["version"].as_i64()
+}
+
+fn assert_same(one: &Snapshot, other: &Snapshot) {
+    assert_eq!(one.version(), other.version());
+    assert_eq!(one.fleet(), other.fleet());
+    assert_eq!(one.revoked(), other.revoked());
+    assert_eq!(one.exceptions().len(), other.exceptions().len());
+    for exception in one.exceptions().iter() {
+        let tenant = exception.tenant;
+        assert_eq!(one.place(tenant), other.place(tenant));
+        assert!(other.exceptions().get(tenant).is_some(), "{tenant}");
+    }
+}
+
+/// Five changes, each made when the last has arrived: with the poll alone, each
+/// would take a second.
+#[tokio::test]
+async fn a_change_is_heard_of_at_once() {
+    let fixture = Fixture::new().await;
+    let tenant = fixture.add_tenant("acme").await;
+    let follower = fixture.follow(None).await;
+    let mut slowest = Duration::ZERO;
+    let started = Instant::now();
+    for round in 0..5 {
+        let suspended = round % 2 == 0;
+        fixture.suspend("acme", suspended).await;
+        let changed = Instant::now();
+        follower.at(fixture.version().await).await;
+        slowest = slowest.max(changed.elapsed());
+        let expected = match suspended {
+            true => TenantState::Suspended,
+            false => TenantState::Active,
+        };
+        assert_eq!(follower.state(tenant), expected);
+    }
+    assert!(slowest < SOON, "{slowest:?}");
+    assert!(started.elapsed() < SOON * 3, "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_change_without_a_notification_is_found_by_the_poll() {
+    let fixture = Fixture::new().await;
+    let tenant = fixture.add_tenant("acme").await;
+    let follower = fixture.follow(None).await;
+    let client = connect(&fixture.dsn).await;
+    client
+        .batch_execute(
+            "begin;
+             update ringfence.version set version = version + 1;
+             update ringfence.tenant set state = 'suspended', exceptional = true,
+               version = (select version from ringfence.version);
+             commit",
+        )
+        .await
+        .unwrap();
+    follower.at(fixture.version().await).await;
+    assert_eq!(follower.state(tenant), TenantState::Suspended);
+}
+
+#[tokio::test]
+async fn a_revoked_key_and_a_new_shard_arrive() {
+    let fixture = Fixture::new().await;
+    fixture.add_tenant("acme").await;
+    let follower = fixture.follow(None).await;
+    let key = NewKey {
+        role: "authenticated".into(),
+        name: None,
+        expires_in_seconds: None,
+    };
+    let key = fixture
+        .control
+        .insert_key(&fixture.actor, "acme", &key)
+        .await
+        .unwrap();
+    fixture
+        .control
+        .revoke_key(&fixture.actor, key.id)
+        .await
+        .unwrap();
+    fixture.add_shard("s3").await;
+    let now = follower.at(fixture.version().await).await;
+    assert!(now.revoked().contains(&KeyId(key.id)));
+    let shards: Vec<&str> = now.fleet().shards.iter().map(|s| s.id.as_str()).collect();
+    assert_eq!(shards, ["s1", "s2", "s3"]);
+}
+
+/// More exceptions than a page holds, as a delta and from scratch.
+#[tokio::test]
+async fn a_delta_of_several_pages_equals_a_start_from_scratch() {
+    let fixture = Fixture::new().await;
+    let follower = fixture.follow(None).await;
+    fixture
+        .control
+        .insert_tenants(&fixture.actor, "t", 40_000)
+        .await
+        .unwrap();
+    // A third of them now belongs elsewhere, and stays where it is.
+    let moved = fixture.add_shard("s3").await;
+    assert!(moved > 10_000, "{moved}");
+    let followed = follower.at(fixture.version().await).await;
+    assert_eq!(followed.exceptions().len() as u64, moved);
+    assert_same(&followed, &*fixture.from_scratch().await);
+
+    let client = connect(&fixture.dsn).await;
+    let rows = client
+        .query("select id, shard from ringfence.tenant", &[])
+        .await
+        .unwrap();
+    assert_eq!(rows.len(), 40_000);
+    for row in rows {
+        let placement = followed.place(TenantId(row.get(0))).unwrap();
+        assert_eq!(placement.shard.as_str(), row.get::<_, &str>(1));
+        assert_eq!(placement.epoch, Epoch::FIRST);
+    }
+}
+
+#[tokio::test]
+async fn placements_outlive_the_control_database() {
+    let mut fixture = Fixture::new().await;
+    let acme = fixture.add_tenant("acme").await;
+    let follower = fixture.follow(None).await;
+    let before = follower.now().place(acme);
+    assert!(before.is_some());
+
+    fixture.server.kill();
+    follower.connected(false).await;
+    assert!(!follower.placements.connected());
+    assert_eq!(follower.now().place(acme), before);
+
+    fixture.server.resume().await;
+    follower.connected(true).await;
+    // The pool's connections died with the server.
+    fixture.control = Control::new(&fixture.dsn).unwrap();
+    fixture.suspend("acme", true).await;
+    follower.at(fixture.version().await).await;
+    assert_eq!(follower.state(acme), TenantState::Suspended);
+}
+
+#[tokio::test]
+async fn a_start_without_the_control_database_uses_the_file() {
+    let mut fixture = Fixture::new().await;
+    let acme = fixture.add_tenant("acme").await;
+    fixture.suspend("acme", true).await;
+    let file = TempFile::new();
+    let written = {
+        let follower = fixture.follow(Some(file.0.clone())).await;
+        file.holds(fixture.version().await).await;
+        follower.now()
+    };
+    use std::os::unix::fs::PermissionsExt;
+    let mode = std::fs::metadata(&file.0).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "it holds issuers' secrets");
+
+    fixture.server.kill();
+    let follower = fixture.follow(Some(file.0.clone())).await;
+    assert_same(&follower.now(), &written);
+    assert!(!follower.placements.connected());
+    assert_eq!(follower.state(acme), TenantState::Suspended);
+
+    fixture.server.resume().await;
+    follower.connected(true).await;
+    fixture.control = Control::new(&fixture.dsn).unwrap();
+    fixture.suspend("acme", false).await;
+    follower.at(fixture.version().await).await;
+    assert_eq!(follower.state(acme), TenantState::Active);
+}
+
+/// It takes connections, and answers none of the questions.
+#[tokio::test]
+async fn a_start_beside_a_broken_control_database_uses_the_file() {
+    let fixture = Fixture::new().await;
+    let acme = fixture.add_tenant("acme").await;
+    let file = TempFile::new();
+    {
+        let _follower = fixture.follow(Some(file.0.clone())).await;
+        file.holds(fixture.version().await).await;
+    }
+    let client = connect(&fixture.dsn).await;
+    let hide = "alter table ringfence.version rename to version_elsewhere";
+    client.batch_execute(hide).await.unwrap();
+    let follower = fixture.follow(Some(file.0.clone())).await;
+    assert_eq!(follower.state(acme), TenantState::Active);
+}
+
+#[tokio::test]
+async fn a_start_without_database_and_file_fails() {
+    let mut fixture = Fixture::new().await;
+    fixture.server.kill();
+    assert!(fixture.try_follow(None).await.is_err());
+    let file = TempFile::new();
+    assert!(fixture.try_follow(Some(file.0.clone())).await.is_err());
+    std::fs::write(&file.0, "{ damaged").unwrap();
+    assert!(fixture.try_follow(Some(file.0.clone())).await.is_err());
+}
+
+/// After a restore from a backup versions count lower, and what came after the
+/// backup is not so any longer.
+#[tokio::test]
+async fn a_restored_control_database_is_followed_from_its_start() {
+    let fixture = Fixture::new().await;
+    let acme = fixture.add_tenant("acme").await;
+    let backup = fixture.version().await;
+    fixture.suspend("acme", true).await;
+    let follower = fixture.follow(None).await;
+    assert_eq!(follower.state(acme), TenantState::Suspended);
+
+    let client = connect(&fixture.dsn).await;
+    client
+        .batch_execute(&format!(
+            "begin;
+             update ringfence.tenant set state = 'active', exceptional = false, version = {backup};
+             update ringfence.version set version = {backup};
+             notify ringfence_placement;
+             commit"
+        ))
+        .await
+        .unwrap();
+    let mut versions = follower.placements.versions();
+    let restored = versions.wait_for(|version| *version == backup);
+    timeout(PATIENCE, restored).await.unwrap().unwrap();
+    assert_eq!(follower.state(acme), TenantState::Active);
+    assert!(follower.now().exceptions().is_empty());
+}
+
+#[tokio::test]
+async fn who_stops_leaves_no_connection() {
+    let fixture = Fixture::new().await;
+    let client = connect(&fixture.dsn).await;
+    let listeners = async || -> i64 {
+        let sql = "select count(*) from pg_stat_activity
+                   where query ~ 'ringfence.version' and pid <> pg_backend_pid()
+                     and application_name = 'ringfence-placements'";
+        client.query_one(sql, &[]).await.unwrap().get(0)
+    };
+    let follower = fixture.follow(None).await;
+    assert_eq!(listeners().await, 1);
+    drop(follower);
+    let stopped = Instant::now();
+    while listeners().await > 0 {
+        assert!(stopped.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
