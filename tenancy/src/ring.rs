@@ -5,10 +5,10 @@
 //! does, keys and virtual nodes are types of this module that write raw bytes,
 //! and a test holds golden vectors.
 
-use std::hash::{Hash, Hasher};
+use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::Arc;
 
-use hashring::HashRing;
+use hashring::{DefaultHashBuilder, HashRing};
 
 use crate::id::TenantId;
 
@@ -17,8 +17,24 @@ use crate::id::TenantId;
 const VIRTUAL_NODES: f64 = 256.0;
 
 /// A ring whose members are numbered as they were given.
+///
+/// `hashring` hashes and orders the points. Its own look-up is a binary search
+/// that misses the processor's caches at nearly every step of 256,000 points;
+/// hashes are spread evenly, so an index by their leading bits leads to within
+/// a point or two of the answer.
 pub struct Ring {
-    points: HashRing<Point>,
+    hasher: DefaultHashBuilder,
+    /// In order of their hashes.
+    places: Box<[Place]>,
+    /// For each value of the leading bits, the first place with them or beyond.
+    starts: Box<[u32]>,
+    /// How far a hash is shifted for its leading bits to remain.
+    shift: u32,
+}
+
+struct Place {
+    hash: u64,
+    member: u32,
 }
 
 /// One virtual node. Equal bytes give equal places on the ring, so a member
@@ -51,27 +67,62 @@ impl Ring {
     /// A ring of named members with their weights (1 is usual); each gets
     /// 256 × weight virtual nodes, one at least.
     pub fn new<'a>(members: impl IntoIterator<Item = (&'a str, f64)>) -> Self {
-        let mut points = Vec::new();
-        for (member, (name, weight)) in members.into_iter().enumerate() {
-            let name: Arc<str> = name.into();
-            let count = (VIRTUAL_NODES * weight).round().max(1.0) as u32;
-            points.extend((0..count).map(|index| Point {
-                name: name.clone(),
-                index,
-                member: member as u32,
-            }));
-        }
         let mut ring = HashRing::new();
         // One batch: each single insertion would sort the whole ring again.
-        ring.batch_add(points);
-        Self { points: ring }
+        ring.batch_add(points(members));
+        Self::of_ordered(ring)
+    }
+
+    fn of_ordered(ring: HashRing<Point>) -> Self {
+        let hasher = DefaultHashBuilder;
+        let places: Box<[Place]> = ring
+            .into_iter()
+            .map(|point| Place {
+                hash: hasher.hash_one(&point),
+                member: point.member,
+            })
+            .collect();
+        // About one place for each value; one bit at least, as 64 can't be shifted by.
+        let bits = places.len().max(2).next_power_of_two().ilog2();
+        let shift = u64::BITS - bits;
+        let start = |leading: u64| {
+            let first = places.partition_point(|place| place.hash >> shift < leading);
+            first as u32
+        };
+        Self {
+            starts: (0..1 << bits).map(start).collect(),
+            hasher,
+            places,
+            shift,
+        }
     }
 
     /// The number of the member that `tenant` falls to; none on an empty ring.
     pub fn get(&self, tenant: TenantId) -> Option<usize> {
-        let key = Key(*tenant.0.as_bytes());
-        self.points.get(&key).map(|point| point.member as usize)
+        let hash = self.hasher.hash_one(Key(*tenant.0.as_bytes()));
+        let start = self.starts[(hash >> self.shift) as usize] as usize;
+        let mut following = self.places[start..].iter();
+        let place = following.find(|place| place.hash >= hash);
+        // Past the last place the ring begins again.
+        place
+            .or_else(|| self.places.first())
+            .map(|place| place.member as usize)
     }
+}
+
+/// All virtual nodes of the members.
+fn points<'a>(members: impl IntoIterator<Item = (&'a str, f64)>) -> Vec<Point> {
+    let mut points = Vec::new();
+    for (member, (name, weight)) in members.into_iter().enumerate() {
+        let name: Arc<str> = name.into();
+        let count = (VIRTUAL_NODES * weight).round().max(1.0) as u32;
+        points.extend((0..count).map(|index| Point {
+            name: name.clone(),
+            index,
+            member: member as u32,
+        }));
+    }
+    points
 }
 
 #[cfg(test)]
@@ -151,6 +202,21 @@ mod tests {
             }
             let share = 10_000.0 / (count as f64 + 1.0);
             prop_assert!((moved as f64) < share * 1.35, "{} of {}", moved, share);
+        }
+
+        /// The index leads where the crate's own search does.
+        #[test]
+        fn the_answer_is_hashrings(count in 1_usize..12, weight in 0.001_f64..3.0, start in any::<u128>()) {
+            let all = names(count);
+            let members = || all.iter().map(|name| (name.as_str(), weight));
+            let mut plain = HashRing::new();
+            plain.batch_add(points(members()));
+            let ring = Ring::new(members());
+            for n in 0..500 {
+                let tenant = tenant(start.wrapping_add(n));
+                let expected = plain.get(&Key(*tenant.0.as_bytes())).map(|p| p.member as usize);
+                prop_assert_eq!(ring.get(tenant), expected);
+            }
         }
 
         /// The order in which members are named does not matter.
