@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
+use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
 use super::tenants::read_error;
@@ -149,7 +150,14 @@ impl Control {
                      where node.shard = excluded.shard",
                     &[&node.name, &new.id, &node.host, &i32::from(node.port)],
                 )
-                .await?;
+                .await
+                .map_err(|error| match error.code() {
+                    Some(&SqlState::UNIQUE_VIOLATION) => ControlError::Conflict(format!(
+                        "another node listens on {}:{}",
+                        node.host, node.port
+                    )),
+                    _ => ControlError::Postgres(error),
+                })?;
             if written == 0 {
                 return Err(ControlError::Conflict(format!(
                     "another shard has a node {}",

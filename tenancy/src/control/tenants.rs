@@ -92,6 +92,13 @@ impl Control {
                 new.slug
             )));
         }
+        if Uuid::parse_str(&new.slug).is_ok() {
+            // Tenants are named by slug or id: a name must lead to one of them only.
+            return Err(ControlError::Invalid(format!(
+                "slug \"{}\" looks like an id",
+                new.slug
+            )));
+        }
         let mut client = self.client().await?;
         let transaction = client.transaction().await?;
         // First the version's row: it keeps the ring as it is until the commit.

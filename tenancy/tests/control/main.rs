@@ -4,5 +4,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
+mod tenants;
 mod upgrade;
 mod watch;

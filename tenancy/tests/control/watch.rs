@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
 use tenancy::control::{Actor, Control, NewKey, NewNode, NewShard, NewTenant};
 use tenancy::id::{Epoch, KeyId, TenantId};
 use tenancy::placement::TenantState;
@@ -110,7 +113,7 @@ impl Fixture {
     }
 
     /// What a router that has just started knows.
-    async fn from_scratch(&self) -> Arc<Snapshot> {
+    async fn started_anew(&self) -> Arc<Snapshot> {
         self.follow(None).await.now()
     }
 }
@@ -265,7 +268,7 @@ async fn a_revoked_key_and_a_new_shard_arrive() {
 
 /// More exceptions than a page holds, as a delta and from scratch.
 #[tokio::test]
-async fn a_delta_of_several_pages_equals_a_start_from_scratch() {
+async fn a_delta_of_several_pages_equals_a_fresh_start() {
     let fixture = Fixture::new().await;
     let follower = fixture.follow(None).await;
     fixture
@@ -278,7 +281,7 @@ async fn a_delta_of_several_pages_equals_a_start_from_scratch() {
     assert!(moved > 10_000, "{moved}");
     let followed = follower.at(fixture.version().await).await;
     assert_eq!(followed.exceptions().len() as u64, moved);
-    assert_same(&followed, &*fixture.from_scratch().await);
+    assert_same(&followed, &*fixture.started_anew().await);
 
     let client = connect(&fixture.dsn).await;
     let rows = client
@@ -290,6 +293,111 @@ async fn a_delta_of_several_pages_equals_a_start_from_scratch() {
         let placement = followed.place(TenantId(row.get(0))).unwrap();
         assert_eq!(placement.shard.as_str(), row.get::<_, &str>(1));
         assert_eq!(placement.epoch, Epoch::FIRST);
+    }
+}
+
+/// What workers do, in any order, and a move's last step.
+#[derive(Clone, Debug)]
+enum Step {
+    AddShard,
+    AddTenants(u32),
+    Suspend(usize),
+    Resume(usize),
+    Move(usize),
+    RevokeKey(usize),
+    /// The follower catches up; without it, changes come to it as one delta.
+    CatchUp,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        1 => Just(Step::AddShard),
+        2 => (1_u32..40).prop_map(Step::AddTenants),
+        4 => any::<usize>().prop_map(Step::Suspend),
+        3 => any::<usize>().prop_map(Step::Resume),
+        4 => any::<usize>().prop_map(Step::Move),
+        2 => any::<usize>().prop_map(Step::RevokeKey),
+        3 => Just(Step::CatchUp),
+    ];
+    prop::collection::vec(step, 10..40)
+}
+
+impl Fixture {
+    async fn take(&self, step: &Step, follower: &Follower) {
+        let page = self.control.tenants("", "", 1_000).await.unwrap();
+        let pick = |n: usize| &page.items[n % page.items.len()];
+        match step {
+            Step::AddShard => {
+                let shards = self.control.shards().await.unwrap().len();
+                self.add_shard(&format!("s{}", shards + 1)).await;
+            }
+            Step::AddTenants(count) => {
+                let prefix = format!("t{}", page.items.len());
+                let added = self.control.insert_tenants(&self.actor, &prefix, *count);
+                added.await.unwrap();
+                let waiting = self.control.unfinished_tenants(1_000).await.unwrap();
+                let ids: Vec<Uuid> = waiting.into_iter().map(|(id, _, _)| id).collect();
+                self.control.activate_tenants(&ids).await.unwrap();
+            }
+            Step::Suspend(n) => self.suspend(&pick(*n).slug, true).await,
+            Step::Resume(n) => self.suspend(&pick(*n).slug, false).await,
+            Step::Move(n) => {
+                // As cut-over (f) writes it, to whichever shard comes next.
+                let mut client = connect(&self.dsn).await;
+                let change = client.transaction().await.unwrap();
+                let sql = "update ringfence.tenant t
+                           set shard = coalesce((select min(s.id) from ringfence.shard s where s.id > t.shard), 's1'),
+                             epoch = epoch + 1, exceptional = true,
+                             version = ringfence.next_version(false)
+                           where t.id = $1";
+                change.execute(sql, &[&pick(*n).id]).await.unwrap();
+                change.commit().await.unwrap();
+            }
+            Step::RevokeKey(n) => {
+                let key = NewKey {
+                    role: "authenticated".into(),
+                    name: None,
+                    expires_in_seconds: None,
+                };
+                let key = self
+                    .control
+                    .insert_key(&self.actor, &pick(*n).slug, &key)
+                    .await;
+                let id = key.unwrap().id;
+                self.control.revoke_key(&self.actor, id).await.unwrap();
+            }
+            Step::CatchUp => {
+                follower.at(self.version().await).await;
+            }
+        }
+    }
+}
+
+/// However changes come together into deltas, the snapshot is what a router
+/// that starts now would read, and every tenant is where its row says.
+#[tokio::test]
+async fn deltas_equal_a_start_whatever_happens() {
+    let mut runner = TestRunner::deterministic();
+    for _ in 0..4 {
+        let steps = steps().new_tree(&mut runner).unwrap().current();
+        let fixture = Fixture::new().await;
+        fixture.add_tenant("acme").await;
+        let follower = fixture.follow(None).await;
+        for step in &steps {
+            fixture.take(step, &follower).await;
+        }
+        let followed = follower.at(fixture.version().await).await;
+        assert_same(&followed, &*fixture.started_anew().await);
+        for row in fixture.control.tenants("", "", 1_000).await.unwrap().items {
+            let placement = followed.place(TenantId(row.id)).unwrap();
+            let found = (
+                placement.shard.as_str(),
+                placement.epoch,
+                placement.state.name(),
+            );
+            let expected = (row.shard.as_str(), Epoch(row.epoch), row.state.as_str());
+            assert_eq!(found, expected, "{} after {steps:?}", row.slug);
+        }
     }
 }
 
