@@ -172,7 +172,18 @@ pub struct Cluster {
 #[derive(Debug)]
 struct Running {
     child: Child,
-    frozen: bool,
+    /// While it is frozen: what kills it should this process end.
+    warden: Option<Child>,
+}
+
+impl Running {
+    /// Kills it and all below it, frozen or not.
+    fn kill(&mut self) {
+        process::kill_tree(self.child.id());
+        if let Some(mut warden) = self.warden.take() {
+            process::dismiss(&mut warden);
+        }
+    }
 }
 
 impl Cluster {
@@ -212,6 +223,9 @@ impl Cluster {
             None => Ports::From(PORT_BASE),
         });
         let nodes = layout::nodes(shape, ports).map_err(Error::Usage)?;
+        if options.content != Content::Servers {
+            nodes.iter().try_for_each(service::require)?;
+        }
         if let Some(elsewhere) = folder.make_reachable(&postgres.identity)? {
             (options.report)(&format!(
                 "the servers' user can't reach {}: their data is in {}",
@@ -265,7 +279,7 @@ impl Cluster {
             .map(|node| {
                 let (state, pid) = match running.get_mut(&node.name) {
                     Some(process) => match process.child.try_wait() {
-                        Ok(None) if process.frozen => {
+                        Ok(None) if process.warden.is_some() => {
                             (NodeState::Stopped, Some(process.child.id()))
                         }
                         Ok(None) => (NodeState::Up, Some(process.child.id())),
@@ -291,7 +305,7 @@ impl Cluster {
     pub async fn kill(&self, node: &str) -> Result<()> {
         self.state(node, &[NodeState::Up, NodeState::Stopped])?;
         if let Some(process) = self.running().get_mut(node) {
-            process::kill_tree(process.child.id());
+            process.kill();
         }
         self.ended(node, STOP).await
     }
@@ -304,8 +318,8 @@ impl Cluster {
     pub fn stop(&self, node: &str) -> Result<()> {
         self.state(node, &[NodeState::Up])?;
         if let Some(process) = self.running().get_mut(node) {
-            process.frozen = true;
-            process::signal_tree(process.child.id(), Signal::STOP);
+            let warden = process::freeze(process.child.id());
+            process.warden = Some(warden.map_err(io(format!("freeze {node}")))?);
         }
         Ok(())
     }
@@ -316,9 +330,10 @@ impl Cluster {
     /// An unknown node, or one that is not frozen.
     pub fn cont(&self, node: &str) -> Result<()> {
         self.state(node, &[NodeState::Stopped])?;
-        if let Some(process) = self.running().get_mut(node) {
-            process.frozen = false;
-            process::signal_tree(process.child.id(), Signal::CONT);
+        if let Some(process) = self.running().get_mut(node)
+            && let Some(warden) = process.warden.take()
+        {
+            process::thaw(process.child.id(), warden);
         }
         Ok(())
     }
@@ -349,7 +364,10 @@ impl Cluster {
         for wave in waves {
             let nodes: Vec<_> = self.nodes.iter().filter(|n| wave(&n.role)).collect();
             for node in &nodes {
-                if let Some(process) = self.running().get_mut(&node.name) {
+                // The number of one that has ended may be a stranger's by now.
+                if let Some(process) = self.running().get_mut(&node.name)
+                    && let Ok(None) = process.child.try_wait()
+                {
                     let pid = process.child.id();
                     // To Postgres, SIGINT is a fast shutdown.
                     let signal = match node.is_postgres() {
@@ -357,8 +375,8 @@ impl Cluster {
                         false => Signal::TERM,
                     };
                     process::signal(pid, signal);
-                    if process.frozen {
-                        process::signal_tree(pid, Signal::CONT);
+                    if let Some(warden) = process.warden.take() {
+                        process::thaw(pid, warden);
                     }
                 }
             }
@@ -384,7 +402,7 @@ impl Cluster {
             .map_err(io(format!("start {}", node.name)))?;
         let process = Running {
             child,
-            frozen: false,
+            warden: None,
         };
         self.running().insert(node.name.clone(), process);
         Ok(())
@@ -586,7 +604,7 @@ impl Drop for Cluster {
         // id is free once its child was waited for.
         for process in running.values_mut() {
             if matches!(process.child.try_wait(), Ok(None)) {
-                process::kill_tree(process.child.id());
+                process.kill();
             }
         }
         for process in running.values_mut() {

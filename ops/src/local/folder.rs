@@ -97,7 +97,11 @@ impl Folder {
             return Ok(None);
         };
         let nodes = self.nodes();
-        if reachable(name, &nodes)? {
+        // A link of an earlier run is fine: servers start in its target.
+        let target = nodes
+            .canonicalize()
+            .map_err(io(format!("find the folder {}", nodes.display())))?;
+        if reachable(name, &target)? {
             return Ok(None);
         }
         let elsewhere = PathBuf::from(format!(
@@ -113,6 +117,9 @@ impl Folder {
                     source: std::io::Error::other("it belongs to another user"),
                 });
             }
+            // Nothing links there any more: a cluster whose folder is gone.
+            process::end_leftovers(&elsewhere);
+            fs::remove_dir_all(&elsewhere).map_err(io(format!("empty {}", elsewhere.display())))?;
         }
         make_dir(&elsewhere)?;
         if !reachable(name, &elsewhere)? {

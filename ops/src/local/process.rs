@@ -125,7 +125,7 @@ pub(crate) fn signal(pid: u32, signal: Signal) {
 /// Sends a signal to a process and all below it, the parent first so that it
 /// makes no more of them. Postgres' backends are process groups of their own,
 /// so that a signal to the group would miss them.
-pub(crate) fn signal_tree(pid: u32, sent: Signal) {
+fn signal_tree(pid: u32, sent: Signal) {
     signal(pid, sent);
     for child in descendants(pid) {
         signal(child, sent);
@@ -141,6 +141,44 @@ pub(crate) fn kill_tree(pid: u32) {
     for child in below {
         signal(child, Signal::KILL);
     }
+}
+
+/// Freezes a process and all below it.
+///
+/// Frozen backends can't notice that their server was killed, so the death
+/// signal alone would leave them behind. The shell that is returned waits for
+/// the end of this process, which closes its standard input, and kills them.
+pub(crate) fn freeze(pid: u32) -> io::Result<Child> {
+    signal(pid, Signal::STOP);
+    let frozen = descendants(pid);
+    let warden = Command::new("sh")
+        .args(["-c", "read -r _; kill -KILL \"$@\"", "sh"])
+        .arg(pid.to_string())
+        .args(frozen.iter().map(u32::to_string))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn();
+    if warden.is_err() {
+        signal(pid, Signal::CONT);
+        return warden;
+    }
+    for child in frozen {
+        signal(child, Signal::STOP);
+    }
+    warden
+}
+
+/// Thaws a process and all below it.
+pub(crate) fn thaw(pid: u32, mut warden: Child) {
+    dismiss(&mut warden);
+    signal_tree(pid, Signal::CONT);
+}
+
+/// Ends the shell that [`freeze`] started, before it sees its input closed.
+pub(crate) fn dismiss(warden: &mut Child) {
+    let _ = warden.kill().and_then(|()| warden.wait());
 }
 
 fn descendants(root: u32) -> Vec<u32> {

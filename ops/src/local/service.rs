@@ -56,6 +56,22 @@ pub(crate) fn serve(
     Ok(service)
 }
 
+/// Makes sure that a node's program is there, if it is one of ours.
+pub(crate) fn require(node: &Node) -> Result<()> {
+    match program(&node.role) {
+        Some(program) => find(program).map(drop),
+        None => Ok(()),
+    }
+}
+
+fn program(role: &Role) -> Option<&'static str> {
+    match role {
+        Role::Control | Role::Primary { .. } | Role::Replica { .. } => None,
+        Role::Worker => Some("ringfence-worker"),
+        Role::Router { .. } => Some("ringfence-router"),
+    }
+}
+
 /// Where a router or worker says that it is ready.
 pub(crate) fn ready_url(node: &Node) -> String {
     let port = match node.role {
