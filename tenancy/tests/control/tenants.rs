@@ -120,6 +120,20 @@ async fn slugs_that_cannot_name_a_tenant_are_refused() {
     assert!(matches!(missing, Err(ControlError::NotFound { .. })));
 }
 
+/// Each version wakes every router: a worker with nothing to do must take none.
+#[tokio::test]
+async fn activating_nobody_is_no_change() {
+    let fixture = Fixture::new().await;
+    let client = connect(&fixture.dsn).await;
+    let version = async || -> i64 {
+        let sql = "select version from ringfence.version";
+        client.query_one(sql, &[]).await.unwrap().get(0)
+    };
+    let before = version().await;
+    assert_eq!(fixture.control.activate_tenants(&[]).await.unwrap(), 0);
+    assert_eq!(version().await, before);
+}
+
 #[tokio::test]
 async fn two_nodes_at_one_address_are_a_conflict() {
     let fixture = Fixture::new().await;
