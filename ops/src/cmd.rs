@@ -1,6 +1,7 @@
 //! The command tree: one file a command.
 
 pub mod key;
+pub mod local;
 pub mod node;
 pub mod ring;
 pub mod shard;
@@ -71,6 +72,8 @@ enum Command {
     /// The ring that places new tenants.
     #[command(subcommand)]
     Ring(ring::Command),
+    /// A cluster of real servers on this machine.
+    Local(local::Local),
 }
 
 impl Cli {
@@ -87,6 +90,10 @@ impl Cli {
             Command::Shard(command) => command.run(&admin()?).await,
             Command::Node(command) => command.run(&admin()?).await,
             Command::Ring(command) => command.run(&admin()?).await,
+            Command::Local(local) => match local.run().await? {
+                Some(output) => Ok(output),
+                None => return Ok(()),
+            },
         }?;
         output.print(global.output)
     }

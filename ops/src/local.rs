@@ -14,6 +14,7 @@ mod postgres;
 mod process;
 mod secrets;
 mod service;
+pub mod supervisor;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

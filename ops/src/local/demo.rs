@@ -2,10 +2,12 @@
 
 use std::sync::PoisonError;
 
-use serde_json::json;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::layout::Node;
-use super::postgres::connect;
+use super::postgres::{connect, failed};
 use super::{APP_DATABASE, Cluster};
 use crate::admin::{Admin, segment};
 use crate::error::{Error, Result, io};
@@ -17,9 +19,16 @@ const TENANTS: [(&str, &str); 3] = [
     ("initech", "Initech"),
 ];
 
+/// Rows of a demo tenant beside its hand-written ones, where no number is given.
+const ROWS: u32 = 40;
+/// Tenants that are seeded at once.
+const SEEDED_AT_ONCE: usize = 4;
+
 /// Applies the CRM's schema to a shard.
 pub(super) async fn schema(cluster: &Cluster, primary: &Node) -> Result<()> {
-    let _client = connect(primary, APP_DATABASE, cluster.secrets.superuser()).await?;
+    let mut client = connect(primary, APP_DATABASE, cluster.secrets.superuser()).await?;
+    let installed = schema::crm::install(&mut client).await;
+    installed.map_err(failed(primary, "make the CRM's tables"))?;
     Ok(())
 }
 
@@ -27,13 +36,13 @@ pub(super) async fn schema(cluster: &Cluster, primary: &Node) -> Result<()> {
 pub(super) async fn tenants(
     cluster: &Cluster,
     admin: &Admin,
-    _extra: u32,
-    _rows: Option<u32>,
+    extra: u32,
+    rows: Option<u32>,
 ) -> Result<()> {
+    let mut made = Vec::new();
     for (slug, name) in TENANTS {
-        admin
-            .post("/tenants", &json!({"slug": slug, "name": name}))
-            .await?;
+        let body = json!({"slug": slug, "name": name});
+        made.push(admin.post("/tenants", &body).await?);
         let key = key(cluster, admin, slug).await?;
         cluster
             .keys
@@ -41,7 +50,37 @@ pub(super) async fn tenants(
             .unwrap_or_else(PoisonError::into_inner)
             .insert(slug.to_owned(), key);
     }
-    Ok(())
+    if extra > 0 {
+        let body = json!({"prefix": "t", "count": extra});
+        admin.post("/tenants:bulk", &body).await?;
+        for number in 1..=extra {
+            made.push(admin.get(&format!("/tenants/t-{number}"), &[]).await?);
+        }
+    }
+    stream::iter(made)
+        .map(|tenant| async move { seed(cluster, &tenant, rows.unwrap_or(ROWS)).await })
+        .buffer_unordered(SEEDED_AT_ONCE)
+        .try_collect()
+        .await
+}
+
+/// Gives a tenant its rows, on the shard where it lives; again, it adds nothing.
+async fn seed(cluster: &Cluster, tenant: &Value, rows: u32) -> Result<()> {
+    let field = |name: &'static str| {
+        tenant[name].as_str().ok_or_else(|| Error::Answer {
+            request: "GET /tenants".to_owned(),
+            field: name,
+        })
+    };
+    let id = Uuid::parse_str(field("id")?).map_err(|_| Error::Answer {
+        request: "GET /tenants".to_owned(),
+        field: "id",
+    })?;
+    let primary = cluster.find(&format!("{}-primary", field("shard")?))?;
+    let client = connect(primary, APP_DATABASE, cluster.secrets.superuser()).await?;
+    schema::crm::seed(&client, id, field("slug")?, rows)
+        .await
+        .map_err(failed(primary, "write the demo tenants' rows"))
 }
 
 /// The tenant's key of an earlier run, or a new one: keys are shown only once,

@@ -5,11 +5,13 @@
 use std::fmt::Write as _;
 use std::io::{BufWriter, Write};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::RequestDone;
 
-const QUEUE_LINES: usize = 16_384;
+const QUEUE_LINES: usize = 65_536;
+/// Lines are written at most this often.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// The log of requests.
 pub struct AccessLog {
@@ -42,6 +44,9 @@ fn write_lines(queue: &Receiver<String>) {
             next = queue.try_recv().ok();
         }
         let _ = out.flush();
+        // Under load lines gather meanwhile: waking up for each would cost the
+        // requests more than the lines are worth.
+        std::thread::sleep(PAUSE);
     }
 }
 
@@ -83,8 +88,6 @@ fn json(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::event::Route;
 
