@@ -57,6 +57,8 @@ pub struct Status {
 #[serde(rename_all = "lowercase")]
 enum Answer {
     Ok(Status),
+    /// A node that does not exist, and what there is.
+    Unknown(String, String),
     Error(String),
 }
 
@@ -142,6 +144,7 @@ pub async fn ask(folder: &Path, order: &Order) -> Result<Status> {
         )))?;
     match serde_json::from_str(&answer) {
         Ok(Answer::Ok(status)) => Ok(status),
+        Ok(Answer::Unknown(name, known)) => Err(Error::UnknownNode { name, known }),
         Ok(Answer::Error(message)) => Err(Error::Supervisor(message)),
         Err(_) => Err(Error::Supervisor(format!(
             "the supervisor of {} hung up",
@@ -280,6 +283,7 @@ async fn answer(
             ready: *ready.borrow(),
             nodes: cluster.status(),
         }),
+        Err(Error::UnknownNode { name, known }) => Answer::Unknown(name, known),
         Err(error) => Answer::Error(error.chain()),
     };
     write.write_all(&serde_json::to_vec(&answer)?).await
