@@ -21,6 +21,7 @@ pub mod live;
 pub mod pacer;
 pub mod population;
 pub mod record;
+pub mod replay;
 pub mod report;
 pub mod run;
 pub mod scenario;

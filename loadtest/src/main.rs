@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use loadtest::environment::Environment;
 use loadtest::error::{Error, Result};
+use loadtest::replay::{self, Log};
 use loadtest::report::{Report, compare, terminal};
 use loadtest::run::{self, Options, Outputs};
 use loadtest::scenario::{self, Period, Scenario};
@@ -30,6 +31,9 @@ struct Cli {
 enum Command {
     /// Run a scenario and report it.
     Run(Box<Run>),
+    /// Replay the reads of an access log (Nginx' combined format or JSON, or a
+    /// router's own) at the times at which they arrived.
+    Replay(Box<Replay>),
     /// Check scenario files without running them.
     Validate {
         /// The scenario files.
@@ -57,6 +61,23 @@ struct Run {
     drive: Drive,
 }
 
+#[derive(Debug, Args)]
+struct Replay {
+    /// The access log.
+    log: PathBuf,
+    /// So many times as fast as it was written.
+    #[arg(long, default_value_t = 1.0, value_parser = parse_factor)]
+    speed: f64,
+    /// Which tenant a tenant of the log becomes, as LOGGED=TENANT; may be
+    /// repeated. Others become themselves, or known tenants in turn.
+    #[arg(long, value_parser = parse_key)]
+    map: Vec<(String, String)>,
+    #[command(flatten)]
+    place: Place,
+    #[command(flatten)]
+    outcome: Outcome,
+}
+
 /// Where requests go.
 #[derive(Debug, Args)]
 struct Place {
@@ -73,7 +94,7 @@ struct Place {
     key: Vec<(String, String)>,
 }
 
-/// How a run is driven, and where its report goes.
+/// How a scenario is driven.
 #[derive(Debug, Args)]
 struct Drive {
     /// Stretch or compress all stages to this length, such as 10s.
@@ -82,12 +103,19 @@ struct Drive {
     /// Multiply the load by this.
     #[arg(long, value_parser = parse_factor)]
     scale: Option<f64>,
-    /// Threads that send requests [default: one a core]
-    #[arg(long)]
-    threads: Option<usize>,
     /// Verify answers while driving, and audit all writes at the end.
     #[arg(long)]
     check: bool,
+    #[command(flatten)]
+    outcome: Outcome,
+}
+
+/// What is shown of a run, and where its report goes.
+#[derive(Debug, Args)]
+struct Outcome {
+    /// Threads that send requests [default: one a core]
+    #[arg(long)]
+    threads: Option<usize>,
     /// Write the report as a self-contained HTML file.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
@@ -145,6 +173,7 @@ fn main() -> ExitCode {
 fn execute(command: Command) -> Result<u8> {
     match command {
         Command::Run(run) => run_scenario(&run),
+        Command::Replay(replay) => replay_log(&replay),
         Command::Validate { scenarios } => validate(&scenarios),
         Command::Schema => {
             println!("{}", scenario::json_schema());
@@ -182,7 +211,30 @@ fn run_scenario(run: &Run) -> Result<u8> {
     in_runtime(async {
         let prepared = run::prepare(&scenario, &environment, &options).await?;
         let report = run::drive(prepared, &environment, &options, interrupt()?).await?;
-        finish(&report, &run.drive)
+        finish(&report, &run.drive.outcome)
+    })
+}
+
+fn replay_log(replay: &Replay) -> Result<u8> {
+    let log = Log::read(&replay.log)?;
+    let environment = replay.place.environment()?;
+    let options = replay.outcome.options();
+    let title = replay
+        .log
+        .file_name()
+        .map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    in_runtime(async {
+        let prepared = replay::prepare(
+            &title,
+            log,
+            replay.speed,
+            &replay.map,
+            &environment,
+            &options,
+        )
+        .await?;
+        let report = run::drive(prepared, &environment, &options, interrupt()?).await?;
+        finish(&report, &replay.outcome)
     })
 }
 
@@ -194,12 +246,12 @@ fn read_scenario(path: &Path, check: bool) -> Result<Scenario> {
     Ok(scenario)
 }
 
-fn finish(report: &Report, drive: &Drive) -> Result<u8> {
+fn finish(report: &Report, outcome: &Outcome) -> Result<u8> {
     print!("{}", terminal::render(report));
     let outputs = Outputs {
-        json: drive.json.clone(),
-        csv: drive.csv.clone(),
-        html: drive.html.clone(),
+        json: outcome.json.clone(),
+        csv: outcome.csv.clone(),
+        html: outcome.html.clone(),
     };
     outputs.write(report)?;
     Ok(report.exit_code())
@@ -257,10 +309,19 @@ impl Drive {
                 .map(Period::duration)
                 .filter(|duration| *duration > Duration::ZERO),
             scale: self.scale,
-            threads: self.threads,
             check: self.check,
+            ..self.outcome.options()
+        }
+    }
+}
+
+impl Outcome {
+    fn options(&self) -> Options {
+        Options {
+            threads: self.threads,
             metrics: self.metrics.0,
             quiet: self.quiet,
+            ..Options::default()
         }
     }
 }

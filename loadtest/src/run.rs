@@ -334,8 +334,14 @@ pub async fn drive(
         rows: prepared.rows,
         threads: plan.threads,
         planned_seconds: planned.as_secs_f64(),
-        // The drain after the schedule is not part of the load.
-        seconds: elapsed.min(planned).as_secs_f64(),
+        // Neither the drain after the schedule nor the gap after its last
+        // arrival changes how long the load lasted.
+        seconds: if interrupt.is_cancelled() {
+            elapsed.min(planned)
+        } else {
+            planned
+        }
+        .as_secs_f64(),
         interrupted: interrupt.is_cancelled(),
         marks: exposition.marks(),
     };
@@ -393,15 +399,25 @@ async fn collect(
     while let Some(interval) = seconds.recv().await {
         series.add(&interval);
         exposition.add(&interval);
-        let (Some(live), Some(full)) = (&mut live, series.last_full()) else {
-            continue;
-        };
-        if shown.is_none_or(|shown| full.second > shown) {
-            shown = Some(full.second);
-            live.show(full);
+        if let Some(live) = &mut live {
+            show(live, &series, &mut shown, 1);
         }
     }
+    if let Some(live) = &mut live {
+        show(live, &series, &mut shown, 0);
+    }
     series
+}
+
+/// Shows the seconds that were not shown yet, but for the last `unsure` of
+/// them: other threads may still have to tell of those.
+fn show(live: &mut Live, series: &Series, shown: &mut Option<u32>, unsure: usize) {
+    for interval in series.recent(unsure) {
+        if shown.is_none_or(|shown| interval.second > shown) {
+            *shown = Some(interval.second);
+            live.show(interval);
+        }
+    }
 }
 
 async fn join(running: Running) -> Result<Finished> {

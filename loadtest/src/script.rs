@@ -187,7 +187,7 @@ impl Script {
             .map(|(name, method)| Operation {
                 name,
                 method,
-                path: Path::Pieces(Vec::new()),
+                path: Path::Constant(Uri::from_static("/")),
                 headers: Vec::new(),
                 body: Payload::None,
                 // A replayed request may well have been refused then, too;

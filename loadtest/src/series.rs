@@ -67,14 +67,12 @@ impl Series {
         merge(&mut self.points, interval.second / self.width, &light);
     }
 
-    /// The last second that all threads have told of, when there is one.
-    pub fn last_full(&self) -> Option<&Interval> {
-        self.recent.values().rev().nth(1)
-    }
-
-    /// A second that was seen recently.
-    pub fn recent(&self, second: u32) -> Option<&Interval> {
-        self.recent.get(&second)
+    /// The last few seconds in full, oldest first, but for the newest
+    /// `unsure`.
+    pub fn recent(&self, unsure: usize) -> impl Iterator<Item = &Interval> {
+        self.recent
+            .values()
+            .take(self.recent.len().saturating_sub(unsure))
     }
 
     /// The bystanders' p99 in milliseconds, outside and during floods, when
@@ -107,7 +105,8 @@ mod tests {
         }
         assert_eq!((series.width, series.points.len()), (10, 600));
         assert!(series.points.values().all(|point| point.due == 20));
-        assert_eq!(series.last_full().unwrap().second, 5_998);
+        let recent: Vec<u32> = series.recent(1).map(|interval| interval.second).collect();
+        assert_eq!(recent, [5_995, 5_996, 5_997, 5_998]);
     }
 
     #[test]

@@ -29,6 +29,8 @@ const PREFER: HeaderName = HeaderName::from_static("prefer");
 const APIKEY: HeaderName = HeaderName::from_static("apikey");
 /// A register is updated so many times at most before its row is left.
 const VERSIONS: std::ops::RangeInclusive<u32> = 2..=8;
+/// Of a reader's looks, one in so many is another tenant's.
+const STRANGE_ONE_IN: u8 = 8;
 /// After a write that failed, a writer waits before it begins a new row.
 const AFTER_FAILURE: Duration = Duration::from_millis(100);
 
@@ -109,6 +111,11 @@ impl Watch {
         let mut random = fastrand::Rng::with_seed(self.plan.seed ^ (slot as u64 + 1) << 40);
         let mut writer = Client::new(&self, tenant, slot);
         let mut reader = Client::new(&self, tenant, slot + 1);
+        let mut stranger = Client::new(
+            &self,
+            (tenant + 1) % self.plan.population.tenants.len(),
+            slot,
+        );
         while !self.stop.is_cancelled() {
             let number = self.next_register.fetch_add(1, Ordering::Relaxed);
             let name = &self.plan.population.tenants[tenant].slug;
@@ -123,8 +130,10 @@ impl Watch {
                 shared.over.set(true);
                 left_well
             };
-            let (left_well, ()) =
-                tokio::join!(write, reader.read_along(&shared, &mut reader_random));
+            let (left_well, ()) = tokio::join!(
+                write,
+                reader.read_along(&shared, &mut stranger, &mut reader_random)
+            );
             self.finished
                 .borrow_mut()
                 .push(shared.register.into_inner());
@@ -256,10 +265,13 @@ impl Client {
         let register = shared.register.borrow();
         let version = register.next_version();
         let text = self
-            .token(Write::Register {
-                register: register.number,
-                version,
-            })
+            .token(
+                Write::Register {
+                    register: register.number,
+                    version,
+                },
+                self.tenant,
+            )
             .to_string();
         let mut row = Map::new();
         let method = match (deletes, version) {
@@ -302,21 +314,47 @@ impl Client {
         }
     }
 
-    /// Reads the row again and again until its writer leaves it.
-    async fn read_along(&mut self, shared: &Shared, random: &mut fastrand::Rng) {
+    /// Reads the row again and again until its writer leaves it, and now and
+    /// then lets another tenant ask for it.
+    async fn read_along(
+        &mut self,
+        shared: &Shared,
+        stranger: &mut Client,
+        random: &mut fastrand::Rng,
+    ) {
         let pause = self.watch.checks.pause.duration();
         while !shared.over.get() {
             // Nothing is known to read before the insert is answered.
             if shared.key.borrow().is_some() {
                 let place = random.usize(..self.connections.len());
-                self.read(shared, Session::Reader, place, random.bool())
-                    .await;
+                if stranger.tenant != self.tenant && random.u8(..STRANGE_ONE_IN) == 0 {
+                    stranger.peek(shared, self.tenant, place).await;
+                } else {
+                    self.read(shared, Session::Reader, place, random.bool())
+                        .await;
+                }
             }
             let left = pause.mul_f64(random.f64()).max(Duration::from_millis(1));
             self.watch.pause(left).await;
             if self.watch.stop.is_cancelled() {
                 tokio::task::yield_now().await;
             }
+        }
+    }
+
+    /// Asks for a row of another tenant by its token. No row is the only right
+    /// answer; any other holds that tenant's token.
+    async fn peek(&mut self, shared: &Shared, owner: usize, place: usize) {
+        let watch = self.watch.clone();
+        let number = shared.register.borrow().number;
+        let Checks { table, column, .. } = &watch.checks;
+        let target = self.connections[place].target().clone();
+        let filter = self.token_filter(number, owner);
+        let path = format!("{}/{table}?select={column}&{filter}", target.prefix);
+        let request = self.request(Method::GET, &path, Bytes::new());
+        let sent = watch.now();
+        if let Ok(answer) = self.send(place, request).await {
+            self.look_for_leak(&answer, &path, target.name(), sent, watch.now());
         }
     }
 
@@ -374,28 +412,27 @@ impl Client {
 
     /// The condition that finds the row: its key, or its token's begin.
     fn filter(&self, key: Option<&str>, number: u32, by_key: bool) -> String {
-        let Checks {
-            key: key_column,
-            column,
-            ..
-        } = &self.watch.checks;
         match key {
-            Some(key) if by_key => format!("{key_column}=eq.{key}"),
-            Some(_) | None => {
-                let token = self
-                    .token(Write::Register {
-                        register: number,
-                        version: 0,
-                    })
-                    .to_string();
-                let begin = token.trim_end_matches("0~");
-                format!("{column}=like.{begin}*")
-            }
+            Some(key) if by_key => format!("{}=eq.{key}", self.watch.checks.key),
+            Some(_) | None => self.token_filter(number, self.tenant),
         }
     }
 
-    fn token(&self, write: Write) -> Token {
-        let tag = self.watch.plan.population.tenants[self.tenant].tag;
+    fn token_filter(&self, number: u32, owner: usize) -> String {
+        let write = Write::Register {
+            register: number,
+            version: 0,
+        };
+        let token = self.token(write, owner).to_string();
+        format!(
+            "{}=like.{}*",
+            self.watch.checks.column,
+            token.trim_end_matches("0~")
+        )
+    }
+
+    fn token(&self, write: Write, owner: usize) -> Token {
+        let tag = self.watch.plan.population.tenants[owner].tag;
         Token {
             tag,
             run: self.watch.plan.run.clone(),

@@ -180,7 +180,7 @@ fn a_refused_write_that_is_there_is_caught() {
 
 #[test]
 fn a_leak_is_caught_and_outweighs_everything() {
-    let checks = caught(Fault::Leak(30), &[Kind::Leak], 81);
+    let checks = caught(Fault::Leak(7), &[Kind::Leak], 81);
     let leak = &checks.violations[0];
     assert!(
         leak.summary == "acme was shown a row of globex"

@@ -3,5 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod checks;
+mod cli;
 mod engine;
+mod scenarios;
 mod support;
