@@ -19,10 +19,11 @@ grant select, update on ringfence.fence to ringfence_guard;
 
 -- The tenant that this transaction has entered for; raises where there is none.
 -- STABLE, and called in policies as a sub-select, so that a statement evaluates it once.
-create or replace function ringfence.tenant_id() returns uuid
+create or replace function ringfence.tenant_id() returns pg_catalog.uuid
 language plpgsql stable parallel safe as $$
 declare
-  entered text := pg_catalog.current_setting('ringfence.tenant_id', true);
+  -- Every name is qualified: it runs with its caller's search_path.
+  entered pg_catalog.text := pg_catalog.current_setting('ringfence.tenant_id', true);
 begin
   -- A setting that was local to an earlier transaction reads as '' afterwards.
   if entered is null or entered operator(pg_catalog.=) '' then
@@ -54,10 +55,16 @@ declare
   fence ringfence.fence;
   ignored pg_catalog.text;
 begin
-  if p_mode operator(pg_catalog.<>) 'read'
-     and not pg_catalog.pg_try_advisory_xact_lock_shared(pg_catalog.uuid_hash_extended(p_tenant, 0)) then
+  if p_mode operator(pg_catalog.=) 'read' then
+    null;
+  elsif p_mode operator(pg_catalog.=) 'write' or p_mode operator(pg_catalog.=) 'write_strict' then
+    if not pg_catalog.pg_try_advisory_xact_lock_shared(pg_catalog.uuid_hash_extended(p_tenant, 0)) then
+      raise exception using
+        errcode = 'RF005', message = 'the tenant is being cut over', hint = 'Hold the request and try again.';
+    end if;
+  else
     raise exception using
-      errcode = 'RF005', message = 'the tenant is being cut over', hint = 'Hold the request and try again.';
+      errcode = '22023', message = 'the mode is ''read'', ''write'' or ''write_strict''';
   end if;
 
   if p_mode operator(pg_catalog.=) 'write_strict' then
@@ -71,13 +78,14 @@ begin
   if fence.state operator(pg_catalog.=) 'active'
      and fence.epoch operator(pg_catalog.=) p_epoch
      and not fence.suspended then
-    ignored := pg_catalog.set_config('ringfence.tenant_id', p_tenant::pg_catalog.text, true);
-    ignored := pg_catalog.set_config('request.jwt.claims', p_claims, true);
     if p_settings is not null then
       for i in 1 .. pg_catalog.cardinality(p_settings) by 2 loop
         ignored := pg_catalog.set_config(p_settings[i], p_settings[i operator(pg_catalog.+) 1], true);
       end loop;
     end if;
+    -- Last, so that no setting can name another tenant or other claims.
+    ignored := pg_catalog.set_config('request.jwt.claims', p_claims, true);
+    ignored := pg_catalog.set_config('ringfence.tenant_id', p_tenant::pg_catalog.text, true);
     return p_tenant;
   end if;
 
@@ -90,7 +98,7 @@ begin
   elsif fence.state operator(pg_catalog.=) 'fenced' then
     raise exception using
       errcode = 'RF003', message = 'the tenant is fenced', hint = 'Hold the request and try again.';
-  elsif fence.epoch operator(pg_catalog.<>) p_epoch then
+  elsif (fence.epoch operator(pg_catalog.=) p_epoch) is not true then
     raise exception using
       errcode = 'RF002', message = 'the placement is out of date',
       detail = pg_catalog.json_build_object('epoch', fence.epoch)::pg_catalog.text;
