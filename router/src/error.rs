@@ -109,19 +109,11 @@ pub enum Error {
     #[error("Feature not implemented")]
     NotImplemented(&'static str),
     /// No relationship between two relations.
-    #[error("Could not find a relationship between '{origin}' and '{target}' in the schema cache")]
-    NoRelationship {
-        /// From.
-        origin: String,
-        /// To, as written.
-        target: String,
-        /// Schema that was searched.
-        schema: String,
-        /// The `!hint`, if any.
-        hint: Option<String>,
-        /// A similar name.
-        similar: Option<String>,
-    },
+    #[error(
+        "Could not find a relationship between '{}' and '{}' in the schema cache",
+        .0.origin, .0.target
+    )]
+    NoRelationship(Box<Unrelated>),
     /// Several relationships between two relations.
     #[error(
         "Could not embed because more than one relationship was found for '{origin}' and '{target}'"
@@ -226,6 +218,21 @@ pub enum Error {
         /// For the log only.
         why: String,
     },
+}
+
+/// Two names that no relationship joins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unrelated {
+    /// From.
+    pub origin: String,
+    /// To, as written.
+    pub target: String,
+    /// Schema that was searched.
+    pub schema: String,
+    /// The `!hint`, if any.
+    pub hint: Option<String>,
+    /// A similar name.
+    pub similar: Option<String>,
 }
 
 /// What is wrong with a range.
@@ -370,7 +377,7 @@ impl Error {
             Self::MaxAffectedFunction => report(400, "PGRST128"),
             Self::Path => report(404, "PGRST125"),
             Self::NotImplemented(what) => report(400, "PGRST127").details(*what),
-            Self::NoRelationship { .. } => self.no_relationship(),
+            Self::NoRelationship(names) => names.report(self),
             Self::AmbiguousRelationship {
                 candidates,
                 choices,
@@ -442,30 +449,24 @@ impl Error {
     pub fn response(&self, head: bool) -> Response<Bytes> {
         self.report().response(head)
     }
+}
 
-    fn no_relationship(&self) -> Report {
-        let report = Report::new(400, "PGRST200", self);
-        let Self::NoRelationship {
-            origin,
-            target,
-            schema,
-            hint,
-            similar,
-        } = self
-        else {
-            return report;
-        };
-        let with_hint = hint
+impl Unrelated {
+    fn report(&self, error: &Error) -> Report {
+        let with_hint = self
+            .hint
             .as_ref()
             .map(|hint| format!(" using the hint '{hint}'"))
             .unwrap_or_default();
-        report
+        let target = &self.target;
+        Report::new(400, "PGRST200", error)
             .details(format!(
-                "Searched for a foreign key relationship between '{origin}' and '{target}'\
-                 {with_hint} in the schema '{schema}', but no matches were found."
+                "Searched for a foreign key relationship between '{}' and '{target}'{with_hint} \
+                 in the schema '{}', but no matches were found.",
+                self.origin, self.schema
             ))
             .hint(
-                similar
+                self.similar
                     .as_ref()
                     .map(|name| format!("Perhaps you meant '{name}' instead of '{target}'.")),
             )

@@ -453,6 +453,3 @@ fn relation_methods(relation: &Relation) -> Vec<&'static str> {
     );
     methods
 }
-
-#[cfg(test)]
-mod tests;

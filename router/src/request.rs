@@ -210,6 +210,3 @@ fn method(method: &http::Method, target: &Target) -> Result<Method, Error> {
         (Target::Root | Target::Relation(_), _) => Err(Error::Method(name())),
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -302,6 +302,3 @@ fn applied(config: &Api, request: &ApiRequest, plan: &Plan) -> Option<String> {
     }
     (!tokens.is_empty()).then(|| tokens.join(", "))
 }
-
-#[cfg(test)]
-mod tests;

@@ -88,6 +88,3 @@ fn total(sql: &mut Fragment, node: &crate::plan::Node) {
     level::matching(sql, node, &level::Origin::Own);
     sql.push(") as total, ");
 }
-
-#[cfg(test)]
-mod tests;

@@ -9,7 +9,7 @@ use super::{
     AggregateCall, Condition, Embed, FieldRef, Key, Node, OrderTerm, Output, Planner, Source,
     Value, types,
 };
-use crate::error::Error;
+use crate::error::{Error, Unrelated};
 use crate::request::filter::{Is, Operation, Test};
 use crate::request::logic::Tree;
 use crate::request::name::Field;
@@ -265,13 +265,13 @@ impl<'a> Planner<'a> {
         wants: &mut Wants<'a>,
     ) -> Result<Embed, Error> {
         let Some(origin) = rows.relation() else {
-            return Err(Error::NoRelationship {
+            return Err(Error::NoRelationship(Box::new(Unrelated {
                 origin: rows.name().to_owned(),
                 target: embed.target.clone(),
                 schema: self.request.schema.clone(),
                 hint: embed.hint.clone(),
                 similar: None,
-            });
+            })));
         };
         let hint = embed.hint.as_deref();
         let schema = &self.request.schema;

@@ -7,7 +7,7 @@ use schema::ident::{Ident, QualifiedName};
 
 use super::model::{Model, Relationship};
 use super::suggest;
-use crate::error::{Error, candidate};
+use crate::error::{Error, Unrelated, candidate};
 
 /// How many rows belong to how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -300,13 +300,13 @@ pub(super) fn find<'a>(
         .collect();
     match fitting.as_slice() {
         [one] => Ok(Found::Key(one)),
-        [] => Err(Error::NoRelationship {
+        [] => Err(Error::NoRelationship(Box::new(Unrelated {
             origin: origin.name.as_str().to_owned(),
             target: target.to_owned(),
             schema: schema.to_owned(),
             hint: hint.map(str::to_owned),
             similar: suggest::target(model.relationships(origin), target),
-        }),
+        }))),
         several => Err(Error::AmbiguousRelationship {
             origin: origin.name.as_str().to_owned(),
             target: target.to_owned(),
