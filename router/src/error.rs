@@ -268,12 +268,13 @@ pub struct Report {
     pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
+/// In PostgREST's order, which is the alphabet's.
 #[derive(Serialize)]
 struct Body<'a> {
     code: &'a str,
-    message: &'a str,
     details: &'a Value,
     hint: &'a Option<String>,
+    message: &'a str,
 }
 
 impl Report {
@@ -313,9 +314,9 @@ impl Report {
     pub fn response(&self, head: bool) -> Response<Bytes> {
         let body = serde_json::to_vec(&Body {
             code: &self.code,
-            message: &self.message,
             details: &self.details,
             hint: &self.hint,
+            message: &self.message,
         })
         .unwrap_or_default();
         let mut response = Response::new(Bytes::new());

@@ -58,3 +58,66 @@ async fn run(shop: &Shop, case: &str) -> String {
         .collect();
     format!(">>> {first}{}\n{}\n", shown_headers.concat(), reply.show())
 }
+
+/// The guard is the first thing that a read evaluates, and scans go by the
+/// tenant's part of an index.
+#[tokio::test]
+async fn reads_pass_the_guard_first() {
+    let shop = Shop::open().await;
+    for path in [
+        "/albums?id=eq.1",
+        "/artists?select=name,albums(title)&id=eq.1",
+        "/genres?order=code",
+        "/loud_albums",
+        "/rpc/cheap?below=10",
+        "/rpc/names",
+        "/playlists?select=*,albums!inner(*)&limit=1",
+    ] {
+        let refused = shop.send_at_epoch(2, path).await;
+        assert_eq!(refused.sqlstate(), Some("RF002"), "{path}");
+        let stranger = shop
+            .send_as(uuid::Uuid::from_u128(9), "GET", path, &[], "")
+            .await;
+        assert!(stranger.body.contains("RF001"), "{path}: {}", stranger.body);
+    }
+    let plan = shop
+        .explain("/artists?select=name,albums(title)&id=eq.1")
+        .await;
+    assert!(plan.contains("artists_pkey"), "{plan}");
+    assert!(plan.contains("CTE g"), "{plan}");
+    shop.cluster.down().await;
+}
+
+/// What one tenant writes, the other neither sees nor changes, whatever it asks.
+#[tokio::test]
+async fn tenants_do_not_see_each_other() {
+    let shop = Shop::open().await;
+    let [one, other] = shop.tenants;
+    let mine = r#"{"id": 500, "title": "mine"}"#;
+    let made = shop.send_as(one, "POST", "/playlists", &[], mine).await;
+    assert_eq!(made.status, 201, "{}", made.body);
+    let theirs = |method: &'static str, path: &'static str, body: &'static str| {
+        let headers = [("prefer", "return=representation")];
+        let shop = &shop;
+        async move { shop.send_as(other, method, path, &headers, body).await }
+    };
+    let json = theirs("GET", "/playlists?id=eq.500", "").await;
+    assert_eq!(json.body, "[]");
+    let json = theirs("PATCH", "/playlists?id=eq.500", r#"{"title":"x"}"#).await;
+    assert_eq!(json.body, "[]");
+    let json = theirs("DELETE", "/playlists?id=eq.500", "").await;
+    assert_eq!(json.body, "[]");
+    let path = "/playlists?on_conflict=id&select=title";
+    let headers = [(
+        "prefer",
+        "return=representation, resolution=merge-duplicates",
+    )];
+    let upsert = r#"{"id": 500, "title": "theirs"}"#;
+    let json = shop.send_as(other, "POST", path, &headers, upsert).await;
+    assert_eq!((json.status, &*json.body), (201, r#"[{"title":"theirs"}]"#));
+    let kept = shop
+        .send_as(one, "GET", "/playlists?id=eq.500&select=title", &[], "")
+        .await;
+    assert_eq!(kept.body, r#"[{"title":"mine"}]"#);
+    shop.cluster.down().await;
+}

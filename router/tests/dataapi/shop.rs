@@ -12,7 +12,7 @@ use router::config::Api;
 use router::error::{Error, Hidden, Refusal};
 use router::execute::{self, Access, ExecuteError, Guard, Text};
 use router::plan::{Action, Form, Model, plan};
-use router::pool::{NodeAddress, PoolSettings, Pools};
+use router::pool::{Leased, NodeAddress, PoolSettings, Pools};
 use router::request::{ApiRequest, RequestParts, body};
 use router::response::{self, Row};
 use router::sql;
@@ -35,6 +35,18 @@ pub(crate) struct Reply {
     pub(crate) status: u16,
     pub(crate) headers: HeaderMap,
     pub(crate) body: String,
+}
+
+/// What a shard answered to a read that it should refuse.
+pub(crate) struct Refused(Result<execute::Answer, ExecuteError>);
+
+impl Refused {
+    pub(crate) fn sqlstate(&self) -> Option<&str> {
+        match &self.0 {
+            Err(ExecuteError::Refused(error)) => Some(error.code().code()),
+            Ok(_) | Err(_) => None,
+        }
+    }
 }
 
 impl Reply {
@@ -168,6 +180,70 @@ impl Shop {
         }
     }
 
+    /// A read by a router that believes a wrong placement.
+    pub(crate) async fn send_at_epoch(&self, epoch: i64, path: &str) -> Refused {
+        let statement = self.statement(path);
+        let mut guard = self.guard(self.tenants[0], None);
+        guard.epoch = epoch;
+        let params: Vec<Text> = statement.params.into_iter().map(Text).collect();
+        let mut connection = self.connection().await;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let text = &statement.text;
+        Refused(execute::read(&mut connection, &guard, text, &params, deadline).await)
+    }
+
+    /// How Postgres means to run a read, without sequential scans.
+    pub(crate) async fn explain(&self, path: &str) -> String {
+        let text = self.statement(path).text;
+        let dsn = self.cluster.router_dsn("s1-primary").unwrap_or_default();
+        let mut config: tokio_postgres::Config = dsn.parse().unwrap();
+        config.password("router");
+        let (client, connection) = config.connect(NoTls).await.unwrap();
+        tokio::spawn(connection);
+        let explain = format!(
+            "set role authenticated; set enable_seqscan = off; set plan_cache_mode = force_generic_plan;
+             prepare q (uuid, bigint, text, text[]) as
+               with g as materialized (select ringfence.enter($1, $2, 'read', $3, $4) as tenant)
+               select q.* from g, lateral ({text} offset 0) q;
+             explain (costs off) execute q ('{}', 1, '{{}}', null, {})",
+            self.tenants[0],
+            vec!["'1'"; self.statement(path).params.len()].join(", ")
+        );
+        let messages = client.simple_query(&explain).await.unwrap();
+        let lines = messages.iter().filter_map(|message| match message {
+            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
+            _ => None,
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    fn statement(&self, path: &str) -> sql::Statement {
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
+        let parts = RequestParts {
+            method: &Method::GET,
+            path,
+            query,
+            headers: &HeaderMap::new(),
+        };
+        let request = ApiRequest::parse(&parts, &self.api).unwrap();
+        let plan = plan(&self.model, &self.api, &request, &body::Payload::None).unwrap();
+        sql::statement(&plan).unwrap()
+    }
+
+    fn guard(&self, tenant: Uuid, settings: Option<Bytes>) -> Guard {
+        Guard {
+            tenant,
+            epoch: 1,
+            claims: Bytes::from_static(b"{\"role\":\"authenticated\"}"),
+            settings,
+        }
+    }
+
+    async fn connection(&self) -> Leased {
+        let role = "authenticated".into();
+        self.pools.get(&self.node, &role).await.unwrap()
+    }
+
     async fn answer(
         &self,
         tenant: Uuid,
@@ -203,17 +279,9 @@ impl Shop {
         let settings = request.settings();
         let settings = settings.iter().map(|(n, v)| format!("{n},{v}"));
         let settings: Vec<String> = settings.collect();
-        let guard = Guard {
-            tenant,
-            epoch: 1,
-            claims: Bytes::from_static(b"{\"role\":\"authenticated\"}"),
-            settings: (!settings.is_empty()).then(|| format!("{{{}}}", settings.join(",")).into()),
-        };
-        let mut connection = self
-            .pools
-            .get(&self.node, &"authenticated".into())
-            .await
-            .unwrap();
+        let settings = (!settings.is_empty()).then(|| format!("{{{}}}", settings.join(",")).into());
+        let guard = self.guard(tenant, settings);
+        let mut connection = self.connection().await;
         let deadline = Instant::now() + Duration::from_secs(10);
         let params: Vec<Text> = statement.params.into_iter().map(Text).collect();
         let access = match statement.form {
