@@ -116,18 +116,10 @@ pub enum Error {
     NoRelationship(Box<Unrelated>),
     /// Several relationships between two relations.
     #[error(
-        "Could not embed because more than one relationship was found for '{origin}' and '{target}'"
+        "Could not embed because more than one relationship was found for '{}' and '{}'",
+        .0.origin, .0.target
     )]
-    AmbiguousRelationship {
-        /// From.
-        origin: String,
-        /// To, as written.
-        target: String,
-        /// The candidates, as JSON.
-        candidates: Value,
-        /// What could be written instead.
-        choices: Vec<String>,
-    },
+    AmbiguousRelationship(Box<Ambiguous>),
     /// No function of that name and those arguments.
     #[error("{message}")]
     NoFunction {
@@ -233,6 +225,19 @@ pub struct Unrelated {
     pub hint: Option<String>,
     /// A similar name.
     pub similar: Option<String>,
+}
+
+/// Two names that several relationships join.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ambiguous {
+    /// From.
+    pub origin: String,
+    /// To, as written.
+    pub target: String,
+    /// The candidates, as JSON.
+    pub candidates: Value,
+    /// What could be written instead.
+    pub choices: Vec<String>,
 }
 
 /// What is wrong with a range.
@@ -379,17 +384,13 @@ impl Error {
             Self::Path => report(404, "PGRST125"),
             Self::NotImplemented(what) => report(400, "PGRST127").details(*what),
             Self::NoRelationship(names) => names.report(self),
-            Self::AmbiguousRelationship {
-                candidates,
-                choices,
-                target,
-                ..
-            } => report(300, "PGRST201")
-                .details(candidates.clone())
+            Self::AmbiguousRelationship(names) => report(300, "PGRST201")
+                .details(names.candidates.clone())
                 .hint(format!(
-                    "Try changing '{target}' to one of the following: {}. Find the desired \
+                    "Try changing '{}' to one of the following: {}. Find the desired \
                      relationship in the 'details' key.",
-                    choices.join(", ")
+                    names.target,
+                    names.choices.join(", ")
                 )),
             Self::NoFunction {
                 details, similar, ..

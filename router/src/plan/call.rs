@@ -11,6 +11,7 @@ use super::{Form, Node, Planner, Source, suggest};
 use crate::error::Error;
 use crate::request::Method;
 use crate::request::body::{Payload, RawKind};
+use crate::request::page::Page;
 
 /// A call of a function.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +24,8 @@ pub struct Call {
     pub set: bool,
     /// What is read of its rows; none where it returns values or nothing.
     pub node: Option<Node>,
+    /// The window over the values of a set; of rows it is the node's.
+    pub page: Page,
     /// It returns nothing.
     pub void: bool,
     /// At most as many rows may come back, or nothing was done.
@@ -96,6 +99,7 @@ impl<'a> Planner<'a> {
             arguments,
             set: function.returns.set,
             node: self.result(function)?,
+            page: self.call_page(function),
             void: matches!(shape, Shape::Void),
             max_affected: bound,
         };
@@ -220,13 +224,19 @@ impl<'a> Planner<'a> {
         let query = &self.request.query;
         let wants = Wants::of(query);
         let mut node = self.level(rows, Source::Produced, &query.select, wants)?;
-        if function.returns.set {
-            node.page = self.request.page;
-            if self.request.method.reads() || function.volatility != Volatility::Volatile {
-                node.page = node.page.capped(self.config.rows_max);
-            }
-        }
+        node.page = self.call_page(function);
         Ok(Some(node))
+    }
+
+    /// What a set is cut to; what may have written is not cut unasked.
+    fn call_page(&self, function: &Function) -> Page {
+        let page = self.request.page;
+        let reads = self.request.method.reads() || function.volatility != Volatility::Volatile;
+        match (function.returns.set, reads) {
+            (false, _) => Page::default(),
+            (true, true) => page.capped(self.config.rows_max),
+            (true, false) => page,
+        }
     }
 
     fn no_function(&self, name: &str, given: &[&str]) -> Error {

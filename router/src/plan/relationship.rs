@@ -7,7 +7,7 @@ use schema::ident::{Ident, QualifiedName};
 
 use super::model::{Model, Relationship};
 use super::suggest;
-use crate::error::{Error, Unrelated, candidate};
+use crate::error::{Ambiguous, Error, Unrelated, candidate};
 
 /// How many rows belong to how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -307,7 +307,7 @@ pub(super) fn find<'a>(
             hint: hint.map(str::to_owned),
             similar: suggest::target(model.relationships(origin), target),
         }))),
-        several => Err(Error::AmbiguousRelationship {
+        several => Err(Error::AmbiguousRelationship(Box::new(Ambiguous {
             origin: origin.name.as_str().to_owned(),
             target: target.to_owned(),
             candidates: several
@@ -318,6 +318,6 @@ pub(super) fn find<'a>(
                 .iter()
                 .map(|candidate| candidate.choice(target))
                 .collect(),
-        }),
+        }))),
     }
 }

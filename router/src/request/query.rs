@@ -105,9 +105,9 @@ impl Query {
                 let page = self.pages.entry(path(prefix)?).or_default();
                 let number = page::number(value);
                 if last == "limit" {
-                    page.limit = page.limit.or(number);
+                    page.limit = number.or(page.limit);
                 } else {
-                    page.offset = page.offset.or(number);
+                    page.offset = number.or(page.offset);
                 }
             }
             "and" | "or" => {

@@ -59,7 +59,7 @@ pub(super) fn values(sql: &mut Fragment, plan: &Plan, set: bool) {
     }
     sql.push(match (&plan.media, set) {
         (MediaType::Csv, _) => {
-            ", 'value' || E'\\n' || coalesce(pg_catalog.string_agg(r.value::text, E'\\n'), '')"
+            ", 'pgrst_scalar' || E'\\n' || coalesce(pg_catalog.string_agg(r.value::text, E'\\n'), '')"
         }
         (_, true) => ", coalesce(pg_catalog.json_agg(r.value), '[]')::text",
         (_, false) => ", coalesce((pg_catalog.json_agg(r.value)->0)::text, 'null')",

@@ -49,28 +49,45 @@ fn counted(sql: &mut Fragment, plan: &Plan, call: &Call, node: &Node) {
 
 /// A function that returns values, or nothing.
 fn values(sql: &mut Fragment, plan: &Plan, call: &Call) {
+    let counted = plan.count && !call.page.is_whole();
+    if counted {
+        sql.push("with w as materialized (");
+        value(sql, call);
+        sql.push(") ");
+    }
     sql.push("select ");
-    if plan.count {
-        sql.push("pg_catalog.count(*) as total, ");
+    match (plan.count, counted) {
+        (true, true) => sql.push("(select pg_catalog.count(*) from w) as total, "),
+        (true, false) => sql.push("pg_catalog.count(*) as total, "),
+        (false, _) => {}
     }
     page(sql, plan, call);
     if !call.void {
         body::values(sql, plan, call.set);
     }
     body::settings(sql);
-    sql.push(" from (select ");
-    let parameters = match &call.arguments {
-        Arguments::Json { parameters, rows } if !parameters.is_empty() => Some((parameters, rows)),
-        _ => None,
-    };
+    sql.push(" from (");
+    if counted {
+        sql.push("select value from w");
+    } else {
+        value(sql, call);
+    }
+    level::page(sql, &call.page);
+    sql.push(") r");
+}
+
+/// The function's values as a select of the column `value`.
+fn value(sql: &mut Fragment, call: &Call) {
+    sql.push("select ");
     invocation(sql, call);
     sql.push(" as value");
-    if let Some((parameters, rows)) = parameters {
+    if let Arguments::Json { parameters, rows } = &call.arguments
+        && !parameters.is_empty()
+    {
         sql.push(" from ");
         record(sql, parameters, rows);
     }
     Terms::new(sql).guard();
-    sql.push(") r");
 }
 
 /// How many rows came; refused where they are not as many as they may be.

@@ -9,6 +9,7 @@ use crate::plan::{
 };
 use crate::request::name::{JsonKey, JsonStep};
 use crate::request::order::{Direction, Nulls};
+use crate::request::page::Page;
 use crate::request::select::Aggregate;
 
 /// Where [`Source::Produced`] rows stand.
@@ -247,8 +248,10 @@ fn select(sql: &mut Fragment, node: &Node, scope: Scope, place: Place<'_>) {
     order(sql, node, scope);
     match place {
         // Keys make it one row; a view's or a function's word is not taken for it.
-        Place::Below { embed, .. } if embed.to_one => sql.push(" limit 1"),
-        Place::Below { .. } | Place::Top(_) => page(sql, node),
+        Place::Below { embed, .. } if embed.to_one && node.page.is_whole() => {
+            sql.push(" limit 1");
+        }
+        Place::Below { .. } | Place::Top(_) => page(sql, &node.page),
     }
 }
 
@@ -470,12 +473,13 @@ fn order_field(sql: &mut Fragment, node: &Node, scope: Scope, term: &OrderTerm) 
     }
 }
 
-fn page(sql: &mut Fragment, node: &Node) {
-    if let Some(limit) = node.page.limit {
+/// ` limit … offset …`.
+pub(super) fn page(sql: &mut Fragment, page: &Page) {
+    if let Some(limit) = page.limit {
         sql.push(" limit ");
         sql.param(limit.to_string());
     }
-    if let Some(offset) = node.page.offset {
+    if let Some(offset) = page.offset {
         sql.push(" offset ");
         sql.param(offset.to_string());
     }

@@ -146,10 +146,6 @@ impl Shop {
         }
     }
 
-    pub(crate) async fn get(&self, path: &str) -> Reply {
-        self.send("GET", path, &[], "").await
-    }
-
     /// The first tenant asks; `path` may carry a query string.
     pub(crate) async fn send(
         &self,
@@ -217,7 +213,7 @@ impl Shop {
         lines.collect::<Vec<_>>().join("\n")
     }
 
-    fn statement(&self, path: &str) -> sql::Statement {
+    pub(crate) fn statement(&self, path: &str) -> sql::Statement {
         let (path, query) = path.split_once('?').unwrap_or((path, ""));
         let parts = RequestParts {
             method: &Method::GET,
