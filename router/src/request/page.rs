@@ -77,10 +77,10 @@ pub(super) fn header(headers: &HeaderMap) -> Result<Page, Error> {
     }
     let offset = number(first);
     let last = number(last);
-    if let (Some(first), Some(last)) = (offset, last) {
-        if first > last {
-            return Err(Error::Range(RangeProblem::Reversed));
-        }
+    if let (Some(first), Some(last)) = (offset, last)
+        && first > last
+    {
+        return Err(Error::Range(RangeProblem::Reversed));
     }
     Ok(Page {
         limit: last.map(|last| (last - offset.unwrap_or(0)).saturating_add(1)),

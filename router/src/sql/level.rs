@@ -487,11 +487,11 @@ pub(super) fn page(sql: &mut Fragment, page: &Page) {
 
 /// The call of a function as a source of rows.
 pub(super) fn function(sql: &mut Fragment, call: &Call) {
-    if let Arguments::Json { parameters, rows } = &call.arguments {
-        if !parameters.is_empty() {
-            super::call::record(sql, parameters, rows);
-            sql.push(", lateral ");
-        }
+    if let Arguments::Json { parameters, rows } = &call.arguments
+        && !parameters.is_empty()
+    {
+        super::call::record(sql, parameters, rows);
+        sql.push(", lateral ");
     }
     super::call::invocation(sql, call);
 }

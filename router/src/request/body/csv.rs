@@ -52,11 +52,8 @@ fn records(text: &str) -> Result<Vec<Vec<String>>, Error> {
         }
         record.push(cell);
         match chars.next() {
-            Some(',') => {
-                if chars.peek().is_none() {
-                    record.push(String::new());
-                }
-            }
+            Some(',') if chars.peek().is_none() => record.push(String::new()),
+            Some(',') => {}
             Some('\r') => {
                 chars.next_if_eq(&'\n');
                 records.push(std::mem::take(&mut record));
