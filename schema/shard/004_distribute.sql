@@ -163,6 +163,8 @@ declare
   start text;
   relation text := (select format('%I.%I', n.nspname, c.relname)
     from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = t);
+  clustered name := (select c.relname from pg_index i join pg_class c on c.oid = i.indexrelid
+    where i.indrelid = t and i.indisclustered);
 begin
   for key in
     select k.oid, k.conname, k.contype, k.condeferrable, k.condeferred, i.indnullsnotdistinct,
@@ -194,7 +196,7 @@ begin
   end loop;
 
   for index in
-    select ic.relname, ic.relkind, i.indexrelid, i.indisunique, am.amname, i.indisclustered,
+    select ic.relname, ic.relkind, i.indexrelid, i.indisunique, am.amname,
       pg_get_indexdef(i.indexrelid) as definition,
       obj_description(i.indexrelid, 'pg_class') as comment
     from pg_index i
@@ -227,6 +229,9 @@ begin
         index.relname, index.comment);
     end if;
   end loop;
+  if clustered is not null then
+    execute format('alter table %s cluster on %I', t, clustered);
+  end if;
 end
 $$;
 
@@ -314,6 +319,8 @@ declare
   own_policies boolean;
   filled boolean;
   rls boolean;
+  fires text[];
+  fire text;
   keys jsonb[];
   key jsonb;
   child regclass;
@@ -342,9 +349,16 @@ begin
     if filled then
       -- As the table's owner under FORCE ROW LEVEL SECURITY this would update nothing.
       execute format('alter table %s disable row level security', t);
+      -- Each trigger gets back the state that it had: some may have been off.
+      fires := array(
+        select format('alter table %s enable %s trigger %I', t,
+          case g.tgenabled when 'A' then 'always' when 'R' then 'replica' else '' end, g.tgname)
+        from pg_trigger g where g.tgrelid = t and not g.tgisinternal and g.tgenabled <> 'D');
       execute format('alter table %s disable trigger user', t);
       execute format('update %s set tenant_id = %L', t, existing_rows);
-      execute format('alter table %s enable trigger user', t);
+      foreach fire in array fires loop
+        execute fire;
+      end loop;
     end if;
   end if;
   execute format('alter table %s alter column tenant_id set default ringfence.tenant_id(), alter column tenant_id set not null', t);
