@@ -10,6 +10,7 @@ create view public.open_deals with (security_invoker = true) as
   join public.companies c on c.id = d.company_id
   join public.pipeline_stages s on s.id = d.stage_id
   where not (s.is_won or s.is_lost);
+grant select on public.open_deals to authenticated, service_role;
 comment on view public.open_deals is 'Deals that are neither won nor lost, with their company and stage';
 
 -- Computed field: select=full_name

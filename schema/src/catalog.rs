@@ -268,4 +268,6 @@ pub enum HiddenReason {
     ForeignTable,
     /// A SECURITY DEFINER function whose owner passes row security.
     DefinerBypassesRowSecurity,
+    /// It has rewrite rules, which run with their owner's rights.
+    Rule,
 }

@@ -101,6 +101,7 @@ fn scope(relation: &RawRelation) -> Result<Scope, HiddenReason> {
         b'm' => return Err(HiddenReason::MaterializedView),
         b'f' => return Err(HiddenReason::ForeignTable),
         _ if relation.is_partition => return Err(HiddenReason::Partition),
+        _ if relation.rules => return Err(HiddenReason::Rule),
         _ => {}
     }
     match (relation.declared.as_deref(), &relation.tenant_column) {
@@ -190,13 +191,18 @@ fn views(
 ) -> Result<(), Error> {
     let mut waiting: Vec<&RawRelation> = Vec::new();
     for view in raw.relations.iter().filter(|r| r.kind as u8 == b'v') {
-        if view.security_invoker {
-            waiting.push(view);
-        } else {
+        let mut hide = |reason| {
             hidden.push(Hidden {
                 name: name(view),
-                reason: HiddenReason::NotSecurityInvoker,
+                reason,
             });
+        };
+        if !view.security_invoker {
+            hide(HiddenReason::NotSecurityInvoker);
+        } else if view.rules {
+            hide(HiddenReason::Rule);
+        } else {
+            waiting.push(view);
         }
     }
     loop {
@@ -204,9 +210,9 @@ fn views(
         let mut later = Vec::new();
         for view in waiting {
             let rule = raw.views.iter().find(|rule| rule.oid == view.oid);
-            let Some(rule) =
-                rule.filter(|rule| rule.reads.iter().all(|oid| exposed.contains_key(oid)))
-            else {
+            let Some(rule) = rule.filter(|rule| {
+                !rule.calls_bypassing && rule.reads.iter().all(|oid| exposed.contains_key(oid))
+            }) else {
                 later.push(view);
                 continue;
             };
@@ -365,12 +371,17 @@ fn foreign_keys(raw: &Raw, exposed: &BTreeMap<Oid, Exposed>) -> Vec<ForeignKey> 
             .collect();
         let own: Vec<i16> = pairs.iter().map(|(own, _)| *own).collect();
         let other: Vec<i16> = pairs.iter().map(|(_, other)| *other).collect();
-        let own_names: HashSet<&Ident> = own.iter().filter_map(|n| table.names.get(n)).collect();
-        let one_to_one = table
-            .relation
-            .unique_keys
+        // Where the tenant column is visible the keys have it, too, and say no more by it.
+        let tenant = table.relation.tenant_column();
+        let own_names: HashSet<&Ident> = own
             .iter()
-            .any(|unique| unique.iter().collect::<HashSet<_>>() == own_names);
+            .filter_map(|n| table.names.get(n))
+            .filter(|name| Some(*name) != tenant)
+            .collect();
+        let one_to_one = table.relation.unique_keys.iter().any(|unique| {
+            let columns = unique.iter().filter(|name| Some(*name) != tenant);
+            columns.collect::<HashSet<_>>() == own_names
+        });
         let referenced = sides(exposed, key.foreign, &other);
         for side in sides(exposed, key.relation, &own) {
             for foreign_side in &referenced {

@@ -95,10 +95,6 @@ fn shape(raw: &RawFunction, types: &RowTypes<'_>, attributes: &[RawAttribute]) -
         ("void", _) => Shape::Void,
         ("record", _) if outputs.is_empty() => Shape::Record,
         ("record", _) => Shape::Composite(outputs),
-        // `returns table (one column)` has that column's type, yet its rows have a name.
-        _ if !outputs.is_empty() && raw.arg_modes.contains(&(b't' as i8)) => {
-            Shape::Composite(outputs)
-        }
         (_, b'c') => match types.by_relation.get(&raw.return_relation) {
             Some(relation) => Shape::Relation((*relation).clone()),
             None => Shape::Composite(
@@ -109,6 +105,8 @@ fn shape(raw: &RawFunction, types: &RowTypes<'_>, attributes: &[RawAttribute]) -
                     .collect(),
             ),
         },
+        // A single OUT parameter has its type as the result's, yet the row has a name.
+        _ if !outputs.is_empty() => Shape::Composite(outputs),
         (name, _) => Shape::Scalar(name.into()),
     }
 }

@@ -33,6 +33,8 @@ pub(super) struct RawRelation {
     pub(super) forced: bool,
     pub(super) policy: bool,
     pub(super) writable: bool,
+    /// It has rewrite rules besides a view's own.
+    pub(super) rules: bool,
     pub(super) security_invoker: bool,
     pub(super) updatable: i32,
     pub(super) comment: Option<String>,
@@ -71,6 +73,8 @@ pub(super) struct RawView {
     pub(super) oid: Oid,
     pub(super) rule: String,
     pub(super) reads: Vec<Oid>,
+    /// It calls a function that runs as an owner who passes row security.
+    pub(super) calls_bypassing: bool,
 }
 
 pub(super) struct RawFunction {
@@ -149,6 +153,7 @@ pub(super) async fn read(client: &Client, exposed: &[&str]) -> Result<Raw, Error
                     oid: row.try_get("oid")?,
                     rule: row.try_get("rule")?,
                     reads: row.try_get("reads")?,
+                    calls_bypassing: row.try_get("calls_bypassing")?,
                 })
             })
             .collect::<Result<_, tokio_postgres::Error>>()?,
@@ -183,6 +188,7 @@ fn relation(row: &Row) -> Result<RawRelation, tokio_postgres::Error> {
         forced: row.try_get("forced")?,
         policy: row.try_get("policy")?,
         writable: row.try_get("writable")?,
+        rules: row.try_get("rules")?,
         security_invoker: row.try_get("security_invoker")?,
         updatable: row.try_get("updatable")?,
         comment: row.try_get("comment")?,
@@ -250,9 +256,13 @@ select c.oid, c.reltype as row_type, n.nspname::text as schema, c.relname::text 
       and (pg_catalog.has_table_privilege(a.oid, c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE')
         or pg_catalog.has_any_column_privilege(a.oid, c.oid, 'INSERT, UPDATE'))
   ) as writable,
+  exists (select from pg_catalog.pg_rewrite w
+    where w.ev_class = c.oid and w.rulename <> '_RETURN') as rules,
   coalesce((select o.option_value::boolean from pg_catalog.pg_options_to_table(c.reloptions) o
     where o.option_name = 'security_invoker'), false) as security_invoker,
-  pg_catalog.pg_relation_is_updatable(c.oid, true) as updatable,
+  -- Tables always are; to ask of a foreign table fails where its wrapper is broken.
+  case c.relkind when 'v' then pg_catalog.pg_relation_is_updatable(c.oid, true)
+    when 'r' then 28 when 'p' then 28 else 0 end as updatable,
   pg_catalog.obj_description(c.oid, 'pg_class') as comment
 from pg_catalog.pg_class c
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace
@@ -260,17 +270,19 @@ left join ringfence.relation r on r.relid = c.oid
 where n.nspname = any($1) and c.relkind in ('r', 'p', 'v', 'm', 'f')
 order by n.nspname, c.relname";
 
+/// Types are printed with the modifier -1, and not NULL, which would make
+/// `char(n)` "character": that is `char(1)`, and cuts what is cast to it.
 const COLUMNS: &str = "
-with recursive base (oid, base, typmod) as (
-  select t.oid, t.oid, -1 from pg_catalog.pg_type t where t.typtype <> 'd'
+with recursive base (oid, base, typmod, required) as (
+  select t.oid, t.oid, -1, false from pg_catalog.pg_type t where t.typtype <> 'd'
   union all
-  select t.oid, b.base, case when t.typtypmod >= 0 then t.typtypmod else b.typmod end
+  select t.oid, b.base, case when t.typtypmod >= 0 then t.typtypmod else b.typmod end, b.required or t.typnotnull
   from pg_catalog.pg_type t join base b on b.oid = t.typbasetype where t.typtype = 'd'
 )
 select a.attrelid as relation, a.attnum as number, a.attname::text as name,
   pg_catalog.format_type(a.atttypid, a.atttypmod) as type_name,
-  pg_catalog.format_type(b.base, null) as base_type,
-  not (a.attnotnull or t.typnotnull) as nullable,
+  pg_catalog.format_type(b.base, -1) as base_type,
+  not (a.attnotnull or b.required) as nullable,
   case when a.attidentity <> '' then pg_catalog.format('nextval(%L::regclass)',
       pg_catalog.pg_get_serial_sequence(pg_catalog.format('%I.%I', n.nspname, c.relname), a.attname))
     when a.attgenerated = '' then coalesce(pg_catalog.pg_get_expr(d.adbin, d.adrelid), t.typdefault) end as \"default\",
@@ -297,7 +309,7 @@ join pg_catalog.pg_class c on c.oid = i.indrelid
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 where n.nspname = any($1) and c.relkind in ('r', 'p') and not c.relispartition
   and i.indisunique and i.indisvalid and i.indpred is null and i.indexprs is null
-order by i.indrelid, not i.indisprimary, i.indexrelid";
+order by i.indrelid, not i.indisprimary, 3";
 
 const FOREIGN_KEYS: &str = "
 select k.conname::text as name, k.conrelid as relation, k.conkey as columns,
@@ -308,28 +320,42 @@ join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 where n.nspname = any($1) and k.contype = 'f' and k.conparentid = 0 and not c.relispartition
 order by k.conrelid, k.conname";
 
-const VIEWS: &str = "
+/// `pg_depend` leaves out what can't be dropped, such as the system catalogs;
+/// the rule itself names all relations and functions. (In its text a space
+/// within a name is escaped, so no name can look like a field.)
+const VIEWS: &str = r"
 select c.oid, w.ev_action::text as rule,
-  array(select distinct d.refobjid from pg_catalog.pg_depend d
+  array(select d.refobjid from pg_catalog.pg_depend d
     where d.classid = 'pg_catalog.pg_rewrite'::regclass and d.objid = w.oid
-      and d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid <> c.oid) as reads
+      and d.refclassid = 'pg_catalog.pg_class'::regclass and d.refobjid <> c.oid
+    union
+    select m[1]::oid from pg_catalog.regexp_matches(w.ev_action::text, ':relid (\d+)', 'g') m
+    where m[1] <> '0' and m[1]::oid <> c.oid) as reads,
+  exists (
+    select from pg_catalog.regexp_matches(w.ev_action::text, ':(?:funcid|opfuncid|aggfnoid|winfnoid) (\d+)', 'g') m
+    join pg_catalog.pg_proc p on p.oid = m[1]::oid
+    join pg_catalog.pg_roles o on o.oid = p.proowner
+    where p.prosecdef and (o.rolsuper or o.rolbypassrls)) as calls_bypassing
 from pg_catalog.pg_class c
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 join pg_catalog.pg_rewrite w on w.ev_class = c.oid and w.rulename = '_RETURN'
 where n.nspname = any($1) and c.relkind = 'v'";
 
 const FUNCTIONS: &str = "
-with recursive base (oid, base) as (
-  select t.oid, t.oid from pg_catalog.pg_type t where t.typtype <> 'd'
+with recursive domain (oid, base) as (
+  select t.oid, t.typbasetype from pg_catalog.pg_type t where t.typtype = 'd'
   union all
-  select t.oid, b.base from pg_catalog.pg_type t join base b on b.oid = t.typbasetype where t.typtype = 'd'
+  select d.oid, t.typbasetype from domain d join pg_catalog.pg_type t on t.oid = d.base and t.typtype = 'd'
+),
+base (oid, base) as (
+  select d.oid, d.base from domain d join pg_catalog.pg_type t on t.oid = d.base and t.typtype <> 'd'
 )
 select n.nspname::text as schema, p.proname::text as name,
   coalesce(p.proargnames, '{}')::text[] as arg_names,
   args.oids as arg_types, args.names as arg_type_names, args.bases as arg_base_types,
   coalesce(p.proargmodes, array_fill('i'::\"char\", array[p.pronargs])) as arg_modes,
   p.pronargdefaults as defaults, p.proretset as set, p.prorows = 1 as one_row,
-  t.oid as return_type, pg_catalog.format_type(t.oid, null) as return_type_name,
+  t.oid as return_type, pg_catalog.format_type(t.oid, -1) as return_type_name,
   bt.typtype as return_kind, bt.typrelid as return_relation,
   p.provolatile as volatility, coalesce(p.proconfig, '{}') as settings,
   p.prosecdef and (o.rolsuper or o.rolbypassrls) as definer_bypasses,
@@ -338,14 +364,14 @@ from pg_catalog.pg_proc p
 join pg_catalog.pg_namespace n on n.oid = p.pronamespace
 join pg_catalog.pg_roles o on o.oid = p.proowner
 join pg_catalog.pg_type t on t.oid = p.prorettype
-join base rb on rb.oid = t.oid
-join pg_catalog.pg_type bt on bt.oid = rb.base
+left join base rb on rb.oid = t.oid
+join pg_catalog.pg_type bt on bt.oid = coalesce(rb.base, t.oid)
 cross join lateral (
   select coalesce(array_agg(a.oid order by a.n), '{}') as oids,
-    coalesce(array_agg(pg_catalog.format_type(a.oid, null) order by a.n), '{}') as names,
-    coalesce(array_agg(pg_catalog.format_type(b.base, null) order by a.n), '{}') as bases
+    coalesce(array_agg(pg_catalog.format_type(a.oid, -1) order by a.n), '{}') as names,
+    coalesce(array_agg(pg_catalog.format_type(coalesce(b.base, a.oid), -1) order by a.n), '{}') as bases
   from unnest(coalesce(p.proallargtypes, p.proargtypes::oid[])) with ordinality a(oid, n)
-  join base b on b.oid = a.oid
+  left join base b on b.oid = a.oid
 ) args
 where n.nspname = any($1) and p.prokind = 'f'
   and t.oid not in ('pg_catalog.trigger'::regtype, 'pg_catalog.event_trigger'::regtype)
@@ -371,8 +397,11 @@ select
   array(select pg_catalog.obj_description(n.oid, 'pg_namespace') from pg_catalog.pg_namespace n
     where n.nspname = any($1) and pg_catalog.obj_description(n.oid, 'pg_namespace') is not null order by n.nspname) as comments,
   array(select r.rolname::text from pg_catalog.pg_roles r
-    where pg_catalog.pg_has_role('ringfence_router', r.oid, 'MEMBER') and r.rolname <> 'ringfence_router'
-      and not r.rolsuper and not r.rolbypassrls order by 1) as roles,
+    where pg_catalog.pg_has_role('ringfence_router', r.oid, 'MEMBER') and r.rolname !~ '^ringfence_'
+      -- Nor one that could become a role that passes row security, or owns the tables.
+      and not exists (select from pg_catalog.pg_roles b
+        where (b.rolsuper or b.rolbypassrls or b.rolname = 'ringfence_owner')
+          and pg_catalog.pg_has_role(r.oid, b.oid, 'MEMBER')) order by 1) as roles,
   exists (
     select from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
     where n.nspname not in ('pg_catalog', 'information_schema', 'ringfence')
