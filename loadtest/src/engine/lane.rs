@@ -165,7 +165,9 @@ impl Lane {
     /// A connection for the `place`th of this thread's, and its slot.
     pub(super) fn connection(&self, place: usize) -> (Connection, usize) {
         let targets = &self.plan.targets;
-        let target = targets[(place * self.plan.threads + self.thread) % targets.len()].clone();
+        // Each thread begins with another one and then goes round, so that every
+        // thread reaches every target.
+        let target = targets[(place + self.thread) % targets.len()].clone();
         let mut flights = self.flights.borrow_mut();
         flights.push(None);
         (Connection::new(target), flights.len() - 1)

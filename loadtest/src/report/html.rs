@@ -127,7 +127,7 @@ fn gates(out: &mut String, report: &Report) {
     if report.gates.is_empty() {
         return;
     }
-    out.push_str("<h2>Thresholds</h2><table><tr><th>threshold</th><th>measured</th><th></th></tr>");
+    out.push_str("<h2>Thresholds</h2><table><tr><th>threshold</th><th class=\"n\">measured</th><th></th></tr>");
     for gate in &report.gates {
         let value = gate
             .value
@@ -272,14 +272,14 @@ fn heat(out: &mut String, report: &Report) {
     };
     let mut plot = over_time(report, Scale::log(low(*first), edges[*last]), " ms");
     for (point, column) in report.points.iter().zip(&report.heat.columns) {
-        let all: u64 = column.iter().sum();
+        let fullest = column.iter().copied().max().unwrap_or(0).max(1);
         for (row, cell) in column.iter().enumerate().filter(|(_, cell)| **cell > 0) {
             let (from, to) = (
                 f64::from(point.at),
                 f64::from(point.at + report.point_seconds),
             );
             // The square root keeps the rare slow ones visible.
-            let heat = (*cell as f64 / all as f64).sqrt().max(0.08);
+            let heat = (*cell as f64 / fullest as f64).sqrt().max(0.1);
             let title = format!(
                 "{} answers of {} to {}",
                 count(*cell),
@@ -435,7 +435,7 @@ fn tenants(out: &mut String, report: &Report) {
             bystanders.ratio
         );
     }
-    out.push_str("</p><table class=\"bars\"><tr><th>tenant</th><th>requests</th><th>errors</th><th>p50</th><th>p99</th><th></th></tr>");
+    out.push_str("</p><table class=\"bars\"><tr><th>tenant</th><th class=\"n\">requests</th><th class=\"n\">errors</th><th class=\"n\">p50</th><th class=\"n\">p99</th><th></th></tr>");
     for tenant in report.by_tenant.iter().take(TENANT_BARS) {
         let _ = write!(
             out,
@@ -477,10 +477,13 @@ fn marks(out: &mut String, report: &Report) {
 }
 
 fn operations(out: &mut String, report: &Report) {
-    out.push_str(
-        "<h2>Operations</h2><table><tr><th>operation</th><th>requests</th><th>per s</th><th>errors</th><th>mean</th>\
-         <th>p50</th><th>p90</th><th>p99</th><th>p99.9</th><th>max</th><th>statuses</th></tr>",
-    );
+    out.push_str("<h2>Operations</h2><table><tr><th>operation</th>");
+    for column in [
+        "requests", "per s", "errors", "mean", "p50", "p90", "p99", "p99.9", "max",
+    ] {
+        let _ = write!(out, "<th class=\"n\">{column}</th>");
+    }
+    out.push_str("<th>statuses</th></tr>");
     let mut row = |row: &Row, class: &str| {
         let l = row.latency_ms;
         let statuses: Vec<String> = row

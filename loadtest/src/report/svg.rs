@@ -66,13 +66,13 @@ impl Scale {
     }
 }
 
-/// 1, 2, 2.5 or 5 times a power of ten, not below the value.
+/// A short number times a power of ten, not below the value.
 fn nice_above(value: f64) -> f64 {
     if value <= 0.0 {
         return 1.0;
     }
     let power = 10f64.powf(value.log10().floor());
-    [1.0, 2.0, 2.5, 5.0, 10.0]
+    [1.0, 1.2, 1.6, 2.0, 2.4, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0]
         .iter()
         .map(|step| step * power)
         .find(|nice| *nice >= value)
@@ -288,7 +288,7 @@ mod tests {
     fn axes_have_room_and_round_numbers() {
         assert_eq!(nice_above(0.0), 1.0);
         assert_eq!(nice_above(180.0), 200.0);
-        assert_eq!(nice_above(2_300.0), 2_500.0);
+        assert_eq!(nice_above(2_300.0), 2_400.0);
         assert_eq!(nice_above(1_000.0), 1_000.0);
         assert_eq!(
             Scale::log(0.3, 40.0)

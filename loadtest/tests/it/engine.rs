@@ -211,6 +211,39 @@ fn a_killed_target_is_reported_and_does_not_crash() {
     assert_eq!(report.total.expected + lost, 1_000);
 }
 
+/// With one of two routers gone, every thread still reaches the other: only
+/// the dead router's own connections fail.
+#[test]
+fn one_dead_router_does_not_take_half_of_the_load_with_it() {
+    let server = Server::start(Fault::None);
+    let mut environment = server.environment(&["acme"]);
+    // Nothing listens on a port that was just given back.
+    let dead = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    environment.targets[1] = format!("http://{dead}/rest/v1");
+    let scenario = scenario("", 300.0, 2.0);
+    let options = Options {
+        threads: Some(2),
+        ..quiet()
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let report = runtime.block_on(async {
+        let prepared = run::prepare(&scenario, &environment, &options)
+            .await
+            .unwrap();
+        run::drive(prepared, &environment, &options, CancellationToken::new())
+            .await
+            .unwrap()
+    });
+    assert_eq!(report.total.requests, 600);
+    assert!(report.total.expected > 450, "{:?}", report.total);
+}
+
 #[test]
 fn an_interrupted_run_is_reported_with_its_own_exit_code() {
     let server = Server::start(Fault::None);
