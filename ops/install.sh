@@ -16,6 +16,8 @@ missing_packages() {
   command -v cc >/dev/null || echo build-essential
   command -v curl >/dev/null || echo curl
   command -v setpriv >/dev/null || echo util-linux
+  # Only benchmarks drive load with it.
+  [ -z "${need_wrk:-}" ] || command -v wrk >/dev/null || echo wrk
 }
 
 install_missing() {

@@ -123,6 +123,15 @@ pub async fn install(
             .await?;
         files.push(file);
     }
+    // Rights on the database are not in its dump, nor copied from a template:
+    // what is recorded as run may still lack them.
+    transaction
+        .batch_execute(
+            "do $$ begin
+               execute format('revoke temporary, create on database %I from public', current_database());
+             end $$",
+        )
+        .await?;
     for (role, password) in passwords.each() {
         let (role, password) = (Ident::new(role), Literal(password));
         transaction

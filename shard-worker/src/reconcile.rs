@@ -34,10 +34,16 @@ pub async fn run(app: Arc<App>, stop: CancellationToken) {
 /// One pass. Each step may run twice, here or on another worker.
 pub async fn reconcile(app: &App) -> Result<(), Error> {
     let shards = app.control.shards().await?;
+    let mut outcome = Ok(());
     for shard in shards.iter().filter(|shard| shard.state == "preparing") {
-        prepare_shard(app, shard).await?;
+        // One shard that is down must not keep the others waiting.
+        if let Err(error) = prepare_shard(app, shard).await {
+            outcome = Err(error);
+        }
     }
-    admit_tenants(app).await
+    repair_suspensions(app, &shards).await?;
+    admit_tenants(app).await?;
+    outcome
 }
 
 /// Prepares a shard's own SQL, then puts it on the ring.
@@ -81,6 +87,30 @@ pub async fn admit_tenants(app: &App) -> Result<(), Error> {
             return Err(error.into());
         }
     }
+}
+
+/// Writes fences that a suspend or resume did not get to: its worker may have
+/// ended, or the shard been down, between the control row and the fence.
+async fn repair_suspensions(app: &App, shards: &[ShardInfo]) -> Result<(), Error> {
+    let suspended = app.control.suspended_tenants().await?;
+    let mut outcome = Ok(());
+    for shard in shards.iter().filter(|shard| shard.state != "preparing") {
+        let wanted: Vec<Uuid> = suspended
+            .iter()
+            .filter(|(_, lives_on)| *lives_on == shard.id)
+            .map(|(id, _)| *id)
+            .collect();
+        let repaired = app
+            .logins
+            .suspend_exactly(&shard.id, &addresses(shard), &wanted)
+            .await;
+        match repaired {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(shard = shard.id, count, "suspensions repaired"),
+            Err(error) => outcome = Err(error.into()),
+        }
+    }
+    outcome
 }
 
 /// Where the shard's nodes listen.

@@ -113,6 +113,24 @@ impl Logins {
         Ok(())
     }
 
+    /// Makes the fences of exactly these tenants say `suspended`; returns how
+    /// many had to change.
+    pub async fn suspend_exactly(
+        &self,
+        shard: &str,
+        nodes: &[Address],
+        suspended: &[Uuid],
+    ) -> Result<u64, ShardError> {
+        let client = self.as_worker(shard, nodes).await?;
+        in_time(client.execute(
+            "update ringfence.fence set suspended = not suspended, changed_at = now()
+             where suspended <> (tenant_id = any($1))
+               and (suspended or tenant_id = any($1))",
+            &[&suspended],
+        ))
+        .await
+    }
+
     async fn as_worker(&self, shard: &str, nodes: &[Address]) -> Result<Client, ShardError> {
         let password = self.roles.worker.as_deref();
         self.primary(shard, nodes, "ringfence_worker", password)

@@ -229,8 +229,11 @@ impl Control {
             .client()
             .await?
             .query(
-                "select id, shard, epoch from ringfence.tenant
-                 where state = 'creating' order by created_at limit $1",
+                // The oldest of each shard, so that one that is down starves no other.
+                "select id, shard, epoch from (
+                   select id, shard, epoch, row_number() over (partition by shard order by created_at) as place
+                   from ringfence.tenant where state = 'creating') waiting
+                 order by place limit $1",
                 &[&limit],
             )
             .await?;
@@ -238,6 +241,19 @@ impl Control {
             .iter()
             .map(|row| (row.get(0), row.get(1), row.get(2)))
             .collect())
+    }
+
+    /// Suspended tenants, each with its shard.
+    pub async fn suspended_tenants(&self) -> Result<Vec<(Uuid, String)>, ControlError> {
+        let rows = self
+            .client()
+            .await?
+            .query(
+                "select id, shard from ringfence.tenant where state = 'suspended'",
+                &[],
+            )
+            .await?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 
     /// From `creating` to `active`, for tenants whose fence is on their shard.
