@@ -202,10 +202,7 @@ impl<'a> Bench<'a> {
             .replace("$2", "1")
             .replace("$3", ":claims")
             .replace("$4", "null");
-        let script = format!(
-            "\\set id random({}, {})\n{text};\n",
-            self.ids.0, self.ids.1
-        );
+        let script = format!("\\set id random({}, {})\n{text};\n", self.ids.0, self.ids.1);
         self.write("pgbench.sql", &script)
     }
 
@@ -244,7 +241,10 @@ impl<'a> Bench<'a> {
             .args(["-D", &format!("tenant={}", self.tenant)])
             .args(["-D", &format!("claims={claims}")])
             .arg(&self.dsn)
-            .env("PGOPTIONS", "-c role=authenticated -c jit=off -c default_transaction_read_only=on")
+            .env(
+                "PGOPTIONS",
+                "-c role=authenticated -c jit=off -c default_transaction_read_only=on",
+            )
             .stderr(Stdio::piped())
             .output()
             .map_err(|error| format!("pgbench can't be run: {error}"))?;
@@ -292,10 +292,7 @@ impl<'a> Bench<'a> {
     }
 
     /// A run with the CPU time that router and Postgres spent on it.
-    fn measured(
-        &self,
-        run: impl FnOnce() -> Result<Sample, Failure>,
-    ) -> Result<Sample, Failure> {
+    fn measured(&self, run: impl FnOnce() -> Result<Sample, Failure>) -> Result<Sample, Failure> {
         let before = (cpu(self.router_pid), cpu(self.postgres_pid));
         let sample = run()?;
         let operations = sample.rate * self.args.seconds as f64;
@@ -370,7 +367,15 @@ fn print(results: &[(&Work, (Sample, Sample))], as_json: bool) {
     }
     let mut table = Table::new();
     table.load_preset(NOTHING).set_header([
-        "WORK", "BY", "PER S", "P50 MS", "P99 MS", "ROUTER µS", "POSTGRES µS", "OF PGBENCH", "GOAL",
+        "WORK",
+        "BY",
+        "PER S",
+        "P50 MS",
+        "P99 MS",
+        "ROUTER µS",
+        "POSTGRES µS",
+        "OF PGBENCH",
+        "GOAL",
     ]);
     for (work, (direct, routed)) in results {
         let row = |by: &str, s: &Sample, ratio: String, goal: String| {

@@ -68,9 +68,9 @@ fn line(done: &RequestDone<'_>) -> String {
         }
         None => text.push_str("null"),
     }
-    let _ = write!(
+    let _ = writeln!(
         text,
-        ",\"shard\":{},\"method\":{},\"path\":{},\"status\":{},\"code\":{},\"duration_ms\":{:.3},\"bytes\":{}}}\n",
+        ",\"shard\":{},\"method\":{},\"path\":{},\"status\":{},\"code\":{},\"duration_ms\":{:.3},\"bytes\":{}}}",
         done.shard.map_or("null".into(), json),
         json(done.method.as_str()),
         json(done.path),
