@@ -13,6 +13,10 @@ use router::event::metrics::Metrics;
 use router::{admin, http};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Routes tenants' requests to their shards.
 #[derive(Parser)]
@@ -110,11 +114,17 @@ async fn terminated() -> anyhow::Result<()> {
 }
 
 fn start_log(format: LogFormat) {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("RINGFENCE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,tokio_postgres=warn"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter);
+    // A level, or levels by target: `info,tokio_postgres=warn`.
+    let levels = std::env::var("RINGFENCE_LOG").ok();
+    let levels = levels.and_then(|levels| levels.parse::<Targets>().ok());
+    let levels = levels.unwrap_or_else(|| {
+        Targets::new()
+            .with_default(LevelFilter::INFO)
+            .with_target("tokio_postgres", LevelFilter::WARN)
+    });
+    let log = tracing_subscriber::registry().with(levels);
     match format {
-        LogFormat::Json => log.json().flatten_event(true).init(),
-        LogFormat::Text => log.init(),
+        LogFormat::Json => log.with(fmt::layer().json().flatten_event(true)).init(),
+        LogFormat::Text => log.with(fmt::layer()).init(),
     }
 }
