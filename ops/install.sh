@@ -41,7 +41,8 @@ install_missing() {
   $sudo env DEBIAN_FRONTEND=noninteractive apt-get update -qq ||
     fail "apt-get update failed: is the package server reachable?"
   # shellcheck disable=SC2086
-  $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages >/dev/null ||
+  $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+    -o Dpkg::Options::=--force-confold $packages >/dev/null ||
     fail "apt-get could not install $packages"
 }
 

@@ -57,7 +57,7 @@ const WORK: [Work; 2] = [
     Work {
         name: "page of 20 rows",
         path: "companies?order=id&limit=20",
-        params: &["20"],
+        params: &[],
         goal: 0.75,
     },
 ];

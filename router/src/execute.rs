@@ -146,8 +146,8 @@ pub async fn read(
             .prepare(text, &GUARD_TYPES, || guarded_read(text))
             .await?;
         let values = guard.values(params);
-        let client = connection.start()?;
-        let row = one_row(client, &statement, &values).await;
+        let (client, driver) = connection.start()?;
+        let row = driver.drive(one_row(client, &statement, &values)).await;
         settle(connection, &row);
         row
     };
@@ -213,16 +213,19 @@ async fn run_transaction(
 ) -> Result<Answer, ExecuteError> {
     let entering = guard.values(&[]);
     let values = guard.tenant_values(params);
-    let client = connection
+    let (client, driver) = connection
         .start()
         .map_err(|error| before_commit(error.into()))?;
     // Polled in order, so sent in order; none waits for another's answer.
-    let (begun, entered, row, ended) = tokio::join!(
-        client.batch_execute(access.begin()),
-        one_row(client, enter, &entering),
-        one_row(client, statement, &values),
-        client.batch_execute(access.end()),
-    );
+    let steps = async {
+        tokio::join!(
+            client.batch_execute(access.begin()),
+            one_row(client, enter, &entering),
+            one_row(client, statement, &values),
+            client.batch_execute(access.end()),
+        )
+    };
+    let (begun, entered, row, ended) = driver.drive(steps).await;
     let steps = begun
         .map_err(FailedStep::Postgres)
         .and(entered.map(|_| ()))

@@ -18,6 +18,11 @@ use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+/// A small read allocates some hundred times; glibc's allocator takes a tenth
+/// of the router's time for that, this one a third of it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Routes tenants' requests to their shards.
 #[derive(Parser)]
 #[command(name = "ringfence-router", version)]

@@ -1,19 +1,28 @@
 //! Connections to shards' nodes: one bounded deadpool per (node, role).
 //!
+//! tokio-postgres splits a connection into a client and a driver of its socket,
+//! which is meant to be spawned. Here the driver stays beside its client, and
+//! the task that uses the client also drives it: sending a statement and waking
+//! up with its answer then costs no switch to another task and back, half of
+//! what a small read cost the router.
+//!
 //! The role is a property of the connection, set when it is made, so a request
 //! never spends a round trip on it. Sessions are read-only by default: a read
 //! can't write even by accident, and a write says `BEGIN READ WRITE`.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::num::NonZeroUsize;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, RwLock};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use deadpool::managed::{self, Metrics, RecycleError, RecycleResult, Timeouts};
-use deadpool_postgres::ClientWrapper;
 use lru::LruCache;
+use tokio_postgres::tls::NoTlsStream;
 use tokio_postgres::types::Type;
-use tokio_postgres::{NoTls, Statement};
+use tokio_postgres::{Client, NoTls, Socket, Statement};
 
 /// A node to connect to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -173,7 +182,7 @@ impl Pools {
             config.password(password);
         }
         managed::Pool::builder(NodeManager {
-            inner: deadpool_postgres::Manager::new(config, NoTls),
+            config,
             statements_max: settings.statements_max,
         })
         .max_size(settings.size_max)
@@ -203,17 +212,16 @@ fn session_options(role: &str) -> String {
     )
 }
 
-/// Makes connections by way of deadpool-postgres, and gives each a bounded
-/// statement cache: deadpool's own one grows with every text it sees, and
-/// tenants choose the texts.
+/// Makes connections, and gives each a bounded cache of statements.
 pub struct NodeManager {
-    inner: deadpool_postgres::Manager,
+    config: tokio_postgres::Config,
     statements_max: NonZeroUsize,
 }
 
 /// A connection with its prepared statements.
 pub struct Connection {
-    client: ClientWrapper,
+    client: Client,
+    driver: Driver,
     statements: LruCache<Box<str>, Statement>,
 }
 
@@ -222,23 +230,68 @@ impl managed::Manager for NodeManager {
     type Error = tokio_postgres::Error;
 
     async fn create(&self) -> Result<Connection, Self::Error> {
+        let (client, connection) = self.config.connect(NoTls).await?;
         Ok(Connection {
-            client: self.inner.create().await?,
+            client,
+            driver: Driver(Some(Box::pin(connection))),
             statements: LruCache::new(self.statements_max),
         })
     }
 
     /// Only connections that are known to be idle and outside a transaction
-    /// come back (see [`Leased`]), so there is nothing to reset.
+    /// come back (see [`Leased`]), so there is nothing to reset; but the server
+    /// may have closed one meanwhile.
     async fn recycle(
         &self,
         connection: &mut Connection,
         _: &Metrics,
     ) -> RecycleResult<Self::Error> {
+        connection.driver.look();
         if connection.client.is_closed() {
             return Err(RecycleError::message("closed"));
         }
         Ok(())
+    }
+}
+
+/// The half of a connection that reads and writes its socket. It only does so
+/// while somebody waits in [`Driver::drive`].
+pub struct Driver(Option<Pin<Box<tokio_postgres::Connection<Socket, NoTlsStream>>>>);
+
+impl Driver {
+    /// Runs `work`, which uses this connection's client, to its end.
+    pub async fn drive<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        poll_fn(|context| {
+            // First the socket, so that what `work` sends wakes this task and not
+            // the one that used the connection before; then what `work` sends;
+            // then the socket again, which takes it along.
+            self.poll(context);
+            if let Poll::Ready(done) = work.as_mut().poll(context) {
+                return Poll::Ready(done);
+            }
+            self.poll(context);
+            work.as_mut().poll(context)
+        })
+        .await
+    }
+
+    /// Notices whether the server has closed the connection.
+    fn look(&mut self) {
+        self.poll(&mut Context::from_waker(Waker::noop()));
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) {
+        let Some(connection) = &mut self.0 else {
+            return;
+        };
+        if let Poll::Ready(ended) = connection.as_mut().poll(context) {
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a connection to a shard ended");
+            }
+            // Dropped, it ends all that still waits for an answer.
+            self.0 = None;
+        }
     }
 }
 
@@ -261,12 +314,14 @@ impl Leased {
         types: &[Type],
         sql: impl FnOnce() -> String,
     ) -> Result<Statement, LeaseError> {
-        let connection = self.object.as_mut().ok_or(LeaseError::Gone)?;
+        let connection: &mut Connection = self.object.as_mut().ok_or(LeaseError::Gone)?;
         if let Some(statement) = connection.statements.get(text) {
             return Ok(statement.clone());
         }
         self.in_flight = true;
-        let prepared = connection.client.prepare_typed(&sql(), types).await;
+        let sql = sql();
+        let prepared = connection.client.prepare_typed(&sql, types);
+        let prepared = connection.driver.drive(prepared).await;
         self.in_flight = prepared
             .as_ref()
             .is_err_and(|error| error.as_db_error().is_none());
@@ -283,12 +338,13 @@ impl Leased {
         }
     }
 
-    /// Begins to use the connection; [`Leased::finished`] must follow once the
-    /// server has answered everything that was sent.
-    pub fn start(&mut self) -> Result<&tokio_postgres::Client, LeaseError> {
+    /// Begins to use the connection: what the client is asked must be awaited
+    /// in the driver. [`Leased::finished`] must follow once the server has
+    /// answered everything that was sent.
+    pub fn start(&mut self) -> Result<(&Client, &mut Driver), LeaseError> {
+        let connection: &mut Connection = self.object.as_mut().ok_or(LeaseError::Gone)?;
         self.in_flight = true;
-        let connection = self.object.as_ref().ok_or(LeaseError::Gone)?;
-        Ok(&connection.client)
+        Ok((&connection.client, &mut connection.driver))
     }
 
     /// The server is idle again, outside any transaction.

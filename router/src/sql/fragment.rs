@@ -111,6 +111,11 @@ impl Fragment {
         self.print(position);
     }
 
+    /// A number that stays in the text.
+    pub(super) fn number(&mut self, number: i64) {
+        self.print(number);
+    }
+
     /// A type's name as the catalog prints it.
     pub(super) fn type_name(&mut self, name: &str) {
         self.text.push_str(name);

@@ -356,6 +356,14 @@ impl Control {
         let mut client = self.client().await?;
         let transaction = client.transaction().await?;
         next_version(&transaction, true).await?;
+        let before = transaction
+            .query_opt(
+                "select json_build_object('audience', audience, 'tenants', tenants)
+                 from ringfence.jwt_issuer where name = $1 for update",
+                &[&issuer.name],
+            )
+            .await?
+            .map(|row| row.get::<_, serde_json::Value>(0));
         transaction
             .execute(
                 "insert into ringfence.jwt_issuer (name, secret, jwks, audience, tenants)
@@ -377,7 +385,7 @@ impl Control {
             actor,
             "issuer.put",
             &issuer.name,
-            None,
+            before,
             Some(after),
         )
         .await?;

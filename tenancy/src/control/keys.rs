@@ -115,26 +115,27 @@ impl Control {
         let mut client = self.client().await?;
         let transaction = client.transaction().await?;
         let version = next_version(&transaction, false).await?;
+        let sql = format!("select {COLUMNS} from ringfence.api_key where id = $1 for update");
+        let row = transaction.query_opt(&sql, &[&id]).await?;
+        let was = row.ok_or_else(|| ControlError::NotFound {
+            kind: "key",
+            name: id.to_string(),
+        })?;
+        let before = serde_json::to_value(KeyInfo::from_row(&was)).ok();
         let sql = format!(
             "update ringfence.api_key
              set revoked_at = coalesce(revoked_at, now()), version = $2
              where id = $1 returning {COLUMNS}"
         );
-        let row = transaction.query_opt(&sql, &[&id, &version]).await?;
-        let info = row
-            .as_ref()
-            .map(KeyInfo::from_row)
-            .ok_or_else(|| ControlError::NotFound {
-                kind: "key",
-                name: id.to_string(),
-            })?;
+        let row = transaction.query_one(&sql, &[&id, &version]).await?;
+        let info = KeyInfo::from_row(&row);
         let after = serde_json::to_value(&info).ok();
         audit(
             &transaction,
             actor,
             "key.revoke",
             &id.to_string(),
-            None,
+            before,
             after,
         )
         .await?;
