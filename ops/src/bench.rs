@@ -62,6 +62,74 @@ const WORK: [Work; 2] = [
     },
 ];
 
+/// What a router holds in memory.
+struct Memory {
+    tenants: i64,
+    exceptions: i64,
+    before_bytes: u64,
+    after_bytes: u64,
+}
+
+const TENANTS: i64 = 1_000_000;
+const EXCEPTIONS: i64 = 100_000;
+/// Longest wait until the router has heard of all exceptions.
+const HEARD_MAX: Duration = Duration::from_secs(120);
+
+impl Args {
+    /// Writes the rows of many tenants straight into the control database, and
+    /// looks at the router's memory before and after it has heard of them.
+    async fn tenants_memory(&self, cluster: &Cluster) -> Result<Memory, Failure> {
+        eprintln!("· memory: {TENANTS} tenants, {EXCEPTIONS} of them exceptions");
+        let pid = process(cluster, "router-1")?;
+        let before_bytes = resident(pid);
+        let control = connect(&cluster.control_dsn()).await?;
+        control
+            .batch_execute(&format!(
+                "begin;
+                 insert into ringfence.tenant
+                   (id, slug, name, region, shard, ring_shard, epoch, state, version, exceptional)
+                 select gen_random_uuid(), 'bench-' || n, 'Bench', 'local', 's1', 's1',
+                   case when n <= {EXCEPTIONS} then 2 else 1 end, 'active', v.version + 1, n <= {EXCEPTIONS}
+                 from generate_series(1, {TENANTS}) n, ringfence.version v;
+                 select ringfence.next_version(false);
+                 commit"
+            ))
+            .await?;
+        let wanted = format!("ringfence_placement_exceptions {EXCEPTIONS}");
+        let url = format!("{}/metrics", cluster.router_admin_url(0));
+        let heard = async {
+            while !reqwest::get(&url).await?.text().await?.contains(&wanted) {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            Ok::<_, reqwest::Error>(())
+        };
+        tokio::time::timeout(HEARD_MAX, heard).await??;
+        Ok(Memory {
+            tenants: TENANTS,
+            exceptions: EXCEPTIONS,
+            before_bytes,
+            after_bytes: resident(pid),
+        })
+    }
+}
+
+fn process(cluster: &Cluster, name: &str) -> Result<u32, Failure> {
+    let status = cluster.status();
+    let node = status.into_iter().find(|node| node.name == name);
+    let pid = node.and_then(|node| node.pid);
+    pid.ok_or_else(|| format!("{name} is not running").into())
+}
+
+/// Resident memory (proc(5): the second field of `statm`, in pages of 4 KiB).
+fn resident(pid: u32) -> u64 {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+    let pages = statm.split_whitespace().nth(1);
+    pages
+        .and_then(|pages| pages.parse::<u64>().ok())
+        .unwrap_or(0)
+        * 4096
+}
+
 type Failure = Box<dyn std::error::Error>;
 
 /// One side of one round.
@@ -104,7 +172,8 @@ async fn run(args: Args) -> Result<(), Failure> {
     for work in &WORK {
         results.push((work, bench.compare(work).await?));
     }
-    print(&results, args.json);
+    let memory = args.tenants_memory(&cluster).await?;
+    print(&results, &memory, args.json);
     cluster.down().await;
     Ok(())
 }
@@ -139,20 +208,14 @@ impl<'a> Bench<'a> {
                 &[&tenant],
             )
             .await?;
-        let pid = |name: &str| {
-            let status = cluster.status();
-            let node = status.into_iter().find(|node| node.name == name);
-            node.and_then(|node| node.pid)
-                .ok_or_else(|| format!("{name} is not running"))
-        };
         Ok(Self {
             args,
             url: cluster.router_url(0),
             key: cluster.key("acme").ok_or("there is no key of acme")?,
             tenant: tenant.to_string(),
             superuser,
-            router_pid: pid("router-1")?,
-            postgres_pid: pid("s1-primary")?,
+            router_pid: process(cluster, "router-1")?,
+            postgres_pid: process(cluster, "s1-primary")?,
             ids: (ids.get(0), ids.get(1)),
             folder: cluster.path().to_owned(),
             dsn,
@@ -349,7 +412,7 @@ fn median(samples: &[Sample]) -> Sample {
     }
 }
 
-fn print(results: &[(&Work, (Sample, Sample))], as_json: bool) {
+fn print(results: &[(&Work, (Sample, Sample))], memory: &Memory, as_json: bool) {
     if as_json {
         let side = |s: &Sample| -> Value {
             json!({ "rate": s.rate, "p50_ms": s.p50_ms, "p99_ms": s.p99_ms,
@@ -362,7 +425,9 @@ fn print(results: &[(&Work, (Sample, Sample))], as_json: bool) {
                     "ratio": routed.rate / direct.rate, "goal": work.goal })
             })
             .collect();
-        println!("{:#}", Value::from(rows));
+        let memory = json!({ "tenants": memory.tenants, "exceptions": memory.exceptions,
+            "before_bytes": memory.before_bytes, "after_bytes": memory.after_bytes });
+        println!("{:#}", json!({ "work": rows, "memory": memory }));
         return;
     }
     let mut table = Table::new();
@@ -401,4 +466,12 @@ fn print(results: &[(&Work, (Sample, Sample))], as_json: bool) {
         table.add_row(row("router", routed, ratio, format!("≥ {}", work.goal)));
     }
     println!("{table}");
+    let mib = |bytes: u64| bytes >> 20;
+    println!(
+        "\nA router's memory: {} MiB, and {} MiB once it knows {} tenants with {} exceptions.",
+        mib(memory.before_bytes),
+        mib(memory.after_bytes),
+        memory.tenants,
+        memory.exceptions
+    );
 }

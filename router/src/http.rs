@@ -5,12 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::response::Response;
+use http::{HeaderValue, header};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tower_http::CompressionLevel;
+use tower_http::compression::CompressionLayer;
+use tower_http::compression::predicate::SizeAbove;
 
 use crate::app::App;
 use crate::pipeline;
@@ -19,10 +24,12 @@ use crate::pipeline;
 const HEADERS_MAX: Duration = Duration::from_secs(10);
 /// Largest request head; longer ones are answered 431 by hyper.
 const HEAD_BYTES_MAX: usize = 64 << 10;
+/// Bytes from which a body is compressed; smaller ones fit one packet anyway.
+const COMPRESSED_BYTES_MIN: u16 = 1 << 10;
 
 /// The tenants' routes: everything goes to the pipeline.
 pub fn routes(app: Arc<App>) -> Router {
-    Router::new().fallback(pipeline::handle).with_state(app)
+    compressed(Router::new().fallback(pipeline::handle).with_state(app))
 }
 
 /// Opens a listening socket, or says which one could not be opened.
@@ -82,4 +89,81 @@ pub async fn serve(
     tokio::time::timeout(drain, graceful.shutdown())
         .await
         .is_ok()
+}
+
+/// Compresses larger bodies by zstd, br or gzip, whichever the client prefers.
+fn compressed(routes: Router) -> Router {
+    let compression = CompressionLayer::new()
+        .quality(CompressionLevel::Fastest)
+        .compress_when(SizeAbove::new(COMPRESSED_BYTES_MIN));
+    routes
+        .layer(axum::middleware::map_response(set_range_aside))
+        .layer(compression)
+        .layer(axum::middleware::map_response(put_range_back))
+}
+
+/// The `Content-Range` of an answer while it is being compressed.
+#[derive(Clone)]
+struct RowRange(HeaderValue);
+
+/// The compression layer leaves answers with a `Content-Range` alone, as it
+/// must for ranges of bytes. Ours counts rows, and every list has one.
+async fn set_range_aside(mut response: Response) -> Response {
+    if let Some(range) = response.headers_mut().remove(header::CONTENT_RANGE) {
+        response.extensions_mut().insert(RowRange(range));
+    }
+    response
+}
+
+async fn put_range_back(mut response: Response) -> Response {
+    if let Some(RowRange(range)) = response.extensions_mut().remove() {
+        response.headers_mut().insert(header::CONTENT_RANGE, range);
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn answer(body_bytes: usize, accept_encoding: &str) -> reqwest::Response {
+        let listener = listen(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let list =
+            move || async move { ([(header::CONTENT_RANGE, "0-19/*")], "a".repeat(body_bytes)) };
+        let routes = compressed(Router::new().fallback(list));
+        tokio::spawn(serve(
+            listener,
+            routes,
+            CancellationToken::new(),
+            Duration::ZERO,
+        ));
+        reqwest::Client::new()
+            .get(format!("http://{address}/"))
+            .header(header::ACCEPT_ENCODING, accept_encoding)
+            .send()
+            .await
+            .unwrap()
+    }
+
+    #[tokio::test]
+    async fn lists_are_compressed_as_asked_and_keep_their_range() {
+        for encoding in ["zstd", "br", "gzip"] {
+            let answer = answer(20_000, encoding).await;
+            assert_eq!(answer.headers()[header::CONTENT_ENCODING], encoding);
+            assert_eq!(answer.headers()[header::CONTENT_RANGE], "0-19/*");
+            assert_eq!(answer.headers()[header::VARY], "accept-encoding");
+            assert!(answer.bytes().await.unwrap().len() < 1_000);
+        }
+    }
+
+    #[tokio::test]
+    async fn small_bodies_and_clients_that_did_not_ask_get_plain_bytes() {
+        for (bytes, encoding) in [(500, "zstd, br, gzip"), (20_000, "identity")] {
+            let answer = answer(bytes, encoding).await;
+            assert!(!answer.headers().contains_key(header::CONTENT_ENCODING));
+            assert_eq!(answer.headers()[header::CONTENT_RANGE], "0-19/*");
+            assert_eq!(answer.bytes().await.unwrap().len(), bytes);
+        }
+    }
 }

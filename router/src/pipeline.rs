@@ -59,7 +59,7 @@ pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
         let response = error.response(head.method == Method::HEAD);
         seen.code = Some(error.report().code.into_owned());
         if response.status().is_server_error() {
-            let causes = crate::shards::chain(&error);
+            let causes = tenancy::chain(&error);
             tracing::warn!(request_id = &*id, error = causes, "request failed");
         }
         response
@@ -192,7 +192,7 @@ async fn connect(
         Ok(Ok(connection)) => Ok(connection),
         Ok(Err(PoolError::Busy(_))) | Err(_) => Err(Error::Overloaded),
         Ok(Err(error @ PoolError::Connect { .. })) => {
-            tracing::warn!(error = crate::shards::chain(&error), "no connection");
+            tracing::warn!(error = tenancy::chain(&error), "no connection");
             Err(Error::Unavailable {
                 why: "the shard's primary can't be reached",
             })

@@ -14,6 +14,7 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use futures_util::StreamExt;
 use schema::catalog::{Catalog, Fingerprint};
+use tenancy::chain;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tokio_postgres::{AsyncMessage, NoTls};
@@ -280,18 +281,6 @@ impl Shards {
         let models = self.models.lock().unwrap_or_else(|p| p.into_inner());
         models.get(fingerprint).and_then(Weak::upgrade)
     }
-}
-
-/// The errors of a chain, joined by colons.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 /// A watcher's own connection to a node.

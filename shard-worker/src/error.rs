@@ -4,6 +4,7 @@ use axum::Json;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
+use tenancy::chain;
 use tenancy::control::ControlError;
 
 use crate::shard::ShardError;
@@ -99,16 +100,4 @@ impl IntoResponse for Error {
         }
         response
     }
-}
-
-/// An error and its causes, joined by colons.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -11,8 +11,8 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_postgres::{Client, NoTls};
 use tokio_util::sync::CancellationToken;
 
-use crate::error::chain;
 use crate::shard::Logins;
+use tenancy::chain;
 
 const LOOK: Duration = Duration::from_millis(250);
 const LOOK_MAX: Duration = Duration::from_secs(1);

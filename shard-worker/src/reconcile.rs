@@ -6,12 +6,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tenancy::chain;
 use tenancy::control::{Actor, ShardInfo};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::app::App;
-use crate::error::{Error, chain};
+use crate::error::Error;
 use crate::shard::Address;
 
 const EVERY: Duration = Duration::from_secs(2);

@@ -150,12 +150,7 @@ impl Logins {
             match self.connect_primary(node, user, password).await {
                 Ok(client) => return Ok(client),
                 Err(error) => {
-                    reason = format!(
-                        "{}:{}: {}",
-                        node.host,
-                        node.port,
-                        crate::error::chain(&error)
-                    );
+                    reason = format!("{}:{}: {}", node.host, node.port, tenancy::chain(&error));
                 }
             }
         }

@@ -10,3 +10,15 @@ pub mod placement;
 pub mod ring;
 pub mod snapshot;
 pub mod watch;
+
+/// An error and its causes, joined by colons.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

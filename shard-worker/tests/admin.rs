@@ -1,0 +1,190 @@
+//! The admin API on a real control database and a real shard.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
+use std::time::{Duration, Instant};
+
+use ops::local::{Cluster, Content, Options};
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use tokio_postgres::NoTls;
+
+/// A cluster of one shard with a worker, and its admin API.
+struct Admin {
+    cluster: Cluster,
+    http: reqwest::Client,
+}
+
+impl Admin {
+    async fn start() -> Self {
+        let cluster = Cluster::start(Options {
+            shards: Some(1),
+            replicas: Some(0),
+            routers: Some(0),
+            content: Content::Schema,
+            ..Options::default()
+        });
+        Self {
+            cluster: cluster.await.unwrap(),
+            http: reqwest::Client::new(),
+        }
+    }
+
+    async fn send(&self, method: Method, path: &str, body: Option<Value>) -> (StatusCode, Value) {
+        let url = format!("{}/admin/v1/{path}", self.cluster.admin_url());
+        let request = self.http.request(method, url);
+        let request = request.bearer_auth(self.cluster.admin_token());
+        let request = match &body {
+            Some(body) => request.json(body),
+            None => request,
+        };
+        let answer = request.send().await.unwrap();
+        let status = answer.status();
+        let text = answer.text().await.unwrap();
+        (status, serde_json::from_str(&text).unwrap_or(Value::Null))
+    }
+
+    async fn get(&self, path: &str) -> (StatusCode, Value) {
+        self.send(Method::GET, path, None).await
+    }
+
+    async fn post(&self, path: &str, body: Value) -> (StatusCode, Value) {
+        self.send(Method::POST, path, Some(body)).await
+    }
+
+    /// The one value that `sql` finds in the control database.
+    async fn control(&self, sql: &str) -> Value {
+        let (client, connection) = tokio_postgres::connect(&self.cluster.control_dsn(), NoTls)
+            .await
+            .unwrap();
+        tokio::spawn(connection);
+        client.query_one(sql, &[]).await.unwrap().get(0)
+    }
+}
+
+#[tokio::test]
+async fn tenants_keys_and_bad_input() {
+    let admin = Admin::start().await;
+
+    // Without the token nothing is shown, not even which routes there are.
+    for path in ["tenants", "nowhere"] {
+        let url = format!("{}/admin/v1/{path}", admin.cluster.admin_url());
+        let answer = admin.http.get(url).bearer_auth("guess").send().await;
+        assert_eq!(answer.unwrap().status(), StatusCode::UNAUTHORIZED);
+    }
+    let (status, error) = admin.get("nowhere").await;
+    assert_eq!(
+        (status, &error["code"]),
+        (StatusCode::NOT_FOUND, &json!("RF402"))
+    );
+
+    // Ten at once make one tenant.
+    let made = futures_util::future::join_all(
+        (0..10).map(|_| admin.post("tenants", json!({ "slug": "acme", "name": "Acme" }))),
+    )
+    .await;
+    let new = made
+        .iter()
+        .filter(|(status, _)| *status == StatusCode::CREATED);
+    assert_eq!(new.count(), 1, "{made:?}");
+    assert!(
+        made.iter().all(|(status, _)| status.is_success()),
+        "{made:?}"
+    );
+    assert!(
+        made.iter()
+            .all(|(_, tenant)| tenant["id"] == made[0].1["id"])
+    );
+    let (_, acme) = admin.get("tenants/acme").await;
+    assert_eq!(acme["state"], "active");
+    assert_eq!((&acme["shard"], &acme["epoch"]), (&json!("s1"), &json!(1)));
+
+    // What can't be done says so, and does nothing.
+    let other = json!({ "slug": "acme", "id": "00000000-0000-4000-8000-000000000001" });
+    for (path, body, status) in [
+        ("tenants", other, StatusCode::CONFLICT),
+        (
+            "tenants",
+            json!({ "slug": "No Slug!" }),
+            StatusCode::BAD_REQUEST,
+        ),
+        (
+            "tenants",
+            json!({ "slug": "x", "plan": "?" }),
+            StatusCode::BAD_REQUEST,
+        ),
+        ("tenants", json!("acme"), StatusCode::BAD_REQUEST),
+        (
+            "tenants:bulk",
+            json!({ "prefix": "t", "count": 0 }),
+            StatusCode::BAD_REQUEST,
+        ),
+        ("tenants/nobody/suspend", json!({}), StatusCode::NOT_FOUND),
+        (
+            "tenants/nobody/keys",
+            json!({ "role": "authenticated" }),
+            StatusCode::NOT_FOUND,
+        ),
+        ("keys/999/revoke", json!({}), StatusCode::NOT_FOUND),
+        (
+            "issuers",
+            json!({ "name": "i", "secret": "short" }),
+            StatusCode::BAD_REQUEST,
+        ),
+    ] {
+        let (answered, error) = admin.post(path, body).await;
+        assert_eq!(answered, status, "{path}: {error}");
+        assert!(error["message"].is_string(), "{path}: {error}");
+    }
+    let (_, tenants) = admin.get("tenants").await;
+    assert_eq!(tenants["items"].as_array().unwrap().len(), 1);
+
+    let (_, made) = admin
+        .post("tenants:bulk", json!({ "prefix": "t", "count": 25 }))
+        .await;
+    assert_eq!(made["created"], 25);
+    let (_, again) = admin
+        .post("tenants:bulk", json!({ "prefix": "t", "count": 30 }))
+        .await;
+    assert_eq!(again["created"], 5);
+
+    // The audit log keeps what was and what is.
+    let (_, key) = admin
+        .post("tenants/acme/keys", json!({ "role": "authenticated" }))
+        .await;
+    admin
+        .post(&format!("keys/{}/revoke", key["id"]), json!({}))
+        .await;
+    let audited = admin
+        .control(
+            "select json_build_array(before->'revoked_at', after->'revoked_at' is not null)
+             from ringfence.audit where action = 'key.revoke' order by id desc limit 1",
+        )
+        .await;
+    assert_eq!(audited, json!([null, true]));
+    admin.cluster.down().await;
+}
+
+#[tokio::test]
+async fn a_tenant_made_while_its_shard_is_down_is_admitted_later() {
+    let admin = Admin::start().await;
+    admin.cluster.kill("s1-primary").await.unwrap();
+    let (status, error) = admin.post("tenants", json!({ "slug": "late" })).await;
+    assert_eq!(
+        (status, &error["code"]),
+        (StatusCode::BAD_GATEWAY, &json!("RF420"))
+    );
+    let (_, late) = admin.get("tenants/late").await;
+    assert_eq!(late["state"], "creating");
+
+    // Neither does it take the worker that began.
+    admin.cluster.kill("worker-1").await.unwrap();
+    admin.cluster.start_node("s1-primary").await.unwrap();
+    admin.cluster.start_node("worker-1").await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while admin.get("tenants/late").await.1["state"] != "active" {
+        assert!(Instant::now() < deadline, "not admitted");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    admin.cluster.down().await;
+}
