@@ -349,6 +349,33 @@ impl Cluster {
         self.start_and_wait(node).await
     }
 
+    /// Makes a replica its shard's primary, as an HA manager would after the
+    /// primary's loss, and has the shard's other replicas follow it.
+    ///
+    /// # Errors
+    /// An unknown node, one that is not up or no replica, or Postgres' refusal.
+    pub async fn promote(&self, node: &str) -> Result<()> {
+        let node = self.state(node, &[NodeState::Up])?;
+        let Role::Replica { shard } = &node.role else {
+            return Err(Error::NodeState {
+                node: node.name.clone(),
+                state: "no replica",
+            });
+        };
+        let siblings = self.status().into_iter().filter(|status| {
+            let sibling = |other: &Node| {
+                other.name == status.name
+                    && other.name != node.name
+                    && matches!(&other.role, Role::Replica { shard: of } if of == shard)
+            };
+            status.state == NodeState::Up && self.nodes.iter().any(sibling)
+        });
+        let siblings: Vec<&Node> = siblings
+            .filter_map(|status| self.find(&status.name).ok())
+            .collect();
+        postgres::promote(node, &siblings, self.secrets.superuser()).await
+    }
+
     /// Ends everything in order and, where the folder is temporary, removes it.
     pub async fn down(self) {
         self.end_all().await;

@@ -16,8 +16,9 @@ use tokio_util::task::TaskTracker;
 use crate::config::Config;
 use crate::event::Events;
 use crate::hold::HoldRoom;
+use crate::nodes::Node;
 use crate::pool::{NodeAddress, PoolSettings, Pools};
-use crate::shards::{Node, Shards, Watching};
+use crate::shards::{Shards, Watching};
 
 /// Roles that keys and tokens may name, where the configuration names none.
 const ROLES: [&str; 3] = ["anon", "authenticated", "service_role"];

@@ -16,7 +16,7 @@ use crate::config::RequestLog;
 pub enum Event<'a> {
     /// A tenant's request was answered.
     Answered(&'a RequestDone<'a>),
-    /// A shard refused a request's placement, and the request is tried again.
+    /// A request waits, to be tried again.
     Held {
         /// Why it has to wait.
         reason: HoldReason,
@@ -50,7 +50,7 @@ pub enum Event<'a> {
     PrimaryLost {
         /// The shard.
         shard: &'a str,
-        /// Why the last one was given up.
+        /// What each of its nodes says.
         error: String,
     },
 }
@@ -64,6 +64,8 @@ pub enum HoldReason {
     Moved,
     /// This router's placement is not the shard's.
     StalePlacement,
+    /// The shard has no primary just now, or lost it under the request.
+    NoPrimary,
 }
 
 /// What is known of a request once it is answered.

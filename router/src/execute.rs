@@ -74,12 +74,25 @@ pub enum ExecuteError {
     /// The connection was lost before anything was committed.
     #[error("the connection to the shard was lost")]
     Lost(#[source] Option<tokio_postgres::Error>),
+    /// The node is a standby, or shuts down: nothing was begun.
+    #[error("the node takes no transaction")]
+    NotBegun(#[source] Box<tokio_postgres::error::DbError>),
     /// The connection was lost around COMMIT: it may have been written or not.
     #[error("the connection was lost during COMMIT: the outcome is unknown")]
     Unknown,
 }
 
 impl ExecuteError {
+    /// Whether the node is at fault and surely nothing was written: another node,
+    /// or this one later, can be asked again.
+    pub fn is_the_nodes(&self) -> bool {
+        match self {
+            Self::Lost(_) | Self::NotBegun(_) => true,
+            Self::Refused(error) => shuts_down(error.code()),
+            Self::Deadline | Self::Unknown => false,
+        }
+    }
+
     /// Whether a statement prepared before a schema change can be the cause.
     pub fn may_be_stale_plan(&self) -> bool {
         matches!(self, Self::Refused(error) if [
@@ -226,24 +239,39 @@ async fn run_transaction(
         )
     };
     let (begun, entered, row, ended) = driver.drive(steps).await;
-    let steps = begun
-        .map_err(FailedStep::Postgres)
-        .and(entered.map(|_| ()))
-        .and(row);
     let lost = ended.as_ref().is_err_and(|e| e.as_db_error().is_none());
     if !lost {
         connection.finished();
     }
+    if let Err(Some(refused)) = begun.as_ref().map_err(|error| error.as_db_error()) {
+        return Err(ExecuteError::NotBegun(Box::new(refused.clone())));
+    }
+    let steps = begun
+        .map_err(FailedStep::Postgres)
+        .and(entered.map(|_| ()))
+        .and(row)
+        .map_err(before_commit);
     match (steps, ended) {
         (Ok(row), Ok(())) => Ok(Answer { row }),
         // The steps went through and the end did not: a deferred constraint
         // refused it, or the connection was lost around COMMIT.
         (Ok(_), Err(error)) => Err(match error.as_db_error() {
-            Some(refused) => ExecuteError::Refused(Box::new(refused.clone())),
-            None => ExecuteError::Unknown,
+            Some(refused) if !shuts_down(refused.code()) => {
+                ExecuteError::Refused(Box::new(refused.clone()))
+            }
+            _ => ExecuteError::Unknown,
         }),
-        (Err(error), _) => Err(before_commit(error)),
+        // Everything was sent at once, COMMIT too: without the server's word on
+        // an earlier step it may have been carried out.
+        (Err(ExecuteError::Lost(_)), _) if access == Access::Write => Err(ExecuteError::Unknown),
+        (Err(error), _) => Err(error),
     }
+}
+
+/// Postgres ends the session of its own accord (class 57P). Before COMMIT
+/// nothing was written then; at COMMIT nobody can say.
+fn shuts_down(code: &SqlState) -> bool {
+    code.code().starts_with("57P")
 }
 
 /// Types of `$1` to `$4`, declared because a text need not use them all.

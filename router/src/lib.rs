@@ -12,6 +12,7 @@ pub mod execute;
 pub mod guard;
 pub mod hold;
 pub mod http;
+pub mod nodes;
 pub mod pipeline;
 pub mod placement;
 pub mod plan;

@@ -23,9 +23,10 @@ use crate::error::{Error, Hidden, Refusal};
 use crate::event::{Event, HoldReason, RequestDone, Route};
 use crate::execute::{self, Access, Answer, ExecuteError, Text};
 use crate::guard::{self, Visible};
+use crate::hold::Held;
 use crate::placement::{self, Moved, Target};
 use crate::plan::{self, Form, Plan};
-use crate::pool::{Leased, PoolError};
+use crate::pool::{Leased, NodeAddress, PoolError};
 use crate::request::body;
 use crate::request::{ApiRequest, RequestParts};
 use crate::response::{self, Row, cors};
@@ -100,6 +101,7 @@ async fn answer(
     let mut moved = None;
     let mut held = None;
     let mut replanned = false;
+    let mut lost = 0;
     loop {
         let target = placement::locate(app, tenant.tenant(), moved.as_ref())?;
         seen.shard = Some(target.shard.id.clone());
@@ -118,26 +120,43 @@ async fn answer(
             model.catalog(),
             app.default_schema(),
         );
-        let connection = connect(app, &target, &tenant, incoming.deadline).await?;
-        seen.stages.mark(Stage::Pool);
-        let answer = run(app, connection, guard, &statement, incoming.deadline).await;
-        seen.stages.mark(Stage::Transaction);
-        let why = match answer {
+        let why = match on_primary(
+            app,
+            &target,
+            &tenant,
+            guard,
+            &statement,
+            incoming.deadline,
+            &mut seen.stages,
+        )
+        .await
+        {
             Ok(answer) => {
+                seen.stages.mark(Stage::Transaction);
                 let made = response::build(&app.config.api, &request, &plan, Row::read(&answer));
                 seen.stages.mark(Stage::Response);
                 return made;
             }
             // A schema change made the prepared statement useless: once more, anew.
-            Err(error) if error.may_be_stale_plan() && !replanned && !plan.form.writes() => {
+            Err(Failed::Execute(error))
+                if error.may_be_stale_plan() && !replanned && !plan.form.writes() =>
+            {
                 replanned = true;
                 continue;
             }
-            Err(error) => match refused_placement(&error) {
+            // Once more, and no more: the statement itself might be what kills the node.
+            Err(Failed::Execute(error)) if error.is_the_nodes() && lost < LOST_MAX => {
+                lost += 1;
+                Refused::NoPrimary
+            }
+            Err(Failed::Execute(error)) => match refused_placement(&error) {
                 Some(why) => why,
                 None => return Err(failed(error, &tenant, &plan)),
             },
+            Err(Failed::NoPrimary) => Refused::NoPrimary,
+            Err(Failed::Busy) => return Err(Error::Overloaded),
         };
+        seen.stages.mark(Stage::Transaction);
         let reason = match why {
             Refused::Suspended => return Err(Error::Suspended),
             Refused::Moved(to) => {
@@ -153,11 +172,9 @@ async fn answer(
             Refused::Unknown if held.is_some() => return Err(Error::NoTenant),
             Refused::Unknown | Refused::Stale => HoldReason::StalePlacement,
             Refused::Fenced => HoldReason::Fenced,
+            Refused::NoPrimary => HoldReason::NoPrimary,
         };
         app.events.emit(&Event::Held { reason });
-        let unavailable = || Error::Unavailable {
-            why: "the tenant is being moved",
-        };
         let stay = match &mut held {
             Some(stay) => stay,
             None => held.insert(
@@ -166,36 +183,106 @@ async fn answer(
                     .map_err(|_| Error::Overloaded)?,
             ),
         };
-        let mut versions = app.placements.versions();
-        versions.mark_unchanged();
-        app.placements.refresh();
-        let news = async {
-            let _ = versions.changed().await;
-        };
-        stay.pause(news).await.map_err(|_| unavailable())?;
+        wait(app, stay, reason, &target).await?;
         seen.stages.mark(Stage::Hold);
     }
 }
 
-/// Stage 6: a connection to the shard's primary in the request's role.
-async fn connect(
+/// How often a request that was sent is sent again after its node failed.
+const LOST_MAX: u32 = 1;
+
+/// Waits for news that may let a held request through.
+async fn wait(
+    app: &App,
+    stay: &mut Held<'_>,
+    reason: HoldReason,
+    target: &Target,
+) -> Result<(), Error> {
+    let why = match reason {
+        HoldReason::NoPrimary => {
+            let mut changes = target.shard.changes();
+            changes.mark_unchanged();
+            target.shard.look_now();
+            let news = async {
+                let _ = changes.changed().await;
+            };
+            stay.pause(news)
+                .await
+                .err()
+                .map(|_| "the shard has no primary")
+        }
+        HoldReason::Fenced | HoldReason::Moved | HoldReason::StalePlacement => {
+            let mut versions = app.placements.versions();
+            versions.mark_unchanged();
+            app.placements.refresh();
+            let news = async {
+                let _ = versions.changed().await;
+            };
+            stay.pause(news)
+                .await
+                .err()
+                .map(|_| "the tenant is being moved")
+        }
+    };
+    match why {
+        None => Ok(()),
+        Some(why) => Err(Error::Unavailable { why }),
+    }
+}
+
+/// Why a shard gave no answer.
+enum Failed {
+    /// It has no primary, or that can't be connected to.
+    NoPrimary,
+    /// All connections stayed busy.
+    Busy,
+    Execute(ExecuteError),
+}
+
+/// Stages 6 to 8 on the shard's primary, for as long as it is that.
+async fn on_primary(
     app: &App,
     target: &Target,
     tenant: &TenantContext,
+    guard: execute::Guard,
+    statement: &Statement,
     deadline: Deadline,
-) -> Result<Leased, Error> {
-    let primary = target.shard.primary().ok_or(Error::Unavailable {
-        why: "the shard has no primary",
-    })?;
-    let connection = app.pools.get(&primary.address, tenant.role());
-    match timeout_at(deadline, connection).await {
+    stages: &mut Stages,
+) -> Result<Answer, Failed> {
+    let primary = target.shard.primary().ok_or(Failed::NoPrimary)?;
+    let connection = connect(app, &primary.node.address, tenant, deadline);
+    let connection = tokio::select! {
+        biased;
+        connection = connection => connection?,
+        () = primary.gone.cancelled() => return Err(Failed::NoPrimary),
+    };
+    stages.mark(Stage::Pool);
+    // A write that was sent goes on in its own task; nobody knows how it ends.
+    let left = match statement.form.writes() {
+        true => ExecuteError::Unknown,
+        false => ExecuteError::Lost(None),
+    };
+    let answer = tokio::select! {
+        biased;
+        answer = run(app, connection, guard, statement, deadline) => answer,
+        () = primary.gone.cancelled() => Err(left),
+    };
+    answer.map_err(Failed::Execute)
+}
+
+/// Stage 6: a connection to a node in the request's role.
+async fn connect(
+    app: &App,
+    address: &NodeAddress,
+    tenant: &TenantContext,
+    deadline: Deadline,
+) -> Result<Leased, Failed> {
+    match timeout_at(deadline, app.pools.get(address, tenant.role())).await {
         Ok(Ok(connection)) => Ok(connection),
-        Ok(Err(PoolError::Busy(_))) | Err(_) => Err(Error::Overloaded),
+        Ok(Err(PoolError::Busy(_))) | Err(_) => Err(Failed::Busy),
         Ok(Err(error @ PoolError::Connect { .. })) => {
-            tracing::warn!(error = tenancy::chain(&error), "no connection");
-            Err(Error::Unavailable {
-                why: "the shard's primary can't be reached",
-            })
+            tracing::debug!(error = tenancy::chain(&error), "no connection");
+            Err(Failed::NoPrimary)
         }
     }
 }
@@ -225,8 +312,9 @@ async fn run(
     task.await.unwrap_or(Err(ExecuteError::Unknown))
 }
 
-/// What the guard has against a request's placement.
+/// Why a request was not answered where it was sent.
 enum Refused {
+    NoPrimary,
     Unknown,
     Stale,
     Fenced,
@@ -277,10 +365,12 @@ fn failed(error: ExecuteError, tenant: &TenantContext, plan: &Plan) -> Error {
             )))
         }
         ExecuteError::Deadline => Error::Deadline,
-        ExecuteError::Lost(_) if plan.form.writes() => Error::Unavailable {
-            why: "the connection to the shard was lost before anything was written",
-        },
-        ExecuteError::Lost(_) => Error::Unavailable {
+        ExecuteError::Lost(_) | ExecuteError::NotBegun(_) if plan.form.writes() => {
+            Error::Unavailable {
+                why: "the connection to the shard was lost before anything was written",
+            }
+        }
+        ExecuteError::Lost(_) | ExecuteError::NotBegun(_) => Error::Unavailable {
             why: "the connection to the shard was lost",
         },
         ExecuteError::Unknown if plan.form.writes() => Error::OutcomeUnknown,

@@ -1,11 +1,10 @@
 //! What this router knows of each shard: which node is its primary, and its
 //! schema model.
 //!
-//! One task a shard keeps a connection to the primary: it hears of schema
-//! changes by `LISTEN` (and, in case a notification is lost, by a look every
-//! [`LOOK`]), and finds the primary anew when the connection ends or the node
-//! turns out to be a standby. Requests read the last known state without
-//! waiting; shards of equal fingerprint share one model.
+//! One task a node looks at it ([`crate::nodes`]); one task a shard keeps a
+//! connection to the primary and hears of schema changes by `LISTEN` (and, in
+//! case a notification is lost, by a look every [`LOOK`]). Requests read the last
+//! known state without waiting; shards of equal fingerprint share one model.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, Weak};
@@ -21,40 +20,41 @@ use tokio_postgres::{AsyncMessage, NoTls};
 use tokio_util::sync::CancellationToken;
 
 use crate::event::{Event, Events};
+use crate::nodes::{self, Floor, Node, Sighting, Watched};
 use crate::plan::Model;
 use crate::pool::NodeAddress;
 
-/// How often a primary is looked at.
+/// How often the schema is looked at.
 const LOOK: Duration = Duration::from_millis(500);
 /// Longest wait for an answer of the node to such a look.
 const LOOK_MAX: Duration = Duration::from_secs(2);
 /// Longest wait for a schema model.
 const LOAD_MAX: Duration = Duration::from_secs(30);
 
-/// A shard's node as the control database names it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Node {
-    /// Its name, e.g. `s1-primary`.
-    pub name: Arc<str>,
-    /// Where it listens.
-    pub address: NodeAddress,
-}
-
 /// What is known of one shard.
 pub struct Shard {
     /// Its id.
     pub id: Arc<str>,
-    primary: ArcSwapOption<Node>,
+    nodes: Vec<Watched>,
+    floor: Mutex<Floor>,
+    primary: ArcSwapOption<Primary>,
     model: ArcSwapOption<Model>,
     /// Counts changes of either, so that a request can wait for one.
     changes: watch::Sender<u64>,
     stop: CancellationToken,
-    nodes: Vec<Node>,
+}
+
+/// A node for as long as it is the primary.
+pub struct Primary {
+    /// The node.
+    pub node: Node,
+    /// Ends with that time: it is down, a standby, or replaced.
+    pub gone: CancellationToken,
 }
 
 impl Shard {
     /// The primary, if one is known.
-    pub fn primary(&self) -> Option<Arc<Node>> {
+    pub fn primary(&self) -> Option<Arc<Primary>> {
         self.primary.load_full()
     }
 
@@ -68,8 +68,61 @@ impl Shard {
         self.changes.subscribe()
     }
 
+    /// Looks at all nodes at once: a request found that something is wrong.
+    pub fn look_now(&self) {
+        self.nodes.iter().for_each(Watched::look_now);
+    }
+
     fn changed(&self) {
         self.changes.send_modify(|n| *n += 1);
+    }
+
+    /// Takes the primary that the nodes' last sightings tell of.
+    fn elect(&self, events: &Events) {
+        let mut floor = self.floor.lock().unwrap_or_else(|p| p.into_inner());
+        let seen: Vec<_> = self.nodes.iter().map(Watched::seen).collect();
+        let sightings: Vec<_> = seen.iter().map(|seen| seen.as_ref().clone().ok()).collect();
+        let (elected, new_floor) = nodes::elect(&sightings, *floor);
+        *floor = new_floor;
+        let node = elected.and_then(|index| self.nodes.get(index));
+        let before = self.primary.load_full();
+        if before.as_ref().map(|primary| &primary.node) == node.map(|watched| &watched.node) {
+            return;
+        }
+        let after = node.map(|watched| Primary {
+            node: watched.node.clone(),
+            gone: self.stop.child_token(),
+        });
+        self.primary.store(after.map(Arc::new));
+        if let Some(before) = before {
+            before.gone.cancel();
+        }
+        self.changed();
+        match node {
+            Some(watched) => events.emit(&Event::PrimaryFound {
+                shard: &self.id,
+                node: &watched.node.name,
+            }),
+            None => events.emit(&Event::PrimaryLost {
+                shard: &self.id,
+                error: self.why_none(&seen),
+            }),
+        }
+    }
+
+    /// What each node said instead of being the primary.
+    fn why_none(&self, seen: &[Arc<Result<Sighting, String>>]) -> String {
+        let words = self.nodes.iter().zip(seen).map(|(watched, seen)| {
+            let name = &watched.node.name;
+            match seen.as_ref() {
+                Err(error) => format!("{name}: {error}"),
+                Ok(seen) if seen.primary => {
+                    format!("{name}: a primary of the old timeline {}", seen.timeline)
+                }
+                Ok(_) => format!("{name}: a standby"),
+            }
+        });
+        words.collect::<Vec<_>>().join("; ")
     }
 }
 
@@ -119,7 +172,8 @@ impl Shards {
         let old = self.shards.load_full();
         let mut new = HashMap::new();
         for (id, nodes) in wanted {
-            let kept = old.get(&id).filter(|shard| shard.nodes == nodes);
+            let same = |shard: &&Arc<Shard>| shard.nodes.iter().map(|n| &n.node).eq(&nodes);
+            let kept = old.get(&id).filter(same);
             let shard = kept
                 .cloned()
                 .unwrap_or_else(|| self.watch(id.clone(), nodes));
@@ -136,80 +190,65 @@ impl Shards {
     fn watch(self: &Arc<Self>, id: Arc<str>, nodes: Vec<Node>) -> Arc<Shard> {
         let shard = Arc::new(Shard {
             id,
+            nodes: nodes.into_iter().map(Watched::new).collect(),
+            floor: Mutex::default(),
             primary: ArcSwapOption::empty(),
             model: ArcSwapOption::empty(),
             changes: watch::Sender::new(0),
             stop: self.stop.child_token(),
-            nodes,
         });
         let (shards, watched) = (self.clone(), shard.clone());
         tokio::spawn(async move {
             let stop = watched.stop.clone();
+            let config = &shards.watching.config;
+            let looks = watched.nodes.iter().map(|node| {
+                let events = &shards.events;
+                node.watch(config, || watched.elect(events))
+            });
             tokio::select! {
                 () = stop.cancelled() => {}
+                _ = futures_util::future::join_all(looks) => {}
                 () = shards.follow(&watched) => {}
             }
         });
         shard
     }
 
-    /// Finds the primary and follows it, again and again.
+    /// Follows the schema of whichever node is primary.
     async fn follow(&self, shard: &Shard) {
-        let mut reported = false;
+        let mut changes = shard.changes();
+        let mut version = None;
         loop {
-            let error = match self.find_primary(shard).await {
-                Ok((node, link)) => {
-                    reported = false;
-                    self.events.emit(&Event::PrimaryFound {
-                        shard: &shard.id,
-                        node: &node.name,
-                    });
-                    shard.primary.store(Some(Arc::new(node)));
-                    shard.changed();
-                    let error = self.follow_primary(shard, link).await;
-                    shard.primary.store(None);
-                    shard.changed();
-                    error
-                }
-                Err(error) => error,
+            let Some(primary) = shard.primary() else {
+                let _ = changes.changed().await;
+                continue;
             };
-            if !reported {
-                let error = error.to_string();
-                self.events.emit(&Event::PrimaryLost {
-                    shard: &shard.id,
-                    error,
-                });
-                reported = true;
+            let followed = self.follow_primary(shard, &primary.node, &mut version);
+            tokio::select! {
+                () = primary.gone.cancelled() => continue,
+                error = followed => {
+                    tracing::debug!(shard = &*shard.id, %error, "schema not followed");
+                }
             }
+            shard.look_now();
             tokio::time::sleep(LOOK / 5).await;
         }
     }
 
-    async fn find_primary(&self, shard: &Shard) -> Result<(Node, Link), WatchError> {
-        let looks = shard.nodes.iter().map(|node| async move {
-            let link = Link::open(&self.watching.config, &node.address).await?;
-            match link.is_primary().await? {
-                true => Ok((node.clone(), link)),
-                false => Err(WatchError::Standby),
-            }
-        });
-        let mut last = WatchError::NoNodes;
-        for found in futures_util::future::join_all(looks).await {
-            match found {
-                Ok(found) => return Ok(found),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
-    }
-
     /// Returns when the node can't be followed any longer, with the reason.
-    async fn follow_primary(&self, shard: &Shard, mut link: Link) -> WatchError {
-        let mut version = None;
+    async fn follow_primary(
+        &self,
+        shard: &Shard,
+        node: &Node,
+        version: &mut Option<i64>,
+    ) -> WatchError {
+        let mut link = match Link::open(&self.watching.config, &node.address).await {
+            Ok(link) => link,
+            Err(error) => return error,
+        };
         loop {
-            match self.look(shard, &link, &mut version).await {
-                Ok(()) => {}
-                Err(error) => return error,
+            if let Err(error) = self.look(shard, &link, version).await {
+                return error;
             }
             tokio::select! {
                 heard = link.notices.recv() => if heard.is_none() { return WatchError::Closed },
@@ -218,16 +257,13 @@ impl Shards {
         }
     }
 
-    /// One look: still the primary? Still the same schema?
+    /// One look: still the same schema?
     async fn look(
         &self,
         shard: &Shard,
         link: &Link,
         version: &mut Option<i64>,
     ) -> Result<(), WatchError> {
-        if !link.is_primary().await? {
-            return Err(WatchError::Standby);
-        }
         let now = link.schema_version().await?;
         if *version == Some(now) {
             return Ok(());
@@ -317,11 +353,6 @@ impl Link {
         Ok(Self { client, notices })
     }
 
-    async fn is_primary(&self) -> Result<bool, WatchError> {
-        let row = answered(self.client.query_one("select not pg_is_in_recovery()", &[])).await?;
-        Ok(row.get(0))
-    }
-
     async fn schema_version(&self) -> Result<i64, WatchError> {
         answered(schema::introspect::version(&self.client)).await
     }
@@ -339,10 +370,6 @@ async fn answered<T, E: Into<WatchError>>(
 /// Why a node can't be followed as a shard's primary.
 #[derive(Debug, thiserror::Error)]
 enum WatchError {
-    #[error("the shard has no nodes")]
-    NoNodes,
-    #[error("the node is a standby")]
-    Standby,
     #[error("the connection was closed")]
     Closed,
     #[error("the node did not answer in time")]

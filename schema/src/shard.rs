@@ -9,7 +9,7 @@ use tokio_postgres::{Client, IsolationLevel};
 use crate::ident::{Ident, Literal};
 
 /// The files, in order.
-const FILES: [(&str, &str); 5] = [
+const FILES: [(&str, &str); 6] = [
     ("001_roles", include_str!("../shard/001_roles.sql")),
     ("002_fence", include_str!("../shard/002_fence.sql")),
     ("003_changes", include_str!("../shard/003_changes.sql")),
@@ -17,6 +17,7 @@ const FILES: [(&str, &str); 5] = [
         "004_distribute",
         include_str!("../shard/004_distribute.sql"),
     ),
+    ("005_node", include_str!("../shard/005_node.sql")),
     ("020_api", include_str!("../shard/020_api.sql")),
 ];
 

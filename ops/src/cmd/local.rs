@@ -78,6 +78,11 @@ enum Command {
         /// Such as s1-primary, s1-replica1, router-1, worker-1, control
         node: String,
     },
+    /// Make a replica its shard's primary; the old one should be down
+    Promote {
+        /// Such as s1-replica1
+        node: String,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -129,6 +134,7 @@ impl Local {
             Command::Stop { node } => Order::Stop(node),
             Command::Cont { node } => Order::Cont(node),
             Command::Start { node } => Order::Start(node),
+            Command::Promote { node } => Order::Promote(node),
         };
         let status = supervisor::ask(&folder, &order).await?;
         Ok(Some(nodes(&status)))

@@ -213,6 +213,45 @@ pub(crate) async fn connect(node: &Node, database: &str, password: &str) -> Resu
     Ok(client)
 }
 
+/// Promotes `node`, and points its `siblings` at it.
+pub(crate) async fn promote(node: &Node, siblings: &[&Node], password: &str) -> Result<()> {
+    let client = connect(node, "postgres", password).await?;
+    let promoted = client
+        .query_one("select pg_promote(true, 60)", &[])
+        .await
+        .map_err(failed(node, "promoting"))?;
+    if !promoted.get::<_, bool>(0) {
+        return Err(Error::Supervisor(format!(
+            "{} did not become a primary within 60 s",
+            node.name
+        )));
+    }
+    for sibling in siblings {
+        let slot = slot_name(sibling);
+        client
+            .execute(
+                "select pg_create_physical_replication_slot($1) where not exists
+                   (select from pg_replication_slots where slot_name = $1)",
+                &[&slot],
+            )
+            .await
+            .map_err(failed(node, "making a replica's slot"))?;
+        let follow = format!(
+            "alter system set primary_conninfo =
+               'host=127.0.0.1 port={} user=postgres password={password}'",
+            node.port
+        );
+        let sibling_client = connect(sibling, "postgres", password).await?;
+        for statement in [&*follow, "select pg_reload_conf()"] {
+            sibling_client
+                .batch_execute(statement)
+                .await
+                .map_err(failed(sibling, "following the new primary"))?;
+        }
+    }
+    Ok(())
+}
+
 /// For `map_err`: a statement or connection that failed.
 pub(crate) fn failed(
     node: &Node,

@@ -40,6 +40,8 @@ pub enum Order {
     Cont(String),
     /// Start a node that is down.
     Start(String),
+    /// Make a replica the primary.
+    Promote(String),
     /// Stop everything, and end.
     Down,
 }
@@ -272,6 +274,7 @@ async fn answer(
         Ok(Order::Stop(node)) => cluster.stop(&node),
         Ok(Order::Cont(node)) => cluster.cont(&node),
         Ok(Order::Start(node)) => cluster.start_node(&node).await,
+        Ok(Order::Promote(node)) => cluster.promote(&node).await,
         Ok(Order::Down) => {
             stop.send_replace(true);
             Ok(())

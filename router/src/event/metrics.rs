@@ -26,8 +26,8 @@ pub struct Metrics {
     duration: [Histogram; 4],
     /// Requests being answered.
     pub in_flight: Gauge,
-    /// Requests that a shard refused for their placement, by reason.
-    held: [Counter; 3],
+    /// Times that a request was held, to be tried again, by reason.
+    held: [Counter; 4],
     /// Schema models loaded.
     schemas_loaded: Counter,
     /// Schema models that could not be loaded.
@@ -66,6 +66,7 @@ impl Metrics {
             HoldReason::Fenced,
             HoldReason::Moved,
             HoldReason::StalePlacement,
+            HoldReason::NoPrimary,
         ]
         .map(|reason| metrics::counter!("ringfence_requests_held_total", "reason" => reason_name(reason)));
         Self {
@@ -108,6 +109,7 @@ fn reason_name(reason: HoldReason) -> &'static str {
         HoldReason::Fenced => "fenced",
         HoldReason::Moved => "moved",
         HoldReason::StalePlacement => "stale_placement",
+        HoldReason::NoPrimary => "no_primary",
     }
 }
 
@@ -125,7 +127,7 @@ fn describe() {
     gauge!("ringfence_requests_in_flight", "Requests being answered.");
     counter!(
         "ringfence_requests_held_total",
-        "Requests that a shard refused for their placement, by reason."
+        "Times that a request was held, to be tried again, by reason."
     );
     counter!(
         "ringfence_schema_loads_total",

@@ -1,0 +1,160 @@
+//! A shard loses its primary, on real servers.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ops::local::{Cluster, Options};
+use reqwest::{Client, Response, StatusCode};
+use serde_json::{Value, json};
+use tokio_postgres::NoTls;
+
+const PRIMARY: &str = "s1-primary";
+const REPLICA: &str = "s1-replica1";
+
+struct Service {
+    cluster: Cluster,
+    http: Client,
+}
+
+impl Service {
+    async fn start() -> Arc<Self> {
+        let cluster = Cluster::start(Options {
+            shards: Some(1),
+            replicas: Some(1),
+            routers: Some(2),
+            ..Options::default()
+        });
+        Arc::new(Self {
+            cluster: cluster.await.unwrap(),
+            http: Client::new(),
+        })
+    }
+
+    fn url(&self, router: usize, path: &str) -> String {
+        format!("{}/rest/v1/{path}", self.cluster.router_url(router))
+    }
+
+    async fn insert(&self, router: usize, name: &str) -> Response {
+        let request = self.http.post(self.url(router, "companies"));
+        let request = request.header("apikey", self.cluster.key("acme").unwrap());
+        request.json(&json!({ "name": name })).send().await.unwrap()
+    }
+
+    /// How many companies of that name the router finds.
+    async fn count(&self, router: usize, name: &str) -> usize {
+        let url = self.url(router, &format!("companies?select=id&name=eq.{name}"));
+        let request = self.http.get(url);
+        let request = request.header("apikey", self.cluster.key("acme").unwrap());
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        answer.json::<Vec<Value>>().await.unwrap().len()
+    }
+
+    async fn sql(&self, node: &str, text: &str) -> tokio_postgres::Row {
+        let dsn = self.cluster.shard_dsn(node).unwrap();
+        let (client, connection) = tokio_postgres::connect(&dsn, NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client.query_one(text, &[]).await.unwrap()
+    }
+
+    /// Waits until the replica has replayed what the primary has written.
+    async fn caught_up(&self) {
+        let target: String = self
+            .sql(PRIMARY, "select pg_current_wal_lsn()::text")
+            .await
+            .get(0);
+        let question = format!("select pg_last_wal_replay_lsn() >= '{target}'::pg_lsn");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !self.sql(REPLICA, &question).await.get::<_, bool>(0) {
+            assert!(Instant::now() < deadline, "the replica does not catch up");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn requests_wait_for_the_new_primary_and_a_stale_one_gets_none() {
+    let service = Service::start().await;
+    assert_eq!(
+        service.insert(0, "Before").await.status(),
+        StatusCode::CREATED
+    );
+    service.caught_up().await;
+
+    // Through both routers: one connection of theirs is idle, one breaks.
+    service.cluster.kill(PRIMARY).await.unwrap();
+    let held = [0, 1].map(|router| {
+        let service = service.clone();
+        tokio::spawn(async move { service.insert(router, "Meanwhile").await.status() })
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(held.iter().all(|request| !request.is_finished()));
+    service.cluster.promote(REPLICA).await.unwrap();
+    for request in held {
+        assert_eq!(request.await.unwrap(), StatusCode::CREATED);
+    }
+    for router in [0, 1] {
+        assert_eq!(service.count(router, "Before").await, 1);
+        assert_eq!(service.count(router, "Meanwhile").await, 2);
+    }
+
+    // The old primary returns, and takes itself for one. It gets no write, also
+    // not from a router that starts only now, nor once the new one is away.
+    service.cluster.start_node(PRIMARY).await.unwrap();
+    service.cluster.kill("router-2").await.unwrap();
+    service.cluster.start_node("router-2").await.unwrap();
+    for router in [0, 1] {
+        assert_eq!(
+            service.insert(router, "After").await.status(),
+            StatusCode::CREATED
+        );
+    }
+    service.cluster.kill(REPLICA).await.unwrap();
+    let refused = service.insert(0, "After").await;
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(refused.headers()["retry-after"], "1");
+    let found = service
+        .sql(
+            PRIMARY,
+            "select count(*) from companies where name in ('Meanwhile', 'After')",
+        )
+        .await;
+    assert_eq!(found.get::<_, i64>(0), 0);
+    Arc::into_inner(service).unwrap().cluster.down().await;
+}
+
+#[tokio::test]
+async fn a_write_cut_off_in_flight_is_answered_as_unknown() {
+    let service = Service::start().await;
+    let slow = "create function slow() returns trigger language plpgsql as
+        $$ begin perform pg_sleep(30); return new; end $$;
+        create trigger slow before insert on companies for each row execute function slow()";
+    let dsn = service.cluster.shard_dsn(PRIMARY).unwrap();
+    let (client, connection) = tokio_postgres::connect(&dsn, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client.batch_execute(slow).await.unwrap();
+
+    let writer = service.clone();
+    let write = tokio::spawn(async move {
+        let answer = writer.insert(0, "Unknown").await;
+        (answer.status(), answer.json::<Value>().await.unwrap())
+    });
+    let sleeping = "select count(*) > 0 from pg_stat_activity where wait_event = 'PgSleep'";
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !client
+        .query_one(sleeping, &[])
+        .await
+        .unwrap()
+        .get::<_, bool>(0)
+    {
+        assert!(Instant::now() < deadline, "the write does not arrive");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    service.cluster.kill(PRIMARY).await.unwrap();
+    let (status, error) = write.await.unwrap();
+    assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!(error["code"], "08007", "{error}");
+    Arc::into_inner(service).unwrap().cluster.down().await;
+}
