@@ -91,7 +91,7 @@ impl Shard {
         }
         let after = node.map(|watched| Primary {
             node: watched.node.clone(),
-            gone: self.stop.child_token(),
+            gone: CancellationToken::new(),
         });
         self.primary.store(after.map(Arc::new));
         if let Some(before) = before {
