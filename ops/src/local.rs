@@ -22,7 +22,6 @@ use std::process::Child;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 pub use self::layout::{Node, PORT_BASE, Ports, Role, Shape};
@@ -72,6 +71,9 @@ pub struct Options {
     pub fresh: bool,
     /// `false` trades the data's safety in a power loss for speed.
     pub fsync: bool,
+    /// Commits wait until any one replica has them on disk; needs two replicas,
+    /// so that the loss of one node stops nobody. Stays set in a kept folder.
+    pub sync: bool,
     /// What runs in it.
     pub content: Content,
     /// Called with what is being done.
@@ -107,6 +109,7 @@ impl Default for Options {
             ports: None,
             fresh: false,
             fsync: false,
+            sync: false,
             content: Content::Demo {
                 extra: 0,
                 rows: None,
@@ -165,6 +168,7 @@ pub struct Cluster {
     nursery: Nursery,
     content: Content,
     fsync: bool,
+    sync: bool,
     report: fn(&str),
     temporary: bool,
     folder: Folder,
@@ -218,6 +222,12 @@ impl Cluster {
         }
         let remembered = folder.remembered();
         let shape = shape(&options, remembered, &folder.path)?;
+        if options.sync && shape.replicas < 2 {
+            return Err(Error::Usage(
+                "synchronous replication needs two replicas a shard, or the loss of one stops all writes"
+                    .into(),
+            ));
+        }
         let ports = options.ports.unwrap_or(match remembered {
             _ if temporary => Ports::Free,
             Some(before) => Ports::From(before.port_base),
@@ -251,6 +261,7 @@ impl Cluster {
             nursery: Nursery::new().map_err(io("start a thread"))?,
             content: options.content,
             fsync: options.fsync,
+            sync: options.sync,
             report: options.report,
             temporary,
             folder,
@@ -309,6 +320,19 @@ impl Cluster {
             process.kill();
         }
         self.ended(node, STOP).await
+    }
+
+    /// Shuts a node down in order, and waits until it is gone. A primary ends
+    /// its sessions, and sends all that it has written to its replicas first.
+    ///
+    /// # Errors
+    /// An unknown node, one that is not up, or one that does not end.
+    pub async fn shut_down(&self, node: &str) -> Result<()> {
+        let node = self.state(node, &[NodeState::Up])?;
+        if let Some(process) = self.running().get_mut(&node.name) {
+            process::signal(process.child.id(), node.shutdown_signal());
+        }
+        self.ended(&node.name, STOP).await
     }
 
     /// Freezes a node and all its processes (SIGSTOP): its connections stay
@@ -397,12 +421,7 @@ impl Cluster {
                     && let Ok(None) = process.child.try_wait()
                 {
                     let pid = process.child.id();
-                    // To Postgres, SIGINT is a fast shutdown.
-                    let signal = match node.is_postgres() {
-                        true => Signal::INT,
-                        false => Signal::TERM,
-                    };
-                    process::signal(pid, signal);
+                    process::signal(pid, node.shutdown_signal());
                     if let Some(warden) = process.warden.take() {
                         process::thaw(pid, warden);
                     }

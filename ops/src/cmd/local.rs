@@ -114,6 +114,9 @@ struct Up {
     /// Trade the data's safety in a power loss for speed
     #[arg(long)]
     no_fsync: bool,
+    /// Commits wait for one of at least two replicas
+    #[arg(long)]
+    sync: bool,
 }
 
 impl Local {
@@ -224,6 +227,7 @@ impl Up {
             ports: self.port_base.map(Ports::From),
             fresh: self.fresh,
             fsync: !self.no_fsync,
+            sync: self.sync,
             content: Content::Demo {
                 extra: self.tenants,
                 rows: self.rows,
@@ -246,7 +250,11 @@ impl Up {
             let value = value?;
             Some(format!("{flag}={value}"))
         });
-        let switches = [("--fresh", self.fresh), ("--no-fsync", self.no_fsync)];
+        let switches = [
+            ("--fresh", self.fresh),
+            ("--no-fsync", self.no_fsync),
+            ("--sync", self.sync),
+        ];
         let switches = switches.into_iter().filter(|(_, on)| *on);
         numbers
             .chain(switches.map(|(flag, _)| flag.to_owned()))

@@ -82,6 +82,11 @@ impl Cluster {
         };
         self.primary(first, APP_DATABASE).await?;
         try_join_all(replicas.iter().map(|node| self.replica(node, first))).await?;
+        if self.sync {
+            // On every node, so that it holds for whichever is primary.
+            let password = self.secrets.superuser();
+            try_join_all(nodes.iter().map(|node| wait_for_any(node, password))).await?;
+        }
         Ok(())
     }
 
@@ -203,6 +208,21 @@ impl Cluster {
             .and_then(|()| std::fs::rename(&new, &path))
             .map_err(io(format!("write {}", path.display())))
     }
+}
+
+/// Has commits on a node wait until any standby has them on disk.
+async fn wait_for_any(node: &Node, password: &str) -> Result<()> {
+    let client = connect(node, "postgres", password).await?;
+    for statement in [
+        "alter system set synchronous_standby_names = 'ANY 1 (*)'",
+        "select pg_reload_conf()",
+    ] {
+        client
+            .batch_execute(statement)
+            .await
+            .map_err(failed(node, "making replication synchronous"))?;
+    }
+    Ok(())
 }
 
 /// Registers the shards that the control database doesn't know as they are,

@@ -23,6 +23,9 @@ hot_standby = on
 hot_standby_feedback = on
 max_wal_senders = 20
 max_replication_slots = 20
+# Two base backups at once: one's checkpoint removed what the other's new slot
+# was about to reserve.
+wal_keep_size = 64MB
 max_worker_processes = 24
 max_logical_replication_workers = 12
 track_commit_timestamp = on

@@ -3,6 +3,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
+use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 /// First of the default ports; see [`Ports::From`].
@@ -81,6 +82,14 @@ impl Node {
         match self.role {
             Role::Control | Role::Primary { .. } | Role::Replica { .. } => true,
             Role::Worker | Role::Router { .. } => false,
+        }
+    }
+
+    /// What ends it in order. To Postgres, SIGINT is a fast shutdown.
+    pub(super) fn shutdown_signal(&self) -> Signal {
+        match self.is_postgres() {
+            true => Signal::INT,
+            false => Signal::TERM,
         }
     }
 

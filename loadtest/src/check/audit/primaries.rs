@@ -134,7 +134,9 @@ async fn connect(dsn: &str) -> Result<Option<(i32, Client)>, String> {
         tokio::spawn(connection);
         let row = client
             .query_one(
-                "select pg_is_in_recovery(), timeline_id from pg_control_checkpoint()",
+                // The last checkpoint's timeline is still the old one after a promotion.
+                "select pg_is_in_recovery(), case when pg_is_in_recovery() then 0 else
+                   ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int end",
                 &[],
             )
             .await?;

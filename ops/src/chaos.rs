@@ -1,0 +1,258 @@
+//! `ringfence-chaos`: breaks a cluster while it is being used, and says what
+//! its users saw.
+//!
+//! Each fault gets a cluster of its own: one shard with two replicas, of which
+//! any one must have a commit before it counts, and two routers. The load
+//! tester drives `crm_day` with its checks; a while into the run the fault
+//! strikes, later it is mended. Nothing may be lost, doubled, stale or leaked,
+//! and only requests in flight at the dead node may fail.
+
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, Stdio};
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use comfy_table::Table;
+use comfy_table::presets::NOTHING;
+use ops::local::{Cluster, Options};
+use serde_json::Value;
+use tokio::process::{Child, Command};
+
+/// Breaks a cluster under load, and checks what its users saw.
+#[derive(Parser)]
+#[command(name = "ringfence-chaos")]
+struct Args {
+    /// What breaks; several one after another.
+    #[arg(required = true, value_enum)]
+    faults: Vec<Fault>,
+    /// Seconds of load for each.
+    #[arg(long, default_value_t = 30)]
+    seconds: u64,
+    /// How much of `crm_day`'s load, which is about 240 requests a second.
+    #[arg(long, default_value_t = 2.0)]
+    scale: f64,
+    /// Keep the load tester's reports here.
+    #[arg(long)]
+    reports: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Fault {
+    /// The primary is shut down in order, and a replica promoted.
+    SwitchOver,
+    /// The primary is killed, a replica promoted, and the old primary returns.
+    PrimaryKill,
+    /// The primary freezes, a replica is promoted, and the old primary thaws.
+    PrimaryFreeze,
+    /// A replica is killed, and returns.
+    ReplicaKill,
+    /// A router is killed, and returns.
+    RouterKill,
+    /// The control database is killed, and returns.
+    ControlKill,
+    /// The worker is killed, and returns.
+    WorkerKill,
+}
+
+type Failure = Box<dyn std::error::Error>;
+
+/// How long the HA manager takes to see that a primary is gone.
+const DETECTED: Duration = Duration::from_millis(500);
+const PRIMARY: &str = "s1-primary";
+const REPLICA: &str = "s1-replica1";
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run(Args::parse()).await {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("ringfence-chaos: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+async fn run(args: Args) -> Result<bool, Failure> {
+    let mut table = Table::new();
+    table.load_preset(NOTHING).set_header([
+        "FAULT",
+        "REQUESTS",
+        "FAILED",
+        "OF THEM UNKNOWN",
+        "LONGEST",
+        "SECONDS WITH FAILURES",
+        "VIOLATIONS",
+        "VERDICT",
+    ]);
+    let mut good = true;
+    for fault in &args.faults {
+        let seen = suffer(*fault, &args).await?;
+        good &= seen.is_good(*fault);
+        table.add_row(seen.row(*fault));
+    }
+    println!("{table}");
+    Ok(good)
+}
+
+/// One fault on a cluster of its own.
+async fn suffer(fault: Fault, args: &Args) -> Result<Seen, Failure> {
+    let name = fault.name();
+    eprintln!("· {name}: starting a cluster");
+    let cluster = Cluster::start(Options {
+        shards: Some(1),
+        replicas: Some(2),
+        routers: Some(2),
+        sync: true,
+        ..Options::default()
+    })
+    .await?;
+    let folder = args.reports.clone().unwrap_or(cluster.path().to_owned());
+    std::fs::create_dir_all(&folder)?;
+    let report = folder.join(format!("{name}.json"));
+    eprintln!("· {name}: {} s of load", args.seconds);
+    let mut load = load(&cluster, args, &report)?;
+    tokio::time::sleep(Duration::from_secs(args.seconds) / 3).await;
+    eprintln!("· {name}: now");
+    fault.strike(&cluster).await?;
+    tokio::time::sleep(Duration::from_secs(args.seconds) / 3).await;
+    fault.mend(&cluster).await?;
+    load.wait().await?;
+    let text = std::fs::read_to_string(&report)
+        .map_err(|error| format!("the load tester wrote no report: {error}"))?;
+    let seen = Seen::read(&serde_json::from_str(&text)?);
+    cluster.down().await;
+    Ok(seen)
+}
+
+/// The load tester, beside this program.
+fn load(cluster: &Cluster, args: &Args, report: &Path) -> Result<Child, Failure> {
+    let program = std::env::current_exe()?.with_file_name("ringfence-loadtest");
+    let scenario = Path::new("loadtest/scenarios/crm_day.toml");
+    let child = Command::new(program)
+        .arg("run")
+        .arg(scenario)
+        .arg("--env")
+        .arg(cluster.path().join("local.env"))
+        .args(["--check", "--quiet", "--metrics", "off"])
+        .args(["--duration", &format!("{}s", args.seconds)])
+        .args(["--scale", &args.scale.to_string()])
+        .arg("--json")
+        .arg(report)
+        .arg("--html")
+        .arg(report.with_extension("html"))
+        .stdout(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()?;
+    Ok(child)
+}
+
+impl Fault {
+    fn name(self) -> String {
+        self.to_possible_value()
+            .map(|value| value.get_name().to_owned())
+            .unwrap_or_default()
+    }
+
+    async fn strike(self, cluster: &Cluster) -> Result<(), Failure> {
+        match self {
+            Self::SwitchOver => {
+                cluster.shut_down(PRIMARY).await?;
+                cluster.promote(REPLICA).await?;
+            }
+            Self::PrimaryKill => {
+                cluster.kill(PRIMARY).await?;
+                tokio::time::sleep(DETECTED).await;
+                cluster.promote(REPLICA).await?;
+            }
+            Self::PrimaryFreeze => {
+                cluster.stop(PRIMARY)?;
+                tokio::time::sleep(DETECTED).await;
+                cluster.promote(REPLICA).await?;
+            }
+            Self::ReplicaKill => cluster.kill(REPLICA).await?,
+            Self::RouterKill => cluster.kill("router-1").await?,
+            Self::ControlKill => cluster.kill("control").await?,
+            Self::WorkerKill => cluster.kill("worker-1").await?,
+        }
+        Ok(())
+    }
+
+    async fn mend(self, cluster: &Cluster) -> Result<(), Failure> {
+        match self {
+            Self::SwitchOver | Self::PrimaryKill => cluster.start_node(PRIMARY).await?,
+            Self::PrimaryFreeze => cluster.cont(PRIMARY)?,
+            Self::ReplicaKill => cluster.start_node(REPLICA).await?,
+            Self::RouterKill => cluster.start_node("router-1").await?,
+            Self::ControlKill => cluster.start_node("control").await?,
+            Self::WorkerKill => cluster.start_node("worker-1").await?,
+        }
+        Ok(())
+    }
+
+    /// Seconds in which requests may fail. Routers hold requests while a shard
+    /// has no primary (`router/src/hold.rs`), so only what was in flight at the
+    /// dead node fails; a dead router's clients must find the other one.
+    fn failing_seconds_max(self) -> usize {
+        match self {
+            Self::SwitchOver | Self::ReplicaKill | Self::ControlKill | Self::WorkerKill => 0,
+            Self::PrimaryKill | Self::PrimaryFreeze => 2,
+            Self::RouterKill => usize::MAX,
+        }
+    }
+}
+
+/// What the load tester saw.
+struct Seen {
+    requests: u64,
+    failed: u64,
+    unknown: u64,
+    longest_ms: f64,
+    failing_seconds: usize,
+    violations: usize,
+}
+
+impl Seen {
+    fn read(report: &Value) -> Self {
+        let number = |value: &Value| value.as_u64().unwrap_or_default();
+        let failing = report["points"].as_array().map(|points| {
+            let failing = points.iter().filter(|point| {
+                let faults = point["faults"].as_array().into_iter().flatten();
+                faults.map(&number).sum::<u64>() > 0
+            });
+            failing.count()
+        });
+        Self {
+            requests: number(&report["total"]["requests"]),
+            failed: number(&report["total"]["errors"]),
+            unknown: number(&report["checks"]["indeterminate"]),
+            longest_ms: report["total"]["latency_ms"]["max"]
+                .as_f64()
+                .unwrap_or_default(),
+            failing_seconds: failing.unwrap_or_default(),
+            // Without a list the audit was not made: that is no success.
+            violations: report["checks"]["violations"]
+                .as_array()
+                .map_or(usize::MAX, Vec::len),
+        }
+    }
+
+    fn is_good(&self, fault: Fault) -> bool {
+        self.requests > 0
+            && self.violations == 0
+            && self.failing_seconds <= fault.failing_seconds_max()
+    }
+
+    fn row(&self, fault: Fault) -> [String; 8] {
+        [
+            fault.name(),
+            self.requests.to_string(),
+            self.failed.to_string(),
+            self.unknown.to_string(),
+            format!("{:.0} ms", self.longest_ms),
+            self.failing_seconds.to_string(),
+            self.violations.to_string(),
+            if self.is_good(fault) { "good" } else { "BAD" }.to_owned(),
+        ]
+    }
+}
