@@ -5,6 +5,7 @@ pub mod local;
 pub mod node;
 pub mod ring;
 pub mod shard;
+pub mod status;
 pub mod tenant;
 
 use clap::{Args, Parser, Subcommand};
@@ -72,6 +73,8 @@ enum Command {
     /// The ring that places new tenants.
     #[command(subcommand)]
     Ring(ring::Command),
+    /// Shards and their nodes on one screen.
+    Status(status::Status),
     /// A cluster of real servers on this machine.
     Local(local::Local),
 }
@@ -90,6 +93,7 @@ impl Cli {
             Command::Shard(command) => command.run(&admin()?).await,
             Command::Node(command) => command.run(&admin()?).await,
             Command::Ring(command) => command.run(&admin()?).await,
+            Command::Status(status) => status.run(&admin()?, global.output).await,
             Command::Local(local) => match local.run().await? {
                 Some(output) => Ok(output),
                 None => return Ok(()),

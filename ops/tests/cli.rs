@@ -110,6 +110,14 @@ async fn tenants_keys_and_fleet() {
     );
     assert_eq!(cli.json(&["node", "list"])[0]["name"], "s1-primary");
     assert_eq!(cli.json(&["ring", "show"])[0]["share"], 1.0);
+    let is_ok = || cli.json(&["status"])[0]["status"] == "ok";
+    let seen = (0..60).any(|_| {
+        is_ok() || {
+            std::thread::sleep(std::time::Duration::from_millis(250));
+            false
+        }
+    });
+    assert!(seen, "{:#}", cli.json(&["status"]));
 
     // What a script can tell apart.
     let (code, message) = cli.refused(&["tenant", "show", "nobody"]);

@@ -40,7 +40,7 @@ impl Command {
 }
 
 /// Bytes of log that a replica has not replayed yet.
-fn lag(node: &Value) -> String {
+pub(super) fn lag(node: &Value) -> String {
     match node["lag_bytes"].as_f64() {
         None => "-".into(),
         Some(bytes) if bytes < 1_024.0 => format!("{bytes} B"),

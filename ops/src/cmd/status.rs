@@ -1,0 +1,167 @@
+//! `ringfence status`: the fleet on one screen.
+
+use std::io::{Write, stdout};
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::Answer;
+use super::node::lag;
+use crate::admin::Admin;
+use crate::output::{Column, Format, Output, show};
+
+/// Options of `ringfence status`.
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Show it anew every second, until interrupted.
+    #[arg(long)]
+    watch: bool,
+}
+
+/// How often `--watch` looks.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// A node that workers have not seen for so long counts as down, in seconds:
+/// several of their rounds.
+const UNSEEN_MAX: f64 = 10.0;
+
+/// From the top left corner, with what was there before cleared.
+const CLEAR_SCREEN: &[u8] = b"\x1b[2J\x1b[H";
+
+const SHARDS: &[Column] = &[
+    ("shard", |s| show(&s["shard"])),
+    ("region", |s| show(&s["region"])),
+    ("tenants", |s| show(&s["tenants"])),
+    ("primary", |s| show(&s["primary"])),
+    ("timeline", |s| show(&s["timeline"])),
+    ("replicas", |s| {
+        format!("{} of {}", s["replicas_up"], s["replicas"])
+    }),
+    ("most lag", lag),
+    ("status", |s| show(&s["status"])),
+    ("why", |s| show(&s["why"])),
+];
+
+impl Status {
+    pub(super) async fn run(self, admin: &Admin, format: Format) -> Answer {
+        if !self.watch {
+            return look(admin).await;
+        }
+        loop {
+            let output = look(admin).await?;
+            if format == Format::Table {
+                // A terminal that went away ends the command at the next print.
+                let _ = stdout().write_all(CLEAR_SCREEN);
+            }
+            output.print(format)?;
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+}
+
+async fn look(admin: &Admin) -> Answer {
+    let mut shards = admin.get("/shards", &[]).await?;
+    let mut nodes = admin.get("/nodes", &[]).await?;
+    let shards = admin.items(&mut shards, "GET /shards")?;
+    let nodes = admin.items(&mut nodes, "GET /nodes")?;
+    let states: Vec<Value> = shards.iter().map(|shard| state(shard, &nodes)).collect();
+    let well = states.iter().filter(|s| s["status"] == "ok").count();
+    let count = states.len();
+    Ok(Output::list(states, SHARDS).note(format!("{well} of {count} shards are ok")))
+}
+
+/// What a shard's nodes say of it: `ok`, `degraded` when a replica is missing,
+/// or `down` when nothing takes its writes; with the reason.
+fn state(shard: &Value, nodes: &[Value]) -> Value {
+    let of_shard: Vec<&Value> = nodes.iter().filter(|n| n["shard"] == shard["id"]).collect();
+    // A primary that came back stays on its old timeline: the newest one rules.
+    let primary = of_shard
+        .iter()
+        .filter(|n| n["role"] == "primary" && is_up(n))
+        .max_by_key(|n| n["timeline"].as_u64());
+    let name = primary.map(|p| &p["name"]);
+    let others = of_shard.iter().filter(|n| Some(&n["name"]) != name);
+    let (up, missing): (Vec<&Value>, Vec<&Value>) = others.partition(|n| follows(n, primary));
+    let (status, why) = match (primary, missing.first()) {
+        (None, _) => ("down", Some("no primary is seen".to_owned())),
+        (Some(_), Some(node)) => ("degraded", Some(trouble(node))),
+        (Some(_), None) => ("ok", None),
+    };
+    json!({
+        "shard": shard["id"],
+        "region": shard["region"],
+        "tenants": shard["tenants"],
+        "primary": name,
+        "timeline": primary.map(|p| &p["timeline"]),
+        "replicas": up.len() + missing.len(),
+        "replicas_up": up.len(),
+        "lag_bytes": up.iter().filter_map(|n| n["lag_bytes"].as_u64()).max(),
+        "status": status,
+        "why": why,
+    })
+}
+
+fn is_up(node: &Value) -> bool {
+    let seen = node["seen_seconds_ago"].as_f64();
+    node["error"].is_null() && seen.is_some_and(|seconds| seconds <= UNSEEN_MAX)
+}
+
+/// A replica that is up and on its primary's timeline.
+fn follows(node: &Value, primary: Option<&&Value>) -> bool {
+    let timeline = primary.map(|p| &p["timeline"]);
+    is_up(node) && node["role"] == "replica" && timeline.is_none_or(|t| node["timeline"] == *t)
+}
+
+/// Why a node is no replica that follows.
+fn trouble(node: &Value) -> String {
+    let name = show(&node["name"]);
+    match node["seen_seconds_ago"].as_f64() {
+        _ if !node["error"].is_null() => format!("{name}: {}", show(&node["error"])),
+        None => format!("{name}: never seen"),
+        Some(seconds) if seconds > UNSEEN_MAX => format!("{name}: not seen for {seconds:.0} s"),
+        Some(_) => format!(
+            "{name}: {} on timeline {}",
+            show(&node["role"]),
+            show(&node["timeline"])
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(name: &str, role: &str, timeline: u64) -> Value {
+        json!({
+            "name": name, "shard": &name[..2], "role": role, "timeline": timeline,
+            "lag_bytes": (role == "replica").then_some(20_480),
+            "seen_seconds_ago": 0.5, "error": null,
+        })
+    }
+
+    /// A well shard, one whose old primary came back, one with a replica that
+    /// does not answer, one without a primary, and one never looked at.
+    #[test]
+    fn states() {
+        let mut lost = node("s3-replica1", "replica", 1);
+        lost["error"] = json!("connection refused");
+        let mut gone = node("s4-primary", "primary", 1);
+        gone["seen_seconds_ago"] = json!(60.0);
+        let nodes = [
+            node("s1-primary", "primary", 1),
+            node("s1-replica1", "replica", 1),
+            node("s2-primary", "primary", 1),
+            node("s2-replica1", "primary", 2),
+            node("s3-primary", "primary", 1),
+            lost,
+            gone,
+            node("s4-replica1", "replica", 1),
+            json!({"name": "s5-primary", "shard": "s5"}),
+        ];
+        let shards = ["s1", "s2", "s3", "s4", "s5"];
+        let shards = shards.map(|id| json!({"id": id, "region": "local", "tenants": 7}));
+        let states = shards.iter().map(|shard| state(shard, &nodes)).collect();
+        insta::assert_snapshot!(Output::list(states, SHARDS).text);
+    }
+}
