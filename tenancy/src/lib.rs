@@ -4,6 +4,7 @@
 //! reading order.
 
 pub mod auth;
+pub mod changes;
 pub mod control;
 pub mod id;
 pub mod placement;
