@@ -9,7 +9,7 @@ use anyhow::Context;
 use http::HeaderMap;
 use tenancy::auth::{AuthSettings, Authenticator, DefaultIssuer, KeyRing};
 use tenancy::id::TenantId;
-use tenancy::watch::Placements;
+use tenancy::watch::{Placements, Source};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -62,9 +62,12 @@ impl App {
         let authenticator = authenticator(&config)?;
         let password = config.shard_password()?;
         let password = password.as_ref().map(|secret| secret.expose().to_owned());
-        let dsn = config.control_dsn()?;
-        let file = config.control.snapshot_file.clone();
-        let placements = Placements::start(dsn.expose(), file, stop.child_token())
+        let source = Source {
+            dsn: config.control_dsn()?.expose().to_owned(),
+            file: config.control.snapshot_file.clone(),
+            me: Some(config.me()),
+        };
+        let placements = Placements::start(source, stop.child_token())
             .await
             .context("there are no placements to start with")?;
         let shards = Shards::new(

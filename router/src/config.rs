@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tenancy::members::{self, Kind, Me};
 
 /// Everything a router is told.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -24,6 +25,13 @@ pub struct Config {
     /// Where `/live`, `/ready` and `/metrics` are served.
     #[serde(default = "default_admin_listen")]
     pub admin_listen: SocketAddr,
+    /// Base address under which others reach `admin_listen`, where that is not
+    /// its own; `RINGFENCE_ADVERTISE` overrides it.
+    #[serde(default)]
+    pub advertise: Option<String>,
+    /// The region that this router runs in; the default one where none is given.
+    #[serde(default)]
+    pub region: Option<String>,
     /// The control database.
     #[serde(default)]
     pub control: Control,
@@ -290,6 +298,14 @@ impl Config {
             path: path.to_owned(),
             message: error.to_string(),
         })
+    }
+
+    /// What the other routers and the workers are told of this one.
+    pub fn me(&self) -> Me {
+        let given = env("RINGFENCE_ADVERTISE");
+        let given = given.as_ref().map(Secret::expose);
+        let url = members::reachable(given.or(self.advertise.as_deref()), self.admin_listen);
+        Me::new(Kind::Router, &self.name, self.region.clone(), url)
     }
 
     /// The control database's connection string.

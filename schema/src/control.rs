@@ -4,7 +4,10 @@ use tokio_postgres::Client;
 
 use crate::ident::Literal;
 
-const FILES: [(i32, &str, &str); 1] = [(1, "control", include_str!("../control/001_control.sql"))];
+const FILES: [(i32, &str, &str); 2] = [
+    (1, "control", include_str!("../control/001_control.sql")),
+    (2, "member", include_str!("../control/002_member.sql")),
+];
 
 /// Key of the advisory lock that upgrades queue for.
 const UPGRADE_LOCK: i64 = 0x7269_6e67_0002;

@@ -32,6 +32,7 @@ pub fn routes(app: Arc<App>, metrics: PrometheusHandle) -> Router {
         .route("/keys/{key}/revoke", post(keys::revoke))
         .route("/shards", get(fleet::shards).post(fleet::add_shard))
         .route("/nodes", get(fleet::nodes))
+        .route("/members", get(fleet::members))
         .route("/ring", get(fleet::ring))
         .route("/issuers", get(fleet::issuers).post(fleet::put_issuer))
         .fallback(|| async { Error::NoRoute })

@@ -1,7 +1,11 @@
 //! What every request of the admin API and every task shares.
 
+use std::sync::Arc;
+
 use tenancy::auth::KeyRing;
 use tenancy::control::Control;
+use tenancy::members::Members;
+use tokio::sync::watch;
 
 use crate::shard::Logins;
 
@@ -15,6 +19,8 @@ pub struct App {
     pub control: Control,
     /// Shards' logins.
     pub logins: Logins,
+    /// The live routers and workers.
+    pub members: watch::Receiver<Arc<Members>>,
     /// Mints API keys.
     pub keys: KeyRing,
 }

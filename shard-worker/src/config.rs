@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use schema::shard::RolePasswords;
 use serde::{Deserialize, Serialize};
+use tenancy::members::{self, Kind, Me};
 
 /// Everything a worker is told.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -18,6 +19,13 @@ pub struct Config {
     /// Where the admin API is served.
     #[serde(default = "default_listen")]
     pub listen: SocketAddr,
+    /// Base address under which others reach `listen`, where that is not its
+    /// own; `RINGFENCE_ADVERTISE` overrides it.
+    #[serde(default)]
+    pub advertise: Option<String>,
+    /// The region that this worker runs in; the default one where none is given.
+    #[serde(default)]
+    pub region: Option<String>,
     /// Bearer token of the admin API; `RINGFENCE_ADMIN_TOKEN` overrides it.
     #[serde(default)]
     pub admin_token_file: Option<PathBuf>,
@@ -128,6 +136,14 @@ impl Config {
             .with_context(|| format!("can't read {}", path.display()))?;
         toml::from_str(&text)
             .map_err(|error| anyhow!("{} is not a valid configuration: {error}", path.display()))
+    }
+
+    /// What the routers and the other workers are told of this one.
+    pub fn me(&self) -> Me {
+        let given = std::env::var("RINGFENCE_ADVERTISE").ok();
+        let given = given.as_deref().filter(|url| !url.is_empty());
+        let url = members::reachable(given.or(self.advertise.as_deref()), self.listen);
+        Me::new(Kind::Worker, &self.name, self.region.clone(), url)
     }
 
     /// Reads the secrets that the configuration and the environment name.

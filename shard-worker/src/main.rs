@@ -14,8 +14,10 @@ use shard_worker::shard::Logins;
 use shard_worker::{api, nodes, reconcile};
 use tenancy::auth::KeyRing;
 use tenancy::control::Control;
+use tenancy::members::{self, Members};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio_postgres::NoTls;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -66,7 +68,9 @@ async fn run(args: Args) -> anyhow::Result<()> {
         .with_context(|| format!("can't listen on {}", config.listen))?;
     upgrade_control(&secrets).await?;
 
+    let members = watch::Sender::<Arc<Members>>::default();
     let app = Arc::new(App {
+        members: members.subscribe(),
         name: config.name.clone(),
         control: Control::new(&secrets.control_dsn)?,
         logins: Logins {
@@ -80,6 +84,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
     });
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
+    let control: tokio_postgres::Config = secrets.control_dsn.parse()?;
+    tasks.spawn(members::follow(control, config.me(), members, stop.clone()));
     tasks.spawn(reconcile::run(app.clone(), stop.clone()));
     tasks.spawn(nodes::observe(
         app.control.clone(),

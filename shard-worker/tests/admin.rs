@@ -148,6 +148,12 @@ async fn tenants_keys_and_bad_input() {
         .await;
     assert_eq!(again["created"], 5);
 
+    // The worker's own heartbeat is there by now.
+    let (_, members) = admin.get("members").await;
+    let worker = &members["items"][0];
+    assert_eq!(worker["name"], "worker-1", "{members}");
+    assert_eq!(worker["admin_url"], admin.cluster.admin_url(), "{members}");
+
     // The audit log keeps what was and what is.
     let (_, key) = admin
         .post("tenants/acme/keys", json!({ "role": "authenticated" }))

@@ -8,6 +8,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use tenancy::id::{Epoch, TenantId};
+use tenancy::members::Members;
 use tenancy::placement::TenantState;
 use tenancy::ring::Ring;
 use tenancy::snapshot::{Delta, Fleet, RegionRow, ShardRow, Snapshot, SnapshotFile, TenantRow};
@@ -83,14 +84,15 @@ fn with_exceptions(ids: &[TenantId], names: &[String], exceptional: usize) {
         }
     });
     line("apply a change", format!("{:.1} µs", ms(took) * 10.0));
-    let (text, took) = timed(|| serde_json::to_vec(&SnapshotFile::from(&snapshot)));
+    let (text, took) =
+        timed(|| serde_json::to_vec(&SnapshotFile::new(&snapshot, &Members::default())));
     let Ok(text) = text else { return };
     let size = text.len() as f64 / f64::from(1 << 20);
     line(
         "file copy: encode",
         format!("{:.0} ms, {size:.1} MiB", ms(took)),
     );
-    let (_, took) = timed(|| serde_json::from_slice::<SnapshotFile>(&text).map(Snapshot::from));
+    let (_, took) = timed(|| serde_json::from_slice::<SnapshotFile>(&text).map(SnapshotFile::open));
     line("file copy: decode", format!("{:.0} ms", ms(took)));
 }
 

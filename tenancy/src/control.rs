@@ -13,7 +13,7 @@ use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
 use serde_json::Value;
 use tokio_postgres::{NoTls, Transaction};
 
-pub use fleet::{NewNode, NewShard, NodeInfo, Observation, Seen, ShardInfo};
+pub use fleet::{MemberInfo, NewNode, NewShard, NodeInfo, Observation, Seen, ShardInfo};
 pub use keys::{KeyInfo, NewKey};
 pub use tenants::{NewTenant, TenantInfo, TenantPage};
 

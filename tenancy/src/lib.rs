@@ -7,6 +7,7 @@ pub mod auth;
 pub mod changes;
 pub mod control;
 pub mod id;
+pub mod members;
 pub mod placement;
 pub mod ring;
 pub mod snapshot;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::id::{Epoch, KeyId, RegionId, ShardId, TenantId};
+use crate::members::Members;
 use crate::placement::{Change, Exception, Exceptions, Placement, TenantState};
 use crate::ring::Ring;
 
@@ -313,7 +314,7 @@ fn position<T>(list: &[T], wanted: impl FnMut(&T) -> bool) -> Option<usize> {
     list.iter().position(wanted)
 }
 
-/// A snapshot as a file holds it.
+/// A snapshot, and who was there, as a file holds them.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SnapshotFile {
@@ -321,12 +322,17 @@ pub struct SnapshotFile {
     fleet: Fleet,
     exceptions: Vec<(TenantId, Epoch, u32, u16, TenantState)>,
     revoked: Vec<KeyId>,
+    /// Missing in files of earlier versions.
+    #[serde(default)]
+    members: Members,
 }
 
-impl From<&Snapshot> for SnapshotFile {
-    fn from(snapshot: &Snapshot) -> Self {
+impl SnapshotFile {
+    /// What the file is to hold.
+    pub fn new(snapshot: &Snapshot, members: &Members) -> Self {
         let exceptions = snapshot.exceptions.iter();
         Self {
+            members: members.clone(),
             version: snapshot.version,
             fleet: (*snapshot.fleet).clone(),
             exceptions: exceptions
@@ -335,12 +341,11 @@ impl From<&Snapshot> for SnapshotFile {
             revoked: snapshot.revoked.iter().copied().collect(),
         }
     }
-}
 
-impl From<SnapshotFile> for Snapshot {
-    fn from(file: SnapshotFile) -> Self {
-        let (shards, regions) = (file.fleet.shards.len(), file.fleet.regions.len());
-        let changes = file
+    /// What the file holds.
+    pub fn open(self) -> (Snapshot, Members) {
+        let (shards, regions) = (self.fleet.shards.len(), self.fleet.regions.len());
+        let changes = self
             .exceptions
             .into_iter()
             .filter(|(_, _, shard, region, _)| {
@@ -357,16 +362,17 @@ impl From<SnapshotFile> for Snapshot {
                 (tenant, Some(exception))
             });
         let exceptions = Exceptions::default().with(changes);
-        let empty = Self::empty().with(Delta {
-            version: file.version,
-            fleet: Some(file.fleet),
+        let empty = Snapshot::empty().with(Delta {
+            version: self.version,
+            fleet: Some(self.fleet),
             tenants: Vec::new(),
-            revoked: file.revoked,
+            revoked: self.revoked,
         });
-        Self {
+        let snapshot = Snapshot {
             exceptions,
             ..empty
-        }
+        };
+        (snapshot, self.members)
     }
 }
 
@@ -460,8 +466,9 @@ mod tests {
         let mut first = delta(5, Some(fleet(&["s1", "s2", "us1"])), vec![row(7, "s2", 2)]);
         first.revoked = vec![KeyId(3)];
         let snapshot = Snapshot::empty().with(first);
-        let text = serde_json::to_string(&SnapshotFile::from(&snapshot)).unwrap();
-        let read: Snapshot = serde_json::from_str::<SnapshotFile>(&text).unwrap().into();
+        let members = Members::default();
+        let text = serde_json::to_string(&SnapshotFile::new(&snapshot, &members)).unwrap();
+        let (read, _) = serde_json::from_str::<SnapshotFile>(&text).unwrap().open();
         assert_eq!(read.version(), 5);
         assert!(read.revoked().contains(&KeyId(3)));
         assert_eq!(read.fleet(), snapshot.fleet());

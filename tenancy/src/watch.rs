@@ -14,6 +14,7 @@ use tokio_postgres::{AsyncMessage, Client, GenericClient, IsolationLevel, NoTls,
 use tokio_util::sync::CancellationToken;
 
 use crate::id::{Epoch, KeyId, TenantId};
+use crate::members::{self, Me, Members};
 use crate::placement::TenantState;
 use crate::snapshot::{
     Delta, Fleet, IssuerRow, NodeRow, RegionRow, ShardRow, Snapshot, SnapshotFile, TenantRow,
@@ -30,9 +31,21 @@ const PAGE: i64 = 10_000;
 /// The file copy is written at most this often.
 const FILE_EVERY: Duration = Duration::from_secs(2);
 
+/// Where placements come from.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// Connection string of the control database.
+    pub dsn: String,
+    /// Copy of what was last known, for a start while it is down.
+    pub file: Option<PathBuf>,
+    /// Who follows it, for all others to know; tools leave no heartbeat.
+    pub me: Option<Me>,
+}
+
 /// The current snapshot, kept up to date in the background.
 pub struct Placements {
     current: ArcSwap<Snapshot>,
+    members: watch::Sender<Arc<Members>>,
     version: watch::Sender<i64>,
     connected: watch::Sender<bool>,
     refresh: Notify,
@@ -64,23 +77,20 @@ pub enum WatchError {
 }
 
 impl Placements {
-    /// Starts from `file`, or else from the control database, and follows it until `stop`.
+    /// Starts from the control database, or else from the file, and follows it until `stop`.
     ///
     /// Fails where neither can be read: a router without placements must not
     /// say that it is ready.
-    pub async fn start(
-        dsn: &str,
-        file: Option<PathBuf>,
-        stop: CancellationToken,
-    ) -> Result<Arc<Self>, WatchError> {
+    pub async fn start(source: Source, stop: CancellationToken) -> Result<Arc<Self>, WatchError> {
+        let Source { dsn, file, me } = source;
         let config: tokio_postgres::Config = dsn.parse().map_err(WatchError::Dsn)?;
-        let (first, link) = match Link::open_and_fetch(&config).await {
-            Ok((snapshot, link)) => (snapshot, Some(link)),
+        let (first, members, link) = match Link::open_and_fetch(&config).await {
+            Ok((snapshot, link)) => (snapshot, Members::default(), Some(link)),
             Err(error) => match file.as_deref().and_then(read_file) {
-                Some(snapshot) => {
+                Some((snapshot, members)) => {
                     let version = snapshot.version();
                     tracing::warn!(%error, version, "placements read from the file copy");
-                    (snapshot, None)
+                    (snapshot, members, None)
                 }
                 None => return Err(error),
             },
@@ -89,8 +99,13 @@ impl Placements {
             version: watch::Sender::new(first.version()),
             connected: watch::Sender::new(link.is_some()),
             current: ArcSwap::from_pointee(first),
+            members: watch::Sender::new(Arc::new(members)),
             refresh: Notify::new(),
         });
+        if let Some(me) = me {
+            let (members, stop) = (placements.members.clone(), stop.clone());
+            tokio::spawn(members::follow(config.clone(), me, members, stop));
+        }
         let follower = placements.clone();
         tokio::spawn(async move {
             tokio::select! {
@@ -107,6 +122,7 @@ impl Placements {
             version: watch::Sender::new(snapshot.version()),
             connected: watch::Sender::new(true),
             current: ArcSwap::from_pointee(snapshot),
+            members: watch::Sender::default(),
             refresh: Notify::new(),
         })
     }
@@ -119,6 +135,12 @@ impl Placements {
     /// Wakes at each new version.
     pub fn versions(&self) -> watch::Receiver<i64> {
         self.version.subscribe()
+    }
+
+    /// The live routers and workers; wakes when one comes or goes. The last
+    /// known ones while the control database is down.
+    pub fn members(&self) -> watch::Receiver<Arc<Members>> {
+        self.members.subscribe()
     }
 
     /// Whether the control database can be reached.
@@ -143,7 +165,7 @@ impl Placements {
         file: Option<PathBuf>,
     ) {
         let mut copy = FileCopy::new(file);
-        copy.write(&self.current.load()).await;
+        self.copy_to(&mut copy).await;
         loop {
             let opened = match link.take() {
                 Some(link) => Ok(link),
@@ -163,6 +185,11 @@ impl Placements {
         }
     }
 
+    async fn copy_to(&self, copy: &mut FileCopy) {
+        let members = self.members.borrow().clone();
+        copy.write(&self.current.load(), &members).await;
+    }
+
     /// Returns when the connection can't be used any longer.
     async fn follow_link(&self, mut link: Link, copy: &mut FileCopy) -> WatchError {
         loop {
@@ -172,9 +199,9 @@ impl Placements {
                     let version = next.version();
                     self.current.store(Arc::new(next));
                     self.version.send_replace(version);
-                    copy.write(&self.current.load()).await;
+                    self.copy_to(copy).await;
                 }
-                Ok(None) => copy.write(&self.current.load()).await,
+                Ok(None) => self.copy_to(copy).await,
                 Err(error) => return error,
             }
             tokio::select! {
@@ -189,7 +216,8 @@ impl Placements {
 /// The file that a router starts from while the control database is down.
 struct FileCopy {
     path: Option<PathBuf>,
-    written: i64,
+    /// What it holds.
+    written: Option<(i64, Arc<Members>)>,
     next: Instant,
 }
 
@@ -197,24 +225,24 @@ impl FileCopy {
     fn new(path: Option<PathBuf>) -> Self {
         Self {
             path,
-            written: 0,
+            written: None,
             next: Instant::now(),
         }
     }
 
     /// Writes the snapshot beside the file and renames it over, if it is due.
-    async fn write(&mut self, snapshot: &Arc<Snapshot>) {
+    async fn write(&mut self, snapshot: &Arc<Snapshot>, members: &Arc<Members>) {
         let Some(path) = self.path.clone() else {
             return;
         };
-        if snapshot.version() == self.written || Instant::now() < self.next {
+        let now = (snapshot.version(), members.clone());
+        if self.written.as_ref() == Some(&now) || Instant::now() < self.next {
             return;
         }
-        let version = snapshot.version();
-        let snapshot = snapshot.clone();
-        let written = tokio::task::spawn_blocking(move || write_file(&path, &snapshot)).await;
-        match written {
-            Ok(Ok(())) => self.written = version,
+        let (snapshot, members) = (snapshot.clone(), members.clone());
+        let write = move || write_file(&path, &SnapshotFile::new(&snapshot, &members));
+        match tokio::task::spawn_blocking(write).await {
+            Ok(Ok(())) => self.written = Some(now),
             Ok(Err(error)) => tracing::warn!(%error, "the file copy can't be written"),
             Err(_) => {}
         }
@@ -222,7 +250,7 @@ impl FileCopy {
     }
 }
 
-fn write_file(path: &Path, snapshot: &Snapshot) -> std::io::Result<()> {
+fn write_file(path: &Path, file: &SnapshotFile) -> std::io::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
 
@@ -231,16 +259,16 @@ fn write_file(path: &Path, snapshot: &Snapshot) -> std::io::Result<()> {
     // It holds issuers' secrets.
     options.write(true).create(true).truncate(true).mode(0o600);
     let mut out = std::io::BufWriter::new(options.open(&beside)?);
-    serde_json::to_writer(&mut out, &SnapshotFile::from(snapshot))?;
+    serde_json::to_writer(&mut out, file)?;
     out.flush()?;
     out.get_ref().sync_all()?;
     std::fs::rename(beside, path)
 }
 
-fn read_file(path: &Path) -> Option<Snapshot> {
+fn read_file(path: &Path) -> Option<(Snapshot, Members)> {
     let text = std::fs::read(path).ok()?;
     match serde_json::from_slice::<SnapshotFile>(&text) {
-        Ok(file) => Some(file.into()),
+        Ok(file) => Some(file.open()),
         Err(error) => {
             tracing::error!(%error, "the file copy is damaged");
             None

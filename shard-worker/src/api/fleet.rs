@@ -1,4 +1,4 @@
-//! `/admin/v1/shards`, `/nodes`, `/ring` and `/issuers`.
+//! `/admin/v1/shards`, `/nodes`, `/members`, `/ring` and `/issuers`.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
 use axum::http::StatusCode;
 use serde::Serialize;
-use tenancy::control::{NewShard, NodeInfo, ShardInfo};
+use tenancy::control::{MemberInfo, NewShard, NodeInfo, ShardInfo};
 use tenancy::snapshot::IssuerRow;
 
 use super::actor;
@@ -51,6 +51,11 @@ async fn find(app: &App, id: &str) -> Result<ShardInfo, Error> {
 
 pub(super) async fn nodes(State(app): State<Arc<App>>) -> Result<Json<Items<NodeInfo>>, Error> {
     let items = app.control.nodes().await?;
+    Ok(Json(Items { items }))
+}
+
+pub(super) async fn members(State(app): State<Arc<App>>) -> Result<Json<Items<MemberInfo>>, Error> {
+    let items = app.control.members().await?;
     Ok(Json(Items { items }))
 }
 

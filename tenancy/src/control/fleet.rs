@@ -85,6 +85,27 @@ pub struct NodeInfo {
     pub error: Option<String>,
 }
 
+/// A router or worker as its last heartbeat says.
+#[derive(Clone, Debug, Serialize)]
+pub struct MemberInfo {
+    /// `router` or `worker`.
+    pub kind: String,
+    /// Its configured name.
+    pub name: String,
+    /// One run of it.
+    pub instance: Uuid,
+    /// Its region; none means the default one.
+    pub region: Option<String>,
+    /// Base address of its admin listener.
+    pub admin_url: String,
+    /// Its program's version.
+    pub version: String,
+    /// Seconds since it started.
+    pub started_seconds_ago: f64,
+    /// Seconds since its last heartbeat.
+    pub seen_seconds_ago: f64,
+}
+
 /// What was seen of a node.
 #[derive(Clone, Debug)]
 pub struct Observation {
@@ -299,6 +320,34 @@ impl Control {
                 lag_bytes: row.get("lag_bytes"),
                 seen_seconds_ago: row.get("ago"),
                 error: row.get("error"),
+            })
+            .collect())
+    }
+
+    /// Routers and workers that were seen in the last ten minutes.
+    pub async fn members(&self) -> Result<Vec<MemberInfo>, ControlError> {
+        let rows = self
+            .client()
+            .await?
+            .query(
+                "select kind, name, instance, region, admin_url, version,
+                   extract(epoch from clock_timestamp() - started_at)::float8 as started,
+                   extract(epoch from clock_timestamp() - seen_at)::float8 as seen
+                 from ringfence.member order by kind, name, started_at, instance",
+                &[],
+            )
+            .await?;
+        Ok(rows
+            .iter()
+            .map(|row| MemberInfo {
+                kind: row.get("kind"),
+                name: row.get("name"),
+                instance: row.get("instance"),
+                region: row.get("region"),
+                admin_url: row.get("admin_url"),
+                version: row.get("version"),
+                started_seconds_ago: row.get("started"),
+                seen_seconds_ago: row.get("seen"),
             })
             .collect())
     }

@@ -11,7 +11,7 @@ use tenancy::control::{Actor, Control, NewKey, NewNode, NewShard, NewTenant};
 use tenancy::id::{Epoch, KeyId, TenantId};
 use tenancy::placement::TenantState;
 use tenancy::snapshot::Snapshot;
-use tenancy::watch::{Placements, WatchError};
+use tenancy::watch::{Placements, Source, WatchError};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
@@ -105,7 +105,12 @@ impl Fixture {
 
     async fn try_follow(&self, file: Option<PathBuf>) -> Result<Follower, WatchError> {
         let stop = CancellationToken::new();
-        let placements = Placements::start(&self.dsn, file, stop.clone()).await?;
+        let source = Source {
+            dsn: self.dsn.clone(),
+            file,
+            me: None,
+        };
+        let placements = Placements::start(source, stop.clone()).await?;
         Ok(Follower {
             placements,
             _stop: stop.drop_guard(),
