@@ -13,6 +13,7 @@ fail() {
 missing_packages() {
   compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || echo postgresql-15
   command -v psql >/dev/null || echo postgresql-client-15
+  command -v redis-server >/dev/null || echo redis-server
   command -v cc >/dev/null || echo build-essential
   command -v curl >/dev/null || echo curl
   command -v setpriv >/dev/null || echo util-linux
@@ -33,17 +34,29 @@ install_missing() {
     sudo="sudo"
   fi
   echo "· installing $packages"
-  # Debian would create and start a server of its own with the package.
+  # Debian would create and start servers of its own with the packages.
   if [ ! -e /etc/postgresql-common/createcluster.conf ]; then
     $sudo mkdir -p /etc/postgresql-common
     echo 'create_main_cluster = false' | $sudo tee /etc/postgresql-common/createcluster.conf >/dev/null
   fi
-  $sudo env DEBIAN_FRONTEND=noninteractive apt-get update -qq ||
-    fail "apt-get update failed: is the package server reachable?"
+  local policy=/usr/sbin/policy-rc.d own_policy=""
+  if [[ $packages == *redis-server* && ! -e $policy ]]; then
+    own_policy=$policy
+    printf '#!/bin/sh\nexit 101\n' | $sudo tee $policy >/dev/null
+    $sudo chmod 755 $policy
+  fi
+  local failed=""
   # shellcheck disable=SC2086
-  $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-    -o Dpkg::Options::=--force-confold $packages >/dev/null ||
-    fail "apt-get could not install $packages"
+  if ! $sudo env DEBIAN_FRONTEND=noninteractive apt-get update -qq; then
+    failed="apt-get update failed: is the package server reachable?"
+  elif ! $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+    -o Dpkg::Options::=--force-confold $packages >/dev/null; then
+    failed="apt-get could not install $packages"
+  elif [[ $packages == *redis-server* ]] && command -v systemctl >/dev/null; then
+    $sudo systemctl disable --quiet redis-server 2>/dev/null || true
+  fi
+  [ -z "$own_policy" ] || $sudo rm -f "$own_policy"
+  [ -z "$failed" ] || fail "$failed"
 }
 
 build() {

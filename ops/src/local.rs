@@ -2,7 +2,7 @@
 //!
 //! `ringfence local` and tests of all crates start it through [`Cluster`].
 //! Nodes are named `control`, `s1-primary`, `s1-replica1`, `worker-1`,
-//! `router-1`; they can be killed, frozen and started again one by one. All of
+//! `router-1`, `redis-1`; they can be killed, frozen and started again one by one. All of
 //! them end with the cluster, also when its process is killed.
 
 mod bring_up;
@@ -12,6 +12,7 @@ mod folder;
 mod layout;
 mod postgres;
 mod process;
+mod redis;
 mod secrets;
 mod service;
 pub mod supervisor;
@@ -64,6 +65,11 @@ pub struct Options {
     pub replicas: Option<u16>,
     /// Routers; `None` means as before, at first 2.
     pub routers: Option<u16>,
+    /// Workers; `None` means as before, at first 1.
+    pub workers: Option<u16>,
+    /// Masters of Redis Cluster, each with a replica, 0 for none; `None` means
+    /// as before, at first 3, and for temporary clusters none.
+    pub redis: Option<u16>,
     /// Where nodes listen; `None` means as before, at first [`PORT_BASE`], and
     /// for temporary clusters free ports.
     pub ports: Option<Ports>,
@@ -106,6 +112,8 @@ impl Default for Options {
             shards: None,
             replicas: None,
             routers: None,
+            workers: None,
+            redis: None,
             ports: None,
             fresh: false,
             fsync: false,
@@ -221,7 +229,7 @@ impl Cluster {
             folder.clear()?;
         }
         let remembered = folder.remembered();
-        let shape = shape(&options, remembered, &folder.path)?;
+        let shape = shape(&options, remembered, &folder.path, temporary)?;
         if options.sync && shape.replicas < 2 {
             return Err(Error::Usage(
                 "synchronous replication needs two replicas a shard, or the loss of one stops all writes"
@@ -234,9 +242,10 @@ impl Cluster {
             None => Ports::From(PORT_BASE),
         });
         let nodes = layout::nodes(shape, ports).map_err(Error::Usage)?;
-        if options.content != Content::Servers {
-            nodes.iter().try_for_each(service::require)?;
-        }
+        let needed = |node: &&Node| {
+            options.content != Content::Servers || matches!(node.role, Role::Redis { .. })
+        };
+        nodes.iter().filter(needed).try_for_each(service::require)?;
         if let Some(elsewhere) = folder.make_reachable(&postgres.identity)? {
             (options.report)(&format!(
                 "the servers' user can't reach {}: their data is in {}",
@@ -405,13 +414,18 @@ impl Cluster {
         self.end_all().await;
     }
 
-    /// Ends everything in order: routers and worker, replicas, primaries,
-    /// control database.
+    /// Ends everything in order: routers and workers, replicas, then primaries,
+    /// control database and Redis.
     pub(crate) async fn end_all(&self) {
         let waves: [fn(&Role) -> bool; 3] = [
             |role| matches!(role, Role::Router { .. } | Role::Worker),
             |role| matches!(role, Role::Replica { .. }),
-            |role| matches!(role, Role::Primary { .. } | Role::Control),
+            |role| {
+                matches!(
+                    role,
+                    Role::Primary { .. } | Role::Control | Role::Redis { .. }
+                )
+            },
         ];
         for wave in waves {
             let nodes: Vec<_> = self.nodes.iter().filter(|n| wave(&n.role)).collect();
@@ -534,13 +548,41 @@ impl Cluster {
             .unwrap_or_default()
     }
 
-    /// Base address of the worker, without `/admin/v1`.
+    /// Base address of the first worker, without `/admin/v1`.
     pub fn admin_url(&self) -> String {
         self.nodes
             .iter()
             .find(|node| node.role == Role::Worker)
             .map(|node| url(node.port))
             .unwrap_or_default()
+    }
+
+    /// Base addresses of all workers.
+    pub fn worker_urls(&self) -> Vec<String> {
+        let workers = self.nodes.iter();
+        workers
+            .filter(|node| node.role == Role::Worker)
+            .map(|node| url(node.port))
+            .collect()
+    }
+
+    /// Bearer token of the workers' streams of changes.
+    pub fn stream_secret(&self) -> &str {
+        self.secrets.stream()
+    }
+
+    /// Addresses of Redis Cluster's nodes, without the password; masters first.
+    pub fn redis_urls(&self) -> Vec<String> {
+        let nodes = self.nodes.iter();
+        nodes
+            .filter(|node| matches!(node.role, Role::Redis { .. }))
+            .map(|node| format!("redis://127.0.0.1:{}", node.port))
+            .collect()
+    }
+
+    /// Password of every Redis node.
+    pub fn redis_password(&self) -> &str {
+        self.secrets.redis()
     }
 
     /// Bearer token of the admin API.
@@ -599,6 +641,12 @@ impl Cluster {
         ]
         .map(|(name, value)| (name.to_owned(), value))
         .into();
+        let redis = self.redis_urls();
+        if !redis.is_empty() {
+            let password = format!("redis://:{}@", self.redis_password());
+            let urls = redis.join(",").replace("redis://", &password);
+            lines.push(("RINGFENCE_REDIS_URLS".into(), urls));
+        }
         for node in &self.nodes {
             if let Role::Primary { .. } | Role::Replica { .. } = node.role {
                 let name = format!("RINGFENCE_SHARD_{}", variable(&node.name));
@@ -681,13 +729,22 @@ fn names(nodes: &[Node]) -> String {
 
 /// What is asked for, else what there was, else the default. Data is never
 /// dropped by asking for less.
-fn shape(options: &Options, before: Option<Remembered>, path: &Path) -> Result<Shape> {
+fn shape(
+    options: &Options,
+    before: Option<Remembered>,
+    path: &Path,
+    temporary: bool,
+) -> Result<Shape> {
     let before = before.map(|remembered| remembered.shape);
     let default = before.unwrap_or_default();
     let shape = Shape {
         shards: options.shards.unwrap_or(default.shards),
         replicas: options.replicas.unwrap_or(default.replicas),
         routers: options.routers.unwrap_or(default.routers),
+        workers: options.workers.unwrap_or(default.workers),
+        redis: options
+            .redis
+            .unwrap_or(if temporary { 0 } else { default.redis }),
     };
     let Some(before) = before else {
         return Ok(shape);

@@ -180,3 +180,60 @@ fn nothing_outlives_a_killed_parent() {
     }
     std::fs::remove_dir_all(&folder).unwrap();
 }
+
+#[tokio::test]
+async fn redis_survives_the_loss_of_a_master() {
+    let mut options = servers(1, 0);
+    options.redis = Some(3);
+    let cluster = Cluster::start(options).await.unwrap();
+    assert_eq!(cluster.redis_urls().len(), 6);
+    let ask = |n: usize, command: &str| {
+        let port = cluster.redis_urls()[n - 1]
+            .rsplit_once(':')
+            .unwrap()
+            .1
+            .to_owned();
+        let output = Command::new("redis-cli")
+            .args([
+                "-p",
+                &port,
+                "--no-auth-warning",
+                "-a",
+                cluster.redis_password(),
+            ])
+            .args(command.split(' '))
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    // Slot 0 is the first master's, and its replica is the fourth node.
+    assert_eq!(ask(1, "SET {06S} kept").trim(), "OK");
+    assert_eq!(ask(1, "WAIT 1 10000").trim(), "1");
+    for end in ["kill", "stop"] {
+        let (master, replica) = match end {
+            "kill" => (1, 4),
+            _ => (4, 1),
+        };
+        let name = format!("redis-{master}");
+        match end {
+            "kill" => cluster.kill(&name).await.unwrap(),
+            _ => cluster.stop(&name).unwrap(),
+        }
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !ask(replica, "ROLE").starts_with("master") {
+            assert!(Instant::now() < deadline, "not taken over");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!(ask(replica, "GET {06S}").trim(), "kept");
+        match end {
+            "kill" => cluster.start_node(&name).await.unwrap(),
+            _ => cluster.cont(&name).unwrap(),
+        }
+        // It comes back as the replica of the other.
+        while !ask(master, "INFO replication").contains("master_link_status:up") {
+            assert!(Instant::now() < deadline, "not followed");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+    cluster.down().await;
+}

@@ -41,6 +41,9 @@ pub struct Config {
     /// How shards are connected to.
     #[serde(default)]
     pub shards: Shards,
+    /// Caches, and what keeps them right.
+    #[serde(default)]
+    pub cache: Cache,
     /// The data API.
     #[serde(default)]
     pub api: Api,
@@ -102,6 +105,18 @@ pub struct Shards {
     pub connect_ms_max: u64,
     /// Prepared statements kept per connection.
     pub statements_max: usize,
+}
+
+/// Caches, and what keeps them right.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cache {
+    /// Nodes of Redis Cluster, such as `redis://127.0.0.1:7620`; none: no second level.
+    pub redis_urls: Vec<String>,
+    /// Redis' password; `RINGFENCE_REDIS_PASSWORD` overrides it.
+    pub redis_password_file: Option<PathBuf>,
+    /// What the workers' stream of changes is opened with; `RINGFENCE_STREAM_SECRET` overrides it.
+    pub stream_secret_file: Option<PathBuf>,
 }
 
 /// The data API's shape.

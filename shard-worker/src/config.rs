@@ -29,6 +29,10 @@ pub struct Config {
     /// Bearer token of the admin API; `RINGFENCE_ADMIN_TOKEN` overrides it.
     #[serde(default)]
     pub admin_token_file: Option<PathBuf>,
+    /// Bearer token of the stream of changes; `RINGFENCE_STREAM_SECRET` overrides it.
+    /// Without one, no router is let in.
+    #[serde(default)]
+    pub stream_secret_file: Option<PathBuf>,
     /// The control database.
     #[serde(default)]
     pub control: Control,
@@ -99,6 +103,8 @@ pub struct Secrets {
     pub control_dsn: String,
     /// Bearer token of the admin API.
     pub admin_token: String,
+    /// Bearer token of the stream of changes.
+    pub stream_secret: Option<String>,
     /// What API keys are signed with.
     pub key_secret: String,
     /// Password of the shards' superuser.
@@ -164,6 +170,7 @@ impl Config {
                 "admin_token_file",
                 &self.admin_token_file,
             )?,
+            stream_secret: optional("RINGFENCE_STREAM_SECRET", &self.stream_secret_file)?,
             key_secret: needed(
                 "RINGFENCE_KEY_SECRET",
                 "auth.key_secret_file",

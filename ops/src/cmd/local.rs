@@ -39,9 +39,9 @@ enum Command {
     ///
     /// The data of earlier runs is kept. Addresses and keys are written to
     /// .ringfence/local.env. All listen on 127.0.0.1; with the default base,
-    /// routers on 7400…, their admin listeners on 7500…, the worker with the
-    /// admin API on 7600, the control database on 7700, shard 1 on 7710 with
-    /// its replicas on 7711…, shard 2 on 7720….
+    /// routers on 7400…, their admin listeners on 7500…, workers with the admin
+    /// API on 7600…, Redis on 7620…, the control database on 7700, shard 1 on
+    /// 7710 with its replicas on 7711…, shard 2 on 7720….
     Up(Up),
     /// Stop the cluster; its data stays
     Down,
@@ -60,22 +60,22 @@ enum Command {
     },
     /// Kill a node with SIGKILL, all its processes at once
     Kill {
-        /// Such as s1-primary, s1-replica1, router-1, worker-1, control
+        /// Such as s1-primary, s1-replica1, router-1, worker-1, redis-1, control
         node: String,
     },
     /// Freeze a node with SIGSTOP: connections stay open, nothing answers
     Stop {
-        /// Such as s1-primary, s1-replica1, router-1, worker-1, control
+        /// Such as s1-primary, s1-replica1, router-1, worker-1, redis-1, control
         node: String,
     },
     /// Thaw a frozen node
     Cont {
-        /// Such as s1-primary, s1-replica1, router-1, worker-1, control
+        /// Such as s1-primary, s1-replica1, router-1, worker-1, redis-1, control
         node: String,
     },
     /// Start a node that is down, and wait until it is ready
     Start {
-        /// Such as s1-primary, s1-replica1, router-1, worker-1, control
+        /// Such as s1-primary, s1-replica1, router-1, worker-1, redis-1, control
         node: String,
     },
     /// Make a replica its shard's primary; the old one should be down
@@ -102,6 +102,12 @@ struct Up {
     /// Number of routers [default: as before, at first 2]
     #[arg(long)]
     routers: Option<u16>,
+    /// Number of workers [default: as before, at first 1]
+    #[arg(long)]
+    workers: Option<u16>,
+    /// Masters of Redis Cluster, each with a replica, or `off` [default: as before, at first 3]
+    #[arg(long, value_parser = redis_masters, value_name = "off|N")]
+    redis: Option<u16>,
     /// Tenants to create beside acme, globex and initech
     #[arg(long, default_value_t = 0)]
     tenants: u32,
@@ -224,6 +230,8 @@ impl Up {
             shards: self.shards,
             replicas: self.replicas,
             routers: self.routers,
+            workers: self.workers,
+            redis: self.redis,
             ports: self.port_base.map(Ports::From),
             fresh: self.fresh,
             fsync: !self.no_fsync,
@@ -242,6 +250,8 @@ impl Up {
             ("--shards", self.shards.map(u32::from)),
             ("--replicas", self.replicas.map(u32::from)),
             ("--routers", self.routers.map(u32::from)),
+            ("--workers", self.workers.map(u32::from)),
+            ("--redis", self.redis.map(u32::from)),
             ("--tenants", Some(self.tenants)),
             ("--rows", self.rows),
             ("--port-base", self.port_base.map(u32::from)),
@@ -259,6 +269,13 @@ impl Up {
         numbers
             .chain(switches.map(|(flag, _)| flag.to_owned()))
             .collect()
+    }
+}
+
+fn redis_masters(text: &str) -> std::result::Result<u16, std::num::ParseIntError> {
+    match text {
+        "off" => Ok(0),
+        number => number.parse(),
     }
 }
 

@@ -3,13 +3,13 @@
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
-use futures_util::future::{try_join, try_join_all};
+use futures_util::future::{try_join, try_join_all, try_join3};
 use serde_json::{Value, json};
 
 use super::folder::write_private;
 use super::layout::{Node, Role};
 use super::postgres::{Postgres, connect, failed};
-use super::{APP_DATABASE, CONTROL_DATABASE, Cluster, Content, demo, process, service};
+use super::{APP_DATABASE, CONTROL_DATABASE, Cluster, Content, demo, process, redis, service};
 use crate::admin::Admin;
 use crate::error::{Error, Result, io};
 
@@ -28,20 +28,31 @@ impl Cluster {
         (self.report)("starting control database and shards");
         let control = self.find("control")?;
         let shards = self.shards();
-        try_join(
+        let redis = self.redis_nodes();
+        redis::compose(&self.folder, &redis)?;
+        try_join3(
             self.primary(control, CONTROL_DATABASE),
             try_join_all(shards.iter().map(|nodes| self.shard(nodes))),
+            try_join_all(redis.iter().map(|node| self.start_and_wait(node))),
         )
         .await?;
-        if self.content != Content::Servers {
-            self.services(&shards).await?;
-        }
+        // Whole by itself while the others start.
+        try_join(redis::whole(&redis, self.secrets.redis()), async {
+            match self.content {
+                Content::Servers => Ok(()),
+                _ => self.services(&shards).await,
+            }
+        })
+        .await?;
         self.write_env()
     }
 
     async fn services(&self, shards: &[Vec<&Node>]) -> Result<()> {
         (self.report)("starting the worker");
+        // The first prepares the control database that all read.
         self.start_and_wait(self.find("worker-1")?).await?;
+        let standbys = self.nodes.iter().filter(|node| node.role == Role::Worker);
+        try_join_all(standbys.skip(1).map(|node| self.start_and_wait(node))).await?;
         let admin = Admin::new(&self.admin_url(), self.admin_token())?;
         (self.report)("registering shards");
         register(&admin, shards).await?;
@@ -61,6 +72,14 @@ impl Cluster {
             demo::tenants(self, &admin, extra, rows).await?;
         }
         Ok(())
+    }
+
+    /// Redis' nodes; masters first.
+    fn redis_nodes(&self) -> Vec<&Node> {
+        let nodes = self.nodes.iter();
+        nodes
+            .filter(|node| matches!(node.role, Role::Redis { .. }))
+            .collect()
     }
 
     /// The nodes of each shard, its first primary first.
@@ -129,11 +148,17 @@ impl Cluster {
 
     /// Starts a node's process and waits until it answers.
     pub(super) async fn start_and_wait(&self, node: &Node) -> Result<()> {
-        let command = match node.is_postgres() {
-            true => self.postgres.serve(&self.folder, node, self.fsync),
-            false => {
+        let command = match node.role {
+            Role::Control | Role::Primary { .. } | Role::Replica { .. } => {
+                self.postgres.serve(&self.folder, node, self.fsync)
+            }
+            Role::Redis { bus_port } => {
+                redis::serve(&self.folder, node, bus_port, self.secrets.redis())?
+            }
+            Role::Worker | Role::Router { .. } => {
                 let control = self.find("control")?;
-                service::serve(&self.folder, node, control, &self.secrets)?
+                let redis = self.redis_urls();
+                service::serve(&self.folder, node, control, &redis, &self.secrets)?
             }
         };
         self.spawn(node, command)?;
@@ -163,6 +188,9 @@ impl Cluster {
                     .await
                     .map(drop)
                     .map_err(|error| error.chain());
+            }
+            if let Role::Redis { .. } = node.role {
+                return redis::probe(node, self.secrets.redis()).await;
             }
             let client = reqwest::Client::builder()
                 .no_proxy()

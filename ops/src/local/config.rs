@@ -49,6 +49,14 @@ struct Router<'a> {
     control: RouterControl,
     auth: Auth,
     shards: RouterShards,
+    cache: RouterCache<'a>,
+}
+
+#[derive(Serialize)]
+struct RouterCache<'a> {
+    redis_urls: &'a [String],
+    redis_password_file: String,
+    stream_secret_file: String,
 }
 
 #[derive(Serialize)]
@@ -67,6 +75,7 @@ struct Worker<'a> {
     name: &'a str,
     listen: String,
     admin_token_file: String,
+    stream_secret_file: String,
     control: WorkerControl,
     auth: Auth,
     shards: WorkerShards,
@@ -98,6 +107,7 @@ pub(crate) fn router(
     port: u16,
     admin_port: u16,
     dsn: String,
+    redis_urls: &[String],
     secrets: &Secrets,
 ) -> Result<String, toml::ser::Error> {
     toml::to_string(&Router {
@@ -113,6 +123,11 @@ pub(crate) fn router(
         shards: RouterShards {
             password_file: file(secrets, "router"),
         },
+        cache: RouterCache {
+            redis_urls,
+            redis_password_file: file(secrets, "redis"),
+            stream_secret_file: file(secrets, "stream-secret"),
+        },
     })
 }
 
@@ -127,6 +142,7 @@ pub(crate) fn worker(
         name,
         listen: loopback(port),
         admin_token_file: file(secrets, "admin-token"),
+        stream_secret_file: file(secrets, "stream-secret"),
         control: WorkerControl { dsn },
         auth: auth(secrets),
         shards: WorkerShards {

@@ -18,6 +18,16 @@ pub struct Shape {
     pub replicas: u16,
     /// Routers, 0 to 100.
     pub routers: u16,
+    /// Workers, 1 to 20; all but one stand by.
+    #[serde(default = "one")]
+    pub workers: u16,
+    /// Masters of Redis Cluster, each with one replica: 0, or 3 to 10.
+    #[serde(default)]
+    pub redis: u16,
+}
+
+fn one() -> u16 {
+    1
 }
 
 impl Default for Shape {
@@ -26,6 +36,8 @@ impl Default for Shape {
             shards: 3,
             replicas: 1,
             routers: 2,
+            workers: 1,
+            redis: 3,
         }
     }
 }
@@ -34,8 +46,9 @@ impl Default for Shape {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ports {
     /// Fixed ports from this base `b`: routers `b`…, their admin ports
-    /// `b+100`…, the worker `b+200`, the control database `b+300`, shard n's
-    /// nodes from `b+310+10(n-1)`, its primary first.
+    /// `b+100`…, workers `b+200`…, Redis `b+220`… with cluster buses `b+240`…,
+    /// the control database `b+300`, shard n's nodes from `b+310+10(n-1)`, its
+    /// primary first.
     From(u16),
     /// Whatever is free, for tests.
     Free,
@@ -63,12 +76,17 @@ pub enum Role {
         /// The port of its admin listener.
         admin_port: u16,
     },
+    /// A node of Redis Cluster.
+    Redis {
+        /// The port of its cluster bus.
+        bus_port: u16,
+    },
 }
 
 /// One node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// Such as `s1-primary`, `s1-replica1`, `router-1`, `worker-1`, `control`.
+    /// Such as `s1-primary`, `s1-replica1`, `router-1`, `worker-1`, `redis-1`, `control`.
     pub name: String,
     /// What it is started as. A shard's replica may have been promoted since.
     pub role: Role,
@@ -81,7 +99,7 @@ impl Node {
     pub fn is_postgres(&self) -> bool {
         match self.role {
             Role::Control | Role::Primary { .. } | Role::Replica { .. } => true,
-            Role::Worker | Role::Router { .. } => false,
+            Role::Worker | Role::Router { .. } | Role::Redis { .. } => false,
         }
     }
 
@@ -97,6 +115,7 @@ impl Node {
     pub fn ports(&self) -> Vec<u16> {
         match self.role {
             Role::Router { admin_port } => vec![self.port, admin_port],
+            Role::Redis { bus_port } => vec![self.port, bus_port],
             _ => vec![self.port],
         }
     }
@@ -111,6 +130,8 @@ pub(super) fn nodes(shape: Shape, ports: Ports) -> Result<Vec<Node>, String> {
         shards,
         replicas,
         routers,
+        workers,
+        redis,
     } = shape;
     if !(1..=100).contains(&shards) {
         return Err(format!("{shards} shards: there can be 1 to 100"));
@@ -120,6 +141,14 @@ pub(super) fn nodes(shape: Shape, ports: Ports) -> Result<Vec<Node>, String> {
     }
     if routers > 100 {
         return Err(format!("{routers} routers: there can be 0 to 100"));
+    }
+    if !(1..=20).contains(&workers) {
+        return Err(format!("{workers} workers: there can be 1 to 20"));
+    }
+    if !(redis == 0 || (3..=10).contains(&redis)) {
+        return Err(format!(
+            "{redis} masters of Redis: there can be 3 to 10, or none (off)"
+        ));
     }
     let mut source = match ports {
         // The highest port in use is base + 310 + 10 * 99 + 9.
@@ -156,11 +185,22 @@ pub(super) fn nodes(shape: Shape, ports: Ports) -> Result<Vec<Node>, String> {
             nodes.push(Node { name, role, port });
         }
     }
-    nodes.push(Node {
-        name: "worker-1".into(),
-        role: Role::Worker,
-        port: port(200)?,
-    });
+    for n in 0..2 * redis {
+        nodes.push(Node {
+            name: format!("redis-{}", n + 1),
+            role: Role::Redis {
+                bus_port: port(240 + n)?,
+            },
+            port: port(220 + n)?,
+        });
+    }
+    for n in 0..workers {
+        nodes.push(Node {
+            name: format!("worker-{}", n + 1),
+            role: Role::Worker,
+            port: port(200 + n)?,
+        });
+    }
     for n in 0..routers {
         nodes.push(Node {
             name: format!("router-{}", n + 1),
@@ -234,6 +274,12 @@ mod tests {
                 "s2-replica1 [7721]",
                 "s3-primary [7730]",
                 "s3-replica1 [7731]",
+                "redis-1 [7620, 7640]",
+                "redis-2 [7621, 7641]",
+                "redis-3 [7622, 7642]",
+                "redis-4 [7623, 7643]",
+                "redis-5 [7624, 7644]",
+                "redis-6 [7625, 7645]",
                 "worker-1 [7600]",
                 "router-1 [7400, 7500]",
                 "router-2 [7401, 7501]",
@@ -247,6 +293,8 @@ mod tests {
             shards: 100,
             replicas: 9,
             routers: 100,
+            workers: 20,
+            redis: 10,
         };
         for ports in [Ports::From(PORT_BASE), Ports::Free] {
             let mut all: Vec<_> = nodes(shape, ports)
@@ -263,11 +311,21 @@ mod tests {
 
     #[test]
     fn shapes_beyond_the_ports_are_refused() {
-        for (shards, replicas, routers) in [(0, 1, 1), (101, 1, 1), (1, 10, 1), (1, 1, 101)] {
+        for (shards, replicas, routers, workers, redis) in [
+            (0, 1, 1, 1, 3),
+            (101, 1, 1, 1, 3),
+            (1, 10, 1, 1, 3),
+            (1, 1, 101, 1, 3),
+            (1, 1, 1, 0, 3),
+            (1, 1, 1, 1, 2),
+            (1, 1, 1, 1, 11),
+        ] {
             let shape = Shape {
                 shards,
                 replicas,
                 routers,
+                workers,
+                redis,
             };
             assert!(nodes(shape, Ports::From(PORT_BASE)).is_err(), "{shape:?}");
         }

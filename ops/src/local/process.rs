@@ -232,7 +232,10 @@ pub(crate) fn leftovers(nodes: &Path) -> Vec<(u32, String)> {
     let nodes = nodes.canonicalize().unwrap_or_else(|_| nodes.to_owned());
     processes()
         .into_iter()
-        .filter(|p| p.name.starts_with("postgres") || p.name.starts_with("ringfence-"))
+        .filter(|p| {
+            let ours = ["postgres", "ringfence-", "redis-server"];
+            ours.iter().any(|name| p.name.starts_with(name))
+        })
         .filter(|p| {
             std::fs::read_link(format!("/proc/{}/cwd", p.pid))
                 .is_ok_and(|dir| without_deleted(&dir).starts_with(&nodes))

@@ -9,7 +9,7 @@ use super::folder::write_private;
 use crate::error::{Result, io};
 
 /// Names of the files.
-const NAMES: [&str; 8] = [
+const NAMES: [&str; 10] = [
     "superuser",
     "router",
     "worker",
@@ -18,6 +18,8 @@ const NAMES: [&str; 8] = [
     "admin-token",
     "key-secret",
     "jwt-secret",
+    "stream-secret",
+    "redis",
 ];
 
 /// Secrets of one cluster.
@@ -63,6 +65,16 @@ impl Secrets {
     /// HS256 secret of the default issuer.
     pub(crate) fn jwt(&self) -> &str {
         &self.values[7]
+    }
+
+    /// What routers and workers open the stream of changes with.
+    pub(crate) fn stream(&self) -> &str {
+        &self.values[8]
+    }
+
+    /// Password of every Redis node.
+    pub(crate) fn redis(&self) -> &str {
+        &self.values[9]
     }
 
     /// The file of a secret, for configurations.

@@ -9,7 +9,7 @@ use super::layout::{Node, Role};
 use super::postgres::dsn;
 use super::process::{Identity, command};
 use super::secrets::Secrets;
-use super::{CONTROL_DATABASE, config};
+use super::{CONTROL_DATABASE, config, redis};
 use crate::error::{Error, Result, io};
 
 /// The command that serves a router or worker; writes its configuration.
@@ -17,6 +17,7 @@ pub(crate) fn serve(
     folder: &Folder,
     node: &Node,
     control: &Node,
+    redis_urls: &[String],
     secrets: &Secrets,
 ) -> Result<Command> {
     let superuser_dsn = || dsn("postgres", secrets.superuser(), control, CONTROL_DATABASE);
@@ -31,7 +32,14 @@ pub(crate) fn serve(
     let (program, text) = match node.role {
         Role::Router { admin_port } => (
             "ringfence-router",
-            config::router(&node.name, node.port, admin_port, router_dsn(), secrets),
+            config::router(
+                &node.name,
+                node.port,
+                admin_port,
+                router_dsn(),
+                redis_urls,
+                secrets,
+            ),
         ),
         _ => (
             "ringfence-worker",
@@ -58,6 +66,9 @@ pub(crate) fn serve(
 
 /// Makes sure that a node's program is there, if it is one of ours.
 pub(crate) fn require(node: &Node) -> Result<()> {
+    if let Role::Redis { .. } = node.role {
+        return redis::require();
+    }
     match program(&node.role) {
         Some(program) => find(program).map(drop),
         None => Ok(()),
@@ -66,7 +77,7 @@ pub(crate) fn require(node: &Node) -> Result<()> {
 
 fn program(role: &Role) -> Option<&'static str> {
     match role {
-        Role::Control | Role::Primary { .. } | Role::Replica { .. } => None,
+        Role::Control | Role::Primary { .. } | Role::Replica { .. } | Role::Redis { .. } => None,
         Role::Worker => Some("ringfence-worker"),
         Role::Router { .. } => Some("ringfence-router"),
     }
