@@ -53,6 +53,18 @@ pub enum Event<'a> {
         /// What each of its nodes says.
         error: String,
     },
+    /// A worker tells of its shards' changes from now on.
+    StreamOpened {
+        /// Its address.
+        worker: &'a str,
+    },
+    /// A worker's stream could not be opened, or ended; it is tried again.
+    StreamLost {
+        /// Its address.
+        worker: &'a str,
+        /// Why, with its causes.
+        error: String,
+    },
 }
 
 /// Why a request has to wait.
@@ -164,6 +176,10 @@ impl Events {
             }
             Event::PrimaryFound { shard, node } => tracing::info!(shard, node, "primary found"),
             Event::PrimaryLost { shard, error } => tracing::warn!(shard, error, "primary lost"),
+            Event::StreamOpened { worker } => tracing::info!(worker, "change stream opened"),
+            Event::StreamLost { worker, error } => {
+                tracing::info!(worker, error, "change stream lost");
+            }
         }
     }
 }

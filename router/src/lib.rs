@@ -5,6 +5,8 @@
 
 pub mod admin;
 pub mod app;
+pub mod cache;
+pub mod coherence;
 pub mod config;
 pub mod error;
 pub mod event;

@@ -41,6 +41,12 @@ pub struct Row {
 }
 
 impl Row {
+    /// It has only what a plain read answers, which is all that a cache keeps.
+    pub fn is_plain(&self) -> bool {
+        let odd = [&self.headers, &self.status, &self.location];
+        odd.iter().all(|part| part.is_none()) && self.inserted.is_none()
+    }
+
     /// Takes over what Postgres answered.
     pub fn read(answer: &Answer) -> Self {
         let text = |column| {

@@ -43,6 +43,9 @@ pub struct Catalog {
     /// `request.path`, `request.headers` or `request.cookies`: only then are
     /// they sent with each request.
     pub reads_request_settings: bool,
+    /// Whether any policy could read `request.jwt.claims`: only then can two
+    /// requests of one role see different rows.
+    pub reads_claims: bool,
     /// What was left out, and why; `ringfence doctor` lists it.
     pub hidden: Vec<Hidden>,
 }
@@ -56,6 +59,8 @@ pub struct Relation {
     pub kind: RelationKind,
     /// How it is proven to show one tenant only.
     pub scope: Scope,
+    /// Why an answer made of its rows can't be kept; none where it can.
+    pub uncacheable: Option<Uncacheable>,
     /// Visible columns, in attribute order.
     pub columns: Vec<Column>,
     /// Primary key columns without the tenant column; of a view, the columns
@@ -112,6 +117,20 @@ pub enum Scope {
     /// The same rows for all, read-only to tenants.
     Reference,
     /// A view that runs with its caller's rights over scoped relations.
+    View,
+}
+
+/// Why an answer made of a relation's rows can't be kept: it could change
+/// without a change of rows that capture hears of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Uncacheable {
+    /// An unlogged table leaves no trace in the log.
+    Unlogged,
+    /// The table is not in the publication that capture reads.
+    NotPublished,
+    /// A policy reads other tables, the clock, or calls what might.
+    Policy,
+    /// A view: what it reads and calls is not proven.
     View,
 }
 

@@ -22,10 +22,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::clock::Boot;
+use tenancy::changes::{Cell, Lsn};
 
-/// A place in a shard's log, in bytes.
-pub type Lsn = u64;
+use super::clock::Boot;
 
 /// The 64-bit cell that all of this is made of; `loom` has one of its own.
 pub trait Word {
@@ -68,11 +67,6 @@ pub struct Heard<W = AtomicU64> {
     lease: W,
 }
 
-/// Cells of a shard: 512 KiB. With 10,000 (tenant, table) pairs being written,
-/// about one read in seven meets a cell that another pair has raised; that costs
-/// a fill and no more.
-pub const CELLS: usize = 1 << 16;
-
 /// A lease as it was loaded: what is decided under it is decided before its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lease(Boot);
@@ -94,26 +88,26 @@ impl<W: Word> Heard<W> {
     pub fn begin(cells: usize, watermark: Lsn) -> Self {
         Self {
             cells: (0..cells.max(1)).map(|_| W::new(0)).collect(),
-            floor: W::new(watermark),
-            watermark: W::new(watermark),
+            floor: W::new(watermark.0),
+            watermark: W::new(watermark.0),
             lease: W::new(0),
         }
     }
 
     /// Rule 3, first half: raises a cell to `lsn`. The stream's task only.
-    pub fn raise(&self, cell: u32, lsn: Lsn) {
-        self.cells[cell as usize % self.cells.len()].raise(lsn, Ordering::Relaxed);
+    pub fn raise(&self, cell: Cell, lsn: Lsn) {
+        self.cells[cell.index() % self.cells.len()].raise(lsn.0, Ordering::Relaxed);
     }
 
     /// Raises every cell: a change whose tables nobody can name.
     pub fn raise_all(&self, lsn: Lsn) {
-        self.floor.raise(lsn, Ordering::Relaxed);
+        self.floor.raise(lsn.0, Ordering::Relaxed);
     }
 
     /// Rule 3, second half: all up to `lsn` is applied. The stream's task only,
     /// after the cells.
     pub fn advance(&self, lsn: Lsn) {
-        self.watermark.raise(lsn, Ordering::Release);
+        self.watermark.raise(lsn.0, Ordering::Release);
     }
 
     /// Rule 4: takes a lease, once the watermark has reached the reply's place.
@@ -129,7 +123,7 @@ impl<W: Word> Heard<W> {
 
     /// `W`; whoever has it also sees every cell raised up to it.
     pub fn watermark(&self) -> Lsn {
-        self.watermark.load(Ordering::Acquire)
+        Lsn(self.watermark.load(Ordering::Acquire))
     }
 
     /// Rule 6, first step: the lease, before anything else is looked at.
@@ -138,11 +132,11 @@ impl<W: Word> Heard<W> {
     }
 
     /// Rule 6, second step: no cell has changed since `at`.
-    pub fn unchanged(&self, cells: &[u32], at: Lsn) -> bool {
-        let raised = |cell: &u32| {
-            self.cells[*cell as usize % self.cells.len()].load(Ordering::Relaxed) > at
+    pub fn unchanged(&self, cells: &[Cell], at: Lsn) -> bool {
+        let raised = |cell: &Cell| {
+            self.cells[cell.index() % self.cells.len()].load(Ordering::Relaxed) > at.0
         };
-        self.floor.load(Ordering::Relaxed) <= at && !cells.iter().any(raised)
+        self.floor.load(Ordering::Relaxed) <= at.0 && !cells.iter().any(raised)
     }
 }
 
@@ -150,21 +144,27 @@ impl<W: Word> Heard<W> {
 mod tests {
     use super::*;
 
+    fn cells(of: &[u16]) -> Vec<Cell> {
+        of.iter().copied().map(Cell).collect()
+    }
+
     #[test]
     fn cells_only_rise_and_a_floor_is_under_all_of_them() {
-        let heard: Heard = Heard::begin(8, 10);
-        assert!(heard.unchanged(&[1, 2], 10) && !heard.unchanged(&[1, 2], 9));
-        heard.raise(1, 20);
-        heard.raise(1, 15);
-        assert!(!heard.unchanged(&[1], 19) && heard.unchanged(&[2], 10));
-        assert!(heard.unchanged(&[1], 20));
-        heard.raise_all(30);
-        assert!(!heard.unchanged(&[7], 29) && heard.unchanged(&[7], 30));
+        let heard: Heard = Heard::begin(8, Lsn(10));
+        let unchanged = |of: &[u16], at| heard.unchanged(&cells(of), Lsn(at));
+        assert!(unchanged(&[1, 2], 10) && !unchanged(&[1, 2], 9));
+        heard.raise(Cell(1), Lsn(20));
+        heard.raise(Cell(1), Lsn(15));
+        assert!(!unchanged(&[1], 19) && unchanged(&[2], 10));
+        assert!(!unchanged(&[2, 1], 19), "every cell counts");
+        assert!(unchanged(&[1], 20));
+        heard.raise_all(Lsn(30));
+        assert!(!unchanged(&[7], 29) && unchanged(&[7], 30));
     }
 
     #[test]
     fn a_lease_is_never_shortened_by_an_older_one_and_ends_when_told() {
-        let heard: Heard = Heard::begin(1, 0);
+        let heard: Heard = Heard::begin(1, Lsn(0));
         assert!(!heard.lease().holds(Boot::from_nanos(1)));
         heard.take_lease(Boot::from_nanos(50));
         heard.take_lease(Boot::from_nanos(40));
@@ -172,5 +172,125 @@ mod tests {
         heard.end_lease();
         assert!(!heard.lease().holds(Boot::from_nanos(1)));
         assert!(loaded.holds(Boot::from_nanos(50)) && !loaded.holds(Boot::from_nanos(51)));
+    }
+}
+
+/// All interleavings of the stream with a request, by `loom`, which also plays
+/// what weaker memory than x86's may do.
+#[cfg(test)]
+mod interleavings {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use loom::sync::Arc;
+    use loom::thread;
+
+    use super::*;
+
+    struct Loom(loom::sync::atomic::AtomicU64);
+
+    impl Word for Loom {
+        fn new(value: u64) -> Self {
+            Self(loom::sync::atomic::AtomicU64::new(value))
+        }
+
+        fn load(&self, order: Ordering) -> u64 {
+            self.0.load(order)
+        }
+
+        fn store(&self, value: u64, order: Ordering) {
+            self.0.store(value, order);
+        }
+
+        fn raise(&self, value: u64, order: Ordering) {
+            self.0.fetch_max(value, order);
+        }
+    }
+
+    const BEFORE: Lsn = Lsn(100);
+    const CHANGE: Lsn = Lsn(110);
+
+    fn lease() -> Boot {
+        Boot::from_nanos(1)
+    }
+
+    /// A stream that applies one change, and a request that judges an entry from
+    /// before it.
+    fn play(stream: fn(&Heard<Loom>), request: fn(&Heard<Loom>)) {
+        loom::model(move || {
+            let heard = Arc::new(Heard::<Loom>::begin(2, BEFORE));
+            let streams = heard.clone();
+            let writer = thread::spawn(move || stream(&streams));
+            request(&heard);
+            writer.join().unwrap();
+        });
+    }
+
+    fn in_order(heard: &Heard<Loom>) {
+        heard.raise(Cell(1), CHANGE);
+        heard.raise_all(BEFORE);
+        heard.advance(CHANGE);
+        heard.take_lease(lease());
+    }
+
+    fn rule_6(heard: &Heard<Loom>) {
+        let loaded = heard.lease();
+        let unchanged = heard.unchanged(&[Cell(0), Cell(1)], BEFORE);
+        let answered = unchanged && loaded.holds(lease());
+        assert!(
+            !answered,
+            "an old entry under a lease that knows of the change"
+        );
+    }
+
+    fn rule_5(heard: &Heard<Loom>) {
+        let at = heard.watermark();
+        let known = !heard.unchanged(&[Cell(1)], Lsn(CHANGE.0 - 1));
+        assert!(at < CHANGE || known, "a watermark ahead of its cells");
+    }
+
+    fn fails(stream: fn(&Heard<Loom>), request: fn(&Heard<Loom>)) -> bool {
+        catch_unwind(AssertUnwindSafe(|| play(stream, request))).is_err()
+    }
+
+    #[test]
+    fn whoever_has_the_lease_sees_the_cells() {
+        play(in_order, rule_6);
+    }
+
+    #[test]
+    fn whoever_has_the_watermark_sees_the_cells() {
+        play(in_order, rule_5);
+    }
+
+    #[test]
+    fn any_other_order_is_caught() {
+        assert!(fails(
+            |heard| {
+                heard.take_lease(lease());
+                heard.raise(Cell(1), CHANGE);
+            },
+            rule_6
+        ));
+        assert!(fails(
+            |heard| {
+                heard.advance(CHANGE);
+                heard.raise(Cell(1), CHANGE);
+            },
+            rule_5
+        ));
+        // The lease looked at only after the cells.
+        assert!(fails(in_order, |heard| {
+            let unchanged = heard.unchanged(&[Cell(1)], BEFORE);
+            let answered = unchanged && heard.lease().holds(lease());
+            assert!(!answered);
+        }));
+        // A lease that is published without `Release`.
+        assert!(fails(
+            |heard| {
+                heard.raise(Cell(1), CHANGE);
+                heard.lease.store(lease().nanos(), Ordering::Relaxed);
+            },
+            rule_6
+        ));
     }
 }

@@ -34,6 +34,8 @@ pub struct Metrics {
     schemas_failed: Counter,
     /// Times that a shard was found to have no reachable primary.
     primaries_lost: Counter,
+    /// Times that a stream to a worker was lost, or could not be opened.
+    streams_lost: Counter,
     /// Connections to shards that are open.
     pub connections_open: Gauge,
     /// Connections to shards that are in use.
@@ -79,6 +81,7 @@ impl Metrics {
             schemas_loaded: metrics::counter!("ringfence_schema_loads_total", "result" => "ok"),
             schemas_failed: metrics::counter!("ringfence_schema_loads_total", "result" => "failed"),
             primaries_lost: metrics::counter!("ringfence_primaries_lost_total"),
+            streams_lost: metrics::counter!("ringfence_change_streams_lost_total"),
             connections_open: metrics::gauge!("ringfence_pool_connections", "state" => "open"),
             connections_used: metrics::gauge!("ringfence_pool_connections", "state" => "used"),
             placement_version: metrics::gauge!("ringfence_placement_version"),
@@ -99,7 +102,8 @@ impl Metrics {
             Event::SchemaLoaded { .. } => self.schemas_loaded.increment(1),
             Event::SchemaFailed { .. } => self.schemas_failed.increment(1),
             Event::PrimaryLost { .. } => self.primaries_lost.increment(1),
-            Event::PrimaryFound { .. } => {}
+            Event::StreamLost { .. } => self.streams_lost.increment(1),
+            Event::PrimaryFound { .. } | Event::StreamOpened { .. } => {}
         }
     }
 }
@@ -136,6 +140,10 @@ fn describe() {
     counter!(
         "ringfence_primaries_lost_total",
         "Times that a shard was found to have no reachable primary."
+    );
+    counter!(
+        "ringfence_change_streams_lost_total",
+        "Times that a stream to a worker was lost, or could not be opened."
     );
     gauge!(
         "ringfence_pool_connections",

@@ -13,7 +13,7 @@ use super::rows::{Raw, RawColumn, RawRelation};
 use super::view::{Origin, origins};
 use crate::catalog::{
     Catalog, Column, Fingerprint, ForeignKey, Function, Hidden, HiddenReason, Relation,
-    RelationKind, Scope,
+    RelationKind, Scope, Uncacheable,
 };
 use crate::ident::{Ident, QualifiedName};
 
@@ -68,6 +68,7 @@ pub(super) fn catalog(raw: Raw) -> Result<Catalog, Error> {
             .collect(),
         roles: raw.roles.into_iter().map(Into::into).collect(),
         reads_request_settings: raw.reads_request_settings,
+        reads_claims: raw.reads_claims,
         hidden,
     };
     catalog.fingerprint = fingerprint(&catalog);
@@ -169,6 +170,7 @@ fn table(raw: &Raw, relation: &RawRelation, scope: Scope, columns: &[&RawColumn]
             updatable: can(UPDATE),
             deletable: can(DELETE),
             comment: relation.comment.clone(),
+            uncacheable: uncacheable(relation),
             scope,
         },
         names,
@@ -176,6 +178,18 @@ fn table(raw: &Raw, relation: &RawRelation, scope: Scope, columns: &[&RawColumn]
         hidden_column,
         origins: Vec::new(),
     }
+}
+
+fn uncacheable(table: &RawRelation) -> Option<Uncacheable> {
+    let reasons = [
+        (!table.logged, Uncacheable::Unlogged),
+        (!table.published, Uncacheable::NotPublished),
+        (table.moody_policy, Uncacheable::Policy),
+    ];
+    reasons
+        .iter()
+        .find(|(holds, _)| *holds)
+        .map(|(_, why)| *why)
 }
 
 /// Bits of `pg_relation_is_updatable`: 1 << CmdType.
@@ -278,6 +292,7 @@ fn view(
             name: name(view),
             kind: RelationKind::View,
             scope: Scope::View,
+            uncacheable: Some(Uncacheable::View),
             columns: visible.iter().map(|column| model_column(column)).collect(),
             primary_key: named(&primary_key, &names),
             unique_keys: Vec::new(),

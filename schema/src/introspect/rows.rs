@@ -18,6 +18,7 @@ pub(super) struct Raw {
     pub(super) schema_comments: Vec<(String, String)>,
     pub(super) roles: Vec<String>,
     pub(super) reads_request_settings: bool,
+    pub(super) reads_claims: bool,
 }
 
 pub(super) struct RawRelation {
@@ -37,6 +38,10 @@ pub(super) struct RawRelation {
     pub(super) rules: bool,
     pub(super) security_invoker: bool,
     pub(super) updatable: i32,
+    pub(super) logged: bool,
+    pub(super) published: bool,
+    /// A policy for reading is not a function of the row, the role and the claims.
+    pub(super) moody_policy: bool,
     pub(super) comment: Option<String>,
 }
 
@@ -171,6 +176,7 @@ pub(super) async fn read(client: &Client, exposed: &[&str]) -> Result<Raw, Error
         schema_comments: commented.into_iter().zip(comments).collect(),
         roles: rest.try_get("roles")?,
         reads_request_settings: rest.try_get("reads_request_settings")?,
+        reads_claims: rest.try_get("reads_claims")?,
     })
 }
 
@@ -191,6 +197,9 @@ fn relation(row: &Row) -> Result<RawRelation, tokio_postgres::Error> {
         rules: row.try_get("rules")?,
         security_invoker: row.try_get("security_invoker")?,
         updatable: row.try_get("updatable")?,
+        logged: row.try_get("logged")?,
+        published: row.try_get("published")?,
+        moody_policy: row.try_get("moody_policy")?,
         comment: row.try_get("comment")?,
     })
 }
@@ -238,7 +247,13 @@ const SERVER: &str = "select current_setting('server_version_num')::int / 10000"
 
 /// The policy's text is compared with what Postgres prints of the one that
 /// `distribute` makes: any other text is another policy.
-const RELATIONS: &str = "
+///
+/// What a policy calls stands in its node tree (`pg_depend` leaves out what
+/// can't be dropped). Kept answers are safe where it calls what is immutable, or
+/// `current_setting`, whose values are in the cache's key; where it makes no
+/// date of a text, which might say "now"; and reads no table. (In a node tree a
+/// space within a name is escaped, so no name can look like a field.)
+const RELATIONS: &str = r"
 select c.oid, c.reltype as row_type, n.nspname::text as schema, c.relname::text as name,
   c.relkind as kind, c.relispartition as is_partition,
   r.kind as declared, r.tenant_column::text as tenant_column, coalesce(r.hidden, false) as hidden,
@@ -263,6 +278,23 @@ select c.oid, c.reltype as row_type, n.nspname::text as schema, c.relname::text 
   -- Tables always are; to ask of a foreign table fails where its wrapper is broken.
   case c.relkind when 'v' then pg_catalog.pg_relation_is_updatable(c.oid, true)
     when 'r' then 28 when 'p' then 28 else 0 end as updatable,
+  c.relpersistence = 'p' as logged,
+  exists (
+    select from pg_catalog.pg_publication_rel m join pg_catalog.pg_publication b on b.oid = m.prpubid
+    where b.pubname = 'ringfence_capture' and m.prrelid = c.oid) as published,
+  exists (
+    select from pg_catalog.pg_policy p
+    cross join lateral (select p.polqual::text as tree) q
+    where p.polrelid = c.oid and p.polcmd in ('*', 'r') and p.polname <> 'ringfence_tenant' and (
+      q.tree ~ ':relid [1-9]' or q.tree ~ 'SQLVALUEFUNCTION|NEXTVALUEEXPR'
+      or q.tree ~ 'COERCEVIAIO' and q.tree ~ ':resulttype (1082|1083|1114|1184|1266) '
+      or exists (
+        select from pg_catalog.regexp_matches(q.tree, ':(?:funcid|opfuncid|aggfnoid|winfnoid) (\d+)', 'g') m
+        left join pg_catalog.pg_proc f on f.oid = m[1]::oid
+        where f.provolatile is distinct from 'i'
+          and f.oid is distinct from 'pg_catalog.current_setting(text)'::regprocedure
+          and f.oid is distinct from 'pg_catalog.current_setting(text, boolean)'::regprocedure
+          and f.oid is distinct from 'ringfence.tenant_id()'::regprocedure))) as moody_policy,
   pg_catalog.obj_description(c.oid, 'pg_class') as comment
 from pg_catalog.pg_class c
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace
@@ -416,4 +448,7 @@ select
   or exists (
     select from pg_catalog.pg_views v
     where v.schemaname not in ('pg_catalog', 'information_schema')
-      and v.definition ~ 'request\.(headers?|method|path|cookies?)') as reads_request_settings";
+      and v.definition ~ 'request\.(headers?|method|path|cookies?)') as reads_request_settings,
+  exists (
+    select from pg_catalog.pg_policy p where p.polname <> 'ringfence_tenant'
+      and pg_catalog.pg_get_expr(p.polqual, p.polrelid) <> 'true') as reads_claims";

@@ -1,0 +1,276 @@
+//! Whether an entry may answer: the rules of DESIGN.md §6 that a read keeps, and
+//! nowhere else. Pure, but for the atomics that it looks at.
+//!
+//! | rule | here |
+//! |---|---|
+//! | 5, fill | [`UnderLease::stamp`], taken before the read; [`Stamp::fits_node`], of the node that answered it |
+//! | 6, use | [`UnderLease::begin`] loads the lease first; [`UnderLease::admits`] looks at it last |
+//! | 9, tokens | [`Asked::token`] |
+//! | 10, no lease | there is no [`UnderLease`], so nothing that needs one can be called |
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tenancy::changes::{Cell, Generation, Lsn};
+
+use crate::coherence::View;
+use crate::coherence::cells::Lease;
+use crate::coherence::clock::Boot;
+
+/// The proof that an entry carries: what it was read from, and as of when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    /// `g`: the history that `at` is a place of.
+    pub generation: Generation,
+    /// `e`: the tenant's placement number.
+    pub epoch: i64,
+    /// `a`: every change up to here is in the entry.
+    pub at: Lsn,
+}
+
+impl Stamp {
+    /// Rule 5: the node that answered is of the stamp's own history.
+    pub fn fits_node(&self, system: u64, timeline: u32) -> bool {
+        self.generation.system == system && self.generation.timeline == timeline
+    }
+}
+
+/// What a read asks of an entry.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// The tenant's epoch, as this router knows it.
+    pub epoch: i64,
+    /// Cells of all that the answer is made of, the tenant's fence among them.
+    pub cells: &'a [Cell],
+    /// The client's own last write.
+    pub token: Option<Written>,
+}
+
+/// A write that the client has seen acknowledged (rule 9).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// System identifier of the node that committed it.
+    pub system: u64,
+    /// Its timeline.
+    pub timeline: u32,
+    /// The tenant's epoch then.
+    pub epoch: i64,
+    /// A place behind its commit.
+    pub lsn: Lsn,
+}
+
+/// Why an entry may not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Unfit {
+    /// It is of another history of the shard.
+    Generation,
+    /// It is of another placement of the tenant.
+    Epoch,
+    /// Something it was made of has changed, or shares a cell with what has.
+    Changed,
+    /// It may lack the client's own write.
+    Token,
+    /// The lease ended meanwhile.
+    LeaseOver,
+}
+
+/// A read that began while this router held a lease on the shard's history.
+#[derive(Clone, Debug)]
+pub struct UnderLease {
+    view: Arc<View>,
+    lease: Lease,
+}
+
+impl UnderLease {
+    /// Rules 6 and 10: loads the lease, before anything else is looked at; none
+    /// where there is none that holds `now`.
+    pub fn begin(view: Arc<View>, now: Boot) -> Option<Self> {
+        let lease = view.heard.lease();
+        lease.holds(now).then_some(Self { view, lease })
+    }
+
+    /// Rule 5: the stamp of a fill that begins now. Its read must begin after.
+    pub fn stamp(&self, epoch: i64) -> Stamp {
+        Stamp {
+            generation: self.view.generation,
+            epoch,
+            at: self.view.heard.watermark(),
+        }
+    }
+
+    /// The history that the lease is on.
+    pub fn generation(&self) -> Generation {
+        self.view.generation
+    }
+
+    /// Rule 6, for an entry that was found after the lease was loaded. `now` is
+    /// asked last.
+    ///
+    /// # Errors
+    /// Why the entry may not answer.
+    pub fn admits(
+        &self,
+        stamp: &Stamp,
+        asked: &Asked<'_>,
+        now: impl FnOnce() -> Boot,
+    ) -> Result<(), Unfit> {
+        if stamp.generation != self.view.generation {
+            return Err(Unfit::Generation);
+        }
+        if stamp.epoch != asked.epoch {
+            return Err(Unfit::Epoch);
+        }
+        if !self.view.heard.unchanged(asked.cells, stamp.at) {
+            return Err(Unfit::Changed);
+        }
+        if asked.token.is_some_and(|token| !stamp.has(&token)) {
+            return Err(Unfit::Token);
+        }
+        match self.lease.holds(now()) {
+            true => Ok(()),
+            false => Err(Unfit::LeaseOver),
+        }
+    }
+}
+
+impl Stamp {
+    /// Rule 9: an entry of the write's own history and placement has the write
+    /// if it was read at or behind its place. Of any other, nobody can say.
+    fn has(&self, written: &Written) -> bool {
+        self.fits_node(written.system, written.timeline)
+            && self.epoch == written.epoch
+            && self.at >= written.lsn
+    }
+}
+
+/// Rule 10: whether a client that takes answers up to `longest` old, in so many
+/// words, takes one that was read `age` ago. No lease is needed, and no cell.
+pub fn old_enough_for(age: Duration, longest: Option<Duration>) -> bool {
+    longest.is_some_and(|longest| age <= longest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::coherence::cells::Heard;
+
+    const G: Generation = Generation {
+        system: 7,
+        timeline: 2,
+        incarnation: 1,
+    };
+    const CELLS: [Cell; 2] = [Cell(1), Cell(2)];
+
+    fn view() -> Arc<View> {
+        let view = Arc::new(View {
+            generation: G,
+            heard: Heard::begin(8, Lsn(100)),
+        });
+        view.heard.take_lease(Boot::from_nanos(1_000));
+        view
+    }
+
+    fn stamp(at: u64) -> Stamp {
+        Stamp {
+            generation: G,
+            epoch: 3,
+            at: Lsn(at),
+        }
+    }
+
+    fn asked(token: Option<Written>) -> Asked<'static> {
+        Asked {
+            epoch: 3,
+            cells: &CELLS,
+            token,
+        }
+    }
+
+    #[test]
+    fn rule_5_the_stamp_is_the_watermark_before_the_read() {
+        let view = view();
+        let read = UnderLease::begin(view.clone(), Boot::from_nanos(1)).unwrap();
+        let stamp = read.stamp(3);
+        view.heard.advance(Lsn(150));
+        assert_eq!(stamp.at, Lsn(100));
+        assert!(stamp.fits_node(7, 2));
+        assert!(!stamp.fits_node(7, 3), "a promoted standby's");
+        assert!(!stamp.fits_node(8, 2), "another server's");
+    }
+
+    #[test]
+    fn rule_6_each_condition_is_needed() {
+        let view = view();
+        let read = UnderLease::begin(view.clone(), Boot::from_nanos(1)).unwrap();
+        let early = || Boot::from_nanos(1_000);
+        assert_eq!(read.admits(&stamp(100), &asked(None), early), Ok(()));
+        let older = Stamp {
+            generation: Generation {
+                incarnation: 0,
+                ..G
+            },
+            ..stamp(100)
+        };
+        assert_eq!(
+            read.admits(&older, &asked(None), early),
+            Err(Unfit::Generation)
+        );
+        let moved = Stamp {
+            epoch: 2,
+            ..stamp(100)
+        };
+        assert_eq!(read.admits(&moved, &asked(None), early), Err(Unfit::Epoch));
+        view.heard.raise(Cell(2), Lsn(120));
+        let changed = Err(Unfit::Changed);
+        assert_eq!(read.admits(&stamp(119), &asked(None), early), changed);
+        assert_eq!(read.admits(&stamp(120), &asked(None), early), Ok(()));
+        let late = || Boot::from_nanos(1_001);
+        let over = Err(Unfit::LeaseOver);
+        assert_eq!(read.admits(&stamp(120), &asked(None), late), over);
+    }
+
+    #[test]
+    fn rule_6_the_lease_that_counts_is_the_one_loaded_first() {
+        let view = view();
+        let read = UnderLease::begin(view.clone(), Boot::from_nanos(1)).unwrap();
+        view.heard.take_lease(Boot::from_nanos(9_000));
+        let late = || Boot::from_nanos(2_000);
+        let over = Err(Unfit::LeaseOver);
+        assert_eq!(read.admits(&stamp(100), &asked(None), late), over);
+    }
+
+    #[test]
+    fn rule_9_a_token_wants_its_own_write() {
+        let read = UnderLease::begin(view(), Boot::from_nanos(1)).unwrap();
+        let now = || Boot::from_nanos(1);
+        let token = Written {
+            system: 7,
+            timeline: 2,
+            epoch: 3,
+            lsn: Lsn(110),
+        };
+        let admits = |at, token| read.admits(&stamp(at), &asked(Some(token)), now);
+        assert_eq!(admits(109, token), Err(Unfit::Token));
+        assert_eq!(admits(110, token), Ok(()));
+        let other_line = Written {
+            timeline: 1,
+            ..token
+        };
+        assert_eq!(admits(500, other_line), Err(Unfit::Token));
+        let before_a_move = Written { epoch: 2, ..token };
+        assert_eq!(admits(500, before_a_move), Err(Unfit::Token));
+    }
+
+    #[test]
+    fn rule_10_without_a_lease_nothing_begins() {
+        let view = view();
+        assert!(UnderLease::begin(view.clone(), Boot::from_nanos(1_001)).is_none());
+        view.heard.end_lease();
+        assert!(UnderLease::begin(view, Boot::from_nanos(1)).is_none());
+        let second = Duration::from_secs(1);
+        assert!(!old_enough_for(Duration::ZERO, None));
+        assert!(old_enough_for(second, Some(second)));
+        assert!(!old_enough_for(second * 2, Some(second)));
+    }
+}

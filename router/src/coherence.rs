@@ -1,0 +1,139 @@
+//! What this router knows of each shard's changes, and what it asks the workers
+//! that capture them (DESIGN.md §6, the router's side of rules 1, 3, 4 and 8).
+//!
+//! One stream to every worker ([`stream`]); for each shard a pure state machine
+//! ([`follow`]) that decides what to say and what to believe; and the result, in
+//! memory that requests read without a lock ([`cells`]).
+
+pub mod barrier;
+pub mod cells;
+pub mod clock;
+pub mod follow;
+pub mod stream;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use tenancy::changes::{Generation, RouterRun};
+use tenancy::id::ShardId;
+
+use self::cells::Heard;
+use self::clock::Boot;
+use self::follow::Follow;
+
+/// `D`: how long a lease holds, and how old an answer can be that a cut off
+/// router still gives.
+pub const LEASE: Duration = Duration::from_millis(250);
+/// `D⁺`: the same by another machine's clock, which may run 1 % slower.
+pub const LEASE_PLUS: Duration = Duration::from_micros(252_500);
+
+/// A shard's cached traffic keeps its lease alive for so long.
+const DEMAND: Duration = Duration::from_secs(5);
+
+/// One history of a shard, and what was heard of it.
+#[derive(Debug)]
+pub struct View {
+    /// The history.
+    pub generation: Generation,
+    /// Cells, watermark and lease.
+    pub heard: Heard,
+}
+
+/// All shards, as far as workers tell of them.
+pub struct Coherence {
+    /// This run of this router.
+    pub run: RouterRun,
+    /// Its name, for people.
+    pub name: String,
+    shards: ArcSwap<HashMap<ShardId, Arc<Followed>>>,
+    /// What is said to each worker goes through its own queue.
+    workers: stream::Workers,
+    barriers: barrier::Waiting,
+}
+
+/// One shard.
+pub struct Followed {
+    /// Its id.
+    pub id: ShardId,
+    /// The current history; none before a worker told of it.
+    view: ArcSwapOption<View>,
+    /// When a lease was last wanted, by the boot clock.
+    wanted: AtomicU64,
+    follow: Mutex<Follow>,
+}
+
+impl Coherence {
+    /// Knows no shard, and no worker, yet.
+    pub fn new(name: String) -> Arc<Self> {
+        Arc::new(Self {
+            run: RouterRun(uuid::Uuid::new_v4().as_u128()),
+            name,
+            shards: ArcSwap::default(),
+            workers: stream::Workers::default(),
+            barriers: barrier::Waiting::default(),
+        })
+    }
+
+    /// What is known of a shard.
+    pub fn shard(&self, id: &ShardId) -> Arc<Followed> {
+        if let Some(known) = self.shards.load().get(id) {
+            return known.clone();
+        }
+        let new = Arc::new(Followed {
+            id: id.clone(),
+            view: ArcSwapOption::empty(),
+            wanted: AtomicU64::new(0),
+            follow: Mutex::new(Follow::new(id.clone())),
+        });
+        self.shards.rcu(|shards| {
+            let mut shards = HashMap::clone(shards);
+            shards.entry(id.clone()).or_insert_with(|| new.clone());
+            shards
+        });
+        self.shards.load().get(id).cloned().unwrap_or(new)
+    }
+
+    /// All shards that were asked for or heard of.
+    pub fn all(&self) -> Vec<Arc<Followed>> {
+        self.shards.load().values().cloned().collect()
+    }
+
+    /// Forgets shards that no longer are.
+    pub fn retain(&self, keep: impl Fn(&ShardId) -> bool) {
+        self.shards.rcu(|shards| {
+            let kept = shards.iter().filter(|(id, _)| keep(id));
+            kept.map(|(id, shard)| (id.clone(), shard.clone()))
+                .collect::<HashMap<_, _>>()
+        });
+    }
+
+    /// The current history of a shard, whose lease is kept alive from now on: it
+    /// has cached traffic.
+    pub fn wanted(&self, shard: &Followed, now: Boot) -> Option<Arc<View>> {
+        let before = shard.wanted.swap(now.nanos(), Ordering::Relaxed);
+        if now.since(Boot::from_nanos(before)) > DEMAND {
+            self.workers.wake.notify_one();
+        }
+        shard.view.load_full()
+    }
+}
+
+impl Followed {
+    /// The current history, without asking for a lease.
+    pub fn view(&self) -> Option<Arc<View>> {
+        self.view.load_full()
+    }
+
+    /// Somebody has asked for a lease of late.
+    fn is_wanted(&self, now: Boot) -> bool {
+        let last = self.wanted.load(Ordering::Relaxed);
+        last != 0 && now.since(Boot::from_nanos(last)) <= DEMAND
+    }
+
+    fn follow(&self) -> MutexGuard<'_, Follow> {
+        self.follow.lock().unwrap_or_else(|p| p.into_inner())
+    }
+}

@@ -1,0 +1,341 @@
+//! The connections to the workers: one WebSocket each, kept open, whatever
+//! comes. What is said and believed is decided in [`super::follow`].
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use futures_util::{SinkExt, StreamExt};
+use tenancy::changes::{self, FRAME_MAX, FromRouter, FromWorker, WireError};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{Instant, timeout};
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::{self, Message};
+use tokio_util::sync::CancellationToken;
+
+use super::clock::Boot;
+use super::follow::{Connection, Say};
+use super::{Coherence, LEASE};
+use crate::event::{Event, Events};
+
+/// A lease is asked for this often, so that one lost answer ends none.
+const PING_EVERY: Duration = Duration::from_millis(LEASE.as_millis() as u64 / 4);
+/// Longest wait for a connection, and for a message to leave.
+const CONNECT_MAX: Duration = Duration::from_secs(2);
+/// Pause after a connection was lost; doubles to [`PAUSE_MAX`].
+const PAUSE_FIRST: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Messages that may wait for a worker to read them.
+const QUEUE_MAX: usize = 4_096;
+
+/// The queues to all connected workers.
+#[derive(Default)]
+pub(super) struct Workers {
+    queues: RwLock<HashMap<Connection, mpsc::Sender<FromRouter>>>,
+    next: AtomicU64,
+    /// Somebody wants a lease, and none was wanted before.
+    pub(super) wake: Notify,
+}
+
+impl Workers {
+    /// Says something to a worker; if it reads too slowly, its connection ends.
+    pub(super) fn say(&self, connection: Connection, message: FromRouter) {
+        let queues = self.queues.read().unwrap_or_else(|p| p.into_inner());
+        let full = queues
+            .get(&connection)
+            .is_some_and(|queue| queue.try_send(message).is_err());
+        drop(queues);
+        if full {
+            self.close(connection);
+        }
+    }
+
+    fn open(&self) -> (Connection, mpsc::Receiver<FromRouter>) {
+        let connection = Connection(self.next.fetch_add(1, Ordering::Relaxed));
+        let (queue, messages) = mpsc::channel(QUEUE_MAX);
+        let mut queues = self.queues.write().unwrap_or_else(|p| p.into_inner());
+        queues.insert(connection, queue);
+        (connection, messages)
+    }
+
+    fn close(&self, connection: Connection) {
+        let mut queues = self.queues.write().unwrap_or_else(|p| p.into_inner());
+        queues.remove(&connection);
+    }
+
+    fn connected(&self) -> usize {
+        self.queues.read().unwrap_or_else(|p| p.into_inner()).len()
+    }
+}
+
+impl Coherence {
+    /// Keeps a stream to each of the workers that `addresses` names last
+    /// (`ws://host:port` or `wss://…`), and the leases that are wanted alive.
+    pub fn start(
+        self: &Arc<Self>,
+        addresses: watch::Receiver<Vec<String>>,
+        secret: Option<String>,
+        events: Arc<Events>,
+        stop: CancellationToken,
+    ) {
+        tokio::spawn(stop.clone().run_until_cancelled_owned(self.clone().tick()));
+        let streams = self
+            .clone()
+            .keep_streams(addresses, secret, events, stop.clone());
+        tokio::spawn(stop.run_until_cancelled_owned(streams));
+    }
+
+    /// Workers that this router is connected to.
+    pub fn connected(&self) -> usize {
+        self.workers.connected()
+    }
+
+    async fn tick(self: Arc<Self>) {
+        loop {
+            let _ = timeout(PING_EVERY, self.workers.wake.notified()).await;
+            let now = Boot::now();
+            for shard in self.all() {
+                let said = shard.follow().tick(shard.is_wanted(now), now);
+                self.send(said);
+            }
+        }
+    }
+
+    async fn keep_streams(
+        self: Arc<Self>,
+        mut addresses: watch::Receiver<Vec<String>>,
+        secret: Option<String>,
+        events: Arc<Events>,
+        stop: CancellationToken,
+    ) {
+        let mut open: HashMap<String, CancellationToken> = HashMap::new();
+        loop {
+            let wanted = addresses.borrow_and_update().clone();
+            open.retain(|address, stop| {
+                let kept = wanted.contains(address);
+                if !kept {
+                    stop.cancel();
+                }
+                kept
+            });
+            for address in wanted {
+                if open.contains_key(&address) {
+                    continue;
+                }
+                let ended = stop.child_token();
+                open.insert(address.clone(), ended.clone());
+                let stream = self.clone().keep(address, secret.clone(), events.clone());
+                tokio::spawn(ended.run_until_cancelled_owned(stream));
+            }
+            if addresses.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// One worker's stream, opened again whenever it ends.
+    async fn keep(self: Arc<Self>, address: String, secret: Option<String>, events: Arc<Events>) {
+        let mut pause = PAUSE_FIRST;
+        loop {
+            let opened = Instant::now();
+            let (connection, messages) = self.workers.open();
+            let _open = Open(&self, connection);
+            let error = match connect(&address, secret.as_deref()).await {
+                Ok(socket) => {
+                    events.emit(&Event::StreamOpened { worker: &address });
+                    self.run(connection, socket, messages).await
+                }
+                Err(error) => error,
+            };
+            drop(_open);
+            if opened.elapsed() > PAUSE_MAX {
+                pause = PAUSE_FIRST;
+            }
+            events.emit(&Event::StreamLost {
+                worker: &address,
+                error: tenancy::chain(&error),
+            });
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    /// Hears and says until the connection ends.
+    async fn run(
+        &self,
+        connection: Connection,
+        socket: Socket,
+        mut messages: mpsc::Receiver<FromRouter>,
+    ) -> StreamError {
+        let (mut sink, mut source) = socket.split();
+        let hear = async {
+            loop {
+                match source.next().await {
+                    Some(Ok(Message::Binary(frame))) => match changes::decode(&frame) {
+                        Ok(message) => self.hear(connection, message),
+                        Err(error) => return StreamError::Wire(error),
+                    },
+                    Some(Ok(Message::Close(_))) | None => return StreamError::Closed,
+                    Some(Ok(_)) => {}
+                    Some(Err(error)) => return StreamError::Socket(Box::new(error)),
+                }
+            }
+        };
+        let say = async {
+            let hello = FromRouter::Hello {
+                run: self.run,
+                name: self.name.clone(),
+            };
+            let mut next = Some(hello);
+            while let Some(message) = next {
+                let frame = match changes::encode(&message) {
+                    Ok(frame) => Message::Binary(frame.into()),
+                    Err(error) => return StreamError::Wire(error),
+                };
+                if let Err(error) = sink.feed(frame).await {
+                    return StreamError::Socket(Box::new(error));
+                }
+                // What waits already goes out in one packet.
+                next = match messages.try_recv() {
+                    Ok(message) => Some(message),
+                    Err(_) => {
+                        match timeout(CONNECT_MAX, sink.flush()).await {
+                            Ok(Ok(())) => {}
+                            Ok(Err(error)) => return StreamError::Socket(Box::new(error)),
+                            Err(_) => return StreamError::Slow,
+                        }
+                        messages.recv().await
+                    }
+                };
+            }
+            StreamError::Slow
+        };
+        tokio::select! {
+            error = hear => error,
+            error = say => error,
+        }
+    }
+
+    fn hear(&self, from: Connection, message: FromWorker) {
+        let now = Boot::now();
+        let said = match message {
+            FromWorker::Captures { shard, generation } => {
+                self.tell(&shard, |follow| follow.captures(from, generation, now))
+            }
+            FromWorker::Start {
+                shard,
+                generation,
+                watermark,
+                resumed,
+            } => self.tell(&shard, |follow| {
+                follow.start(from, generation, watermark, resumed, now)
+            }),
+            FromWorker::Changes {
+                shard,
+                generation,
+                prev,
+                lsn,
+                cells,
+            } => self.tell(&shard, |follow| {
+                follow.changes(from, generation, prev, lsn, &cells, now)
+            }),
+            FromWorker::Lease {
+                shard,
+                id,
+                generation,
+                lsn,
+            } => self.tell(&shard, |follow| {
+                follow.lease(from, id, generation, lsn, now);
+                Vec::new()
+            }),
+            FromWorker::BarrierDone { shard: _, id } => {
+                self.barriers.done(id);
+                Vec::new()
+            }
+            FromWorker::Gone { shard } => self.tell(&shard, |follow| follow.gone(from, now)),
+        };
+        self.send(said);
+    }
+
+    /// Lets a shard's state machine decide, and shows requests what it believes.
+    fn tell(
+        &self,
+        shard: &tenancy::id::ShardId,
+        decide: impl FnOnce(&mut super::follow::Follow) -> Say,
+    ) -> Say {
+        let shard = self.shard(shard);
+        let mut follow = shard.follow();
+        let said = decide(&mut follow);
+        let shown = shard.view.load();
+        let same = match (&*shown, follow.view()) {
+            (Some(shown), Some(view)) => Arc::ptr_eq(shown, view),
+            (None, None) => true,
+            _ => false,
+        };
+        if !same {
+            shard.view.store(follow.view().cloned());
+        }
+        said
+    }
+
+    fn send(&self, said: Say) {
+        for (connection, message) in said {
+            self.workers.say(connection, message);
+        }
+    }
+}
+
+/// A connection's place among the queues; with it go its claims.
+struct Open<'a>(&'a Coherence, Connection);
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        let Self(coherence, connection) = *self;
+        coherence.workers.close(connection);
+        let now = Boot::now();
+        for shard in coherence.all() {
+            let said = shard.follow().gone(connection, now);
+            coherence.send(said);
+        }
+    }
+}
+
+type Socket =
+    tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
+
+async fn connect(address: &str, secret: Option<&str>) -> Result<Socket, StreamError> {
+    let wrong = |error| StreamError::Socket(Box::new(error));
+    let url = format!("{}{}", address.trim_end_matches('/'), changes::PATH);
+    let mut request = url.into_client_request().map_err(wrong)?;
+    if let Some(secret) = secret {
+        let bearer = format!("Bearer {secret}").try_into();
+        let bearer = bearer.map_err(|_| StreamError::Secret)?;
+        request.headers_mut().insert("authorization", bearer);
+    }
+    let limits = WebSocketConfig::default()
+        .max_message_size(Some(FRAME_MAX))
+        .max_frame_size(Some(FRAME_MAX));
+    // A barrier's small frames must not wait for each other's acknowledgement.
+    let connect = tokio_tungstenite::connect_async_with_config(request, Some(limits), true);
+    match timeout(CONNECT_MAX, connect).await {
+        Ok(connected) => connected.map(|(socket, _)| socket).map_err(wrong),
+        Err(_) => Err(StreamError::Slow),
+    }
+}
+
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+enum StreamError {
+    #[error("the worker closed it")]
+    Closed,
+    #[error("the worker does not answer or read in time")]
+    Slow,
+    #[error("the stream secret can't be sent in a header")]
+    Secret,
+    #[error(transparent)]
+    Wire(WireError),
+    #[error(transparent)]
+    Socket(Box<tungstenite::Error>),
+}
