@@ -1,5 +1,298 @@
-//! Stage 5: answers without the shard.
+//! Stage 5: answers without the shard. Two levels hold values that carry their
+//! own proof ([`entry`], [`validity`]): this process's memory ([`local`]) and,
+//! where configured, Redis Cluster ([`shared`]). A miss is filled once for all
+//! who wait ([`fill`]).
+//!
+//! Nothing here decides what is right but [`validity`]: any entry may vanish,
+//! come back or be old, and the answer is still right.
+
 pub mod control;
 pub mod entry;
+pub mod fill;
 pub mod key;
+pub mod local;
+pub mod made_of;
 pub mod validity;
+pub mod worth;
+
+use std::sync::{Arc, Weak};
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwapOption;
+use http::{HeaderMap, StatusCode};
+use tenancy::changes::Cell;
+use tenancy::id::{ShardId, TenantId};
+
+use self::control::Control;
+use self::entry::Entry;
+use self::fill::Fills;
+use self::key::Key;
+use self::local::Local;
+use self::validity::{Asked, Stamp, UnderLease, Unfit, Written};
+use self::worth::Worth;
+use crate::coherence::Coherence;
+use crate::coherence::clock::Boot;
+use crate::config;
+use crate::event::metrics::CacheMetrics;
+use crate::plan::Plan;
+use crate::request::ApiRequest;
+use crate::response::Row;
+
+/// A planned read whose answer may be kept.
+#[derive(Clone, Debug)]
+pub struct Question {
+    /// Its name in the caches.
+    pub key: Key,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// The shard that it lives on, as this router knows.
+    pub shard: ShardId,
+    /// Its placement's number.
+    pub epoch: i64,
+    /// Of all that the answer is made of.
+    pub cells: Vec<Cell>,
+    /// Of the table that is asked, for what is worth keeping.
+    pub table: Cell,
+    /// How old an answer may be by the table's own policy.
+    pub max_age: Option<Duration>,
+}
+
+/// Where an answer came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// This process's memory.
+    Local,
+    /// Redis.
+    Shared,
+    /// The shard; kept for the next.
+    Filled,
+    /// The shard; not kept.
+    Missed,
+    /// The shard: the answer can't be kept, or the client did not want one that is.
+    Bypassed,
+}
+
+/// An entry that answers.
+#[derive(Clone, Debug)]
+pub struct Hit {
+    /// The answer.
+    pub entry: Arc<Entry>,
+    /// Where it was found.
+    pub level: Level,
+    /// Its age, where it may lack what was written since.
+    pub old: Option<Duration>,
+}
+
+/// Both levels, and what keeps them right.
+pub struct Cache<F> {
+    /// What is known of the shards' changes.
+    pub coherence: Arc<Coherence>,
+    /// Fills under way.
+    pub fills: Arc<Fills<F>>,
+    local: Local,
+    worth: Worth,
+    fronts: moka::sync::Cache<Key, Arc<Front>>,
+    settings: config::Cache,
+    metrics: CacheMetrics,
+}
+
+/// A read as it was sent, planned already.
+pub struct Front {
+    /// What its plan asks for.
+    pub question: Arc<Question>,
+    /// The request.
+    pub request: ApiRequest,
+    /// Its plan.
+    pub plan: Plan,
+    /// The head of its last answer, made of that entry.
+    built: ArcSwapOption<Built>,
+}
+
+struct Built {
+    from: Weak<Entry>,
+    status: StatusCode,
+    headers: HeaderMap,
+}
+
+/// Requests whose plans are kept.
+const FRONTS_MAX: u64 = 20_000;
+
+impl<F: Clone + Send + Sync + 'static> Cache<F> {
+    /// Empty.
+    pub fn new(settings: config::Cache, coherence: Arc<Coherence>, metrics: CacheMetrics) -> Self {
+        let bytes = settings.memory_bytes_max;
+        let share = bytes / 100 * u64::from(settings.tenant_share_percent.min(100));
+        Self {
+            coherence,
+            fills: Fills::new(),
+            local: Local::new(bytes, share),
+            worth: Worth::default(),
+            fronts: moka::sync::Cache::new(FRONTS_MAX),
+            settings,
+            metrics,
+        }
+    }
+
+    /// Whether anything is kept at all.
+    pub fn is_on(&self) -> bool {
+        self.settings.enabled
+    }
+
+    /// How a table's answers are to be kept.
+    pub fn policy(&self, table: &str) -> config::TableCache {
+        let tables = &self.settings.tables;
+        tables.get(table).copied().unwrap_or_default()
+    }
+
+    /// Rules 6 and 10: what this router's lease on the shard's history allows;
+    /// none without one. Asking keeps the lease alive.
+    pub fn under_lease(&self, shard: &ShardId) -> Option<UnderLease> {
+        let now = Boot::now();
+        let followed = self.coherence.shard(shard);
+        let view = self.coherence.wanted(&followed, now)?;
+        UnderLease::begin(view, now)
+    }
+
+    /// An entry of this process that may answer.
+    pub fn local(
+        &self,
+        question: &Question,
+        under: &UnderLease,
+        token: Option<Written>,
+    ) -> Option<Hit> {
+        let entry = self.local.get(&question.key)?;
+        self.judge(question, under, token, &entry).ok()?;
+        self.metrics.hit(Level::Local);
+        self.worth.hit(question.table);
+        Some(Hit {
+            entry,
+            level: Level::Local,
+            old: None,
+        })
+    }
+
+    /// An entry of this process that is as young as the client asked in so many
+    /// words, whatever was written since.
+    pub fn local_old(
+        &self,
+        question: &Question,
+        longest: Option<Duration>,
+        token: Option<Written>,
+    ) -> Option<Hit> {
+        if longest.is_none() || token.is_some() {
+            return None;
+        }
+        let entry = self.local.get(&question.key)?;
+        let age = entry.age(SystemTime::now());
+        if !validity::old_enough_for(age, longest) {
+            return None;
+        }
+        self.metrics.hit(Level::Local);
+        Some(Hit {
+            entry,
+            level: Level::Local,
+            old: Some(age),
+        })
+    }
+
+    /// Whether an entry may answer (rule 6), also one that another's fill made.
+    ///
+    /// # Errors
+    /// Why it may not.
+    pub fn judge(
+        &self,
+        question: &Question,
+        under: &UnderLease,
+        token: Option<Written>,
+        entry: &Entry,
+    ) -> Result<(), Unfit> {
+        let asked = Asked {
+            epoch: question.epoch,
+            cells: &question.cells,
+            token,
+        };
+        let verdict = under.admits(&entry.stamp, &asked, Boot::now);
+        if let Err(why) = verdict {
+            self.metrics.unfit(why);
+        }
+        verdict
+    }
+
+    /// Whether a miss is worth a fill.
+    pub fn is_worth_a_fill(&self, question: &Question) -> bool {
+        self.worth.fill(question.table)
+    }
+
+    /// Keeps what was read under a stamp (rule 5: taken before the read).
+    pub fn keep(
+        &self,
+        question: &Question,
+        stamp: Stamp,
+        read_at: SystemTime,
+        row: Row,
+    ) -> Arc<Entry> {
+        let entry = Arc::new(Entry::new(stamp, read_at, row));
+        if entry.row.is_plain() && entry.row.body.len() <= entry::BODY_MAX {
+            self.local.put(question.key, question.tenant, entry.clone());
+        }
+        entry
+    }
+
+    /// Counts an answer that came from the shard.
+    pub fn answered_by_shard(&self, level: Level) {
+        self.metrics.hit(level);
+    }
+
+    /// The plan of a request that was seen before.
+    pub fn front(&self, request: &Key) -> Option<Arc<Front>> {
+        self.fronts.get(request)
+    }
+
+    /// Remembers the plan of a request.
+    pub fn remember(&self, request: Key, question: Arc<Question>, asked: ApiRequest, plan: Plan) {
+        let front = Front {
+            question,
+            request: asked,
+            plan,
+            built: ArcSwapOption::empty(),
+        };
+        self.fronts.insert(request, Arc::new(front));
+    }
+
+    /// Drops what is in this process's memory.
+    pub fn clear(&self) {
+        self.local.clear();
+        self.fronts.invalidate_all();
+    }
+
+    /// (entries, bytes) in this process's memory.
+    pub fn size(&self) -> (u64, u64) {
+        self.local.size()
+    }
+}
+
+impl Front {
+    /// The head of the answer that `entry` makes, if it was made before.
+    pub fn head(&self, entry: &Arc<Entry>) -> Option<(StatusCode, HeaderMap)> {
+        let built = self.built.load();
+        let built = built.as_ref()?;
+        let same = std::ptr::eq(built.from.as_ptr(), Arc::as_ptr(entry));
+        same.then(|| (built.status, built.headers.clone()))
+    }
+
+    /// Keeps the head of the answer that `entry` made.
+    pub fn keep_head(&self, entry: &Arc<Entry>, status: StatusCode, headers: &HeaderMap) {
+        self.built.store(Some(Arc::new(Built {
+            from: Arc::downgrade(entry),
+            status,
+            headers: headers.clone(),
+        })));
+    }
+}
+
+impl Control {
+    /// How old an answer may be, by the client's words or the table's policy.
+    pub fn longest(&self, policy: Option<Duration>) -> Option<Duration> {
+        self.max_age.or(policy)
+    }
+}

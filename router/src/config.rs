@@ -4,6 +4,7 @@
 //! Secrets are never in the file itself: they come from the environment, or
 //! from files that `*_file` keys name, and print as `***`.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -108,15 +109,119 @@ pub struct Shards {
 }
 
 /// Caches, and what keeps them right.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cache {
+    /// Answers are kept. Without it writes still wait for other routers' caches.
+    pub enabled: bool,
+    /// Memory for answers in this process.
+    pub memory_bytes_max: u64,
+    /// As much of it one tenant may fill, in percent.
+    pub tenant_share_percent: u8,
+    /// Answers of single tables, such as `"public.visits" = "off"` or
+    /// `"public.countries" = 60`: so many seconds old they may be.
+    pub tables: HashMap<String, TableCache>,
+    /// Workers whose streams of changes are followed beside those that the
+    /// control database knows, such as `ws://127.0.0.1:7600`.
+    pub workers: Vec<String>,
     /// Nodes of Redis Cluster, such as `redis://127.0.0.1:7620`; none: no second level.
     pub redis_urls: Vec<String>,
     /// Redis' password; `RINGFENCE_REDIS_PASSWORD` overrides it.
     pub redis_password_file: Option<PathBuf>,
     /// What the workers' stream of changes is opened with; `RINGFENCE_STREAM_SECRET` overrides it.
     pub stream_secret_file: Option<PathBuf>,
+    /// When a write is acknowledged that does not say so itself.
+    pub visibility: Visibility,
+}
+
+/// How answers of one table are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TableCache {
+    /// Every acknowledged write is in the answer.
+    #[default]
+    Current,
+    /// Not at all.
+    Named(TableCacheName),
+    /// Answers may be so many seconds old.
+    Seconds(u64),
+}
+
+/// Words for [`TableCache`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TableCacheName {
+    /// Not kept.
+    Off,
+    /// Kept, and always current.
+    Current,
+}
+
+/// When writes are acknowledged.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Visibility {
+    /// Where nothing else is said.
+    pub default: VisibleTo,
+    /// Of single tables, such as `"public.visits" = "self"`.
+    pub tables: HashMap<String, VisibleTo>,
+    /// Of single tenants, by id.
+    pub tenants: HashMap<uuid::Uuid, VisibleTo>,
+}
+
+/// Who sees a write before it is acknowledged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VisibleTo {
+    /// Every reader, through any router.
+    #[default]
+    All,
+    /// Who sends the write's token, and the primary's readers.
+    #[serde(rename = "self")]
+    Writer,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            memory_bytes_max: 256 << 20,
+            tenant_share_percent: 25,
+            tables: HashMap::new(),
+            workers: Vec::new(),
+            redis_urls: Vec::new(),
+            redis_password_file: None,
+            stream_secret_file: None,
+            visibility: Visibility::default(),
+        }
+    }
+}
+
+impl Visibility {
+    /// Who sees a tenant's write to these tables before it is acknowledged: the
+    /// tenant's word counts most, then the strictest of the tables'.
+    pub fn of<'a>(
+        &self,
+        tenant: uuid::Uuid,
+        mut tables: impl Iterator<Item = &'a str>,
+    ) -> VisibleTo {
+        if let Some(tenants) = self.tenants.get(&tenant) {
+            return *tenants;
+        }
+        let of = |table| self.tables.get(table).copied().unwrap_or(self.default);
+        match tables.next() {
+            None => self.default,
+            Some(first) if of(first) == VisibleTo::Writer => {
+                let all = tables.all(|table| of(table) == VisibleTo::Writer);
+                if all {
+                    VisibleTo::Writer
+                } else {
+                    VisibleTo::All
+                }
+            }
+            Some(_) => VisibleTo::All,
+        }
+    }
 }
 
 /// The data API's shape.

@@ -7,6 +7,8 @@ use metrics::{Counter, Gauge, Histogram, Unit};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 use super::{Event, HoldReason, Route};
+use crate::cache::Level;
+use crate::cache::validity::Unfit;
 
 /// Seconds, from a cached answer to the request deadline; 1 ms and 1 s are
 /// edges, so that an Apdex of either can be read off.
@@ -161,4 +163,78 @@ fn describe() {
         "ringfence_log_lines_dropped_total",
         "Lines of the request log dropped because its queue was full."
     );
+}
+
+/// What the caches do.
+pub struct CacheMetrics {
+    /// Reads answered, by where the answer came from.
+    answers: [Counter; 5],
+    /// Entries found that could not answer, by reason.
+    unfit: [Counter; 5],
+    /// Reads that waited for another's fill.
+    pub joined: Counter,
+    /// Writes acknowledged, by how they became visible everywhere.
+    pub barriers: [Counter; 4],
+    /// Time that acknowledged writes waited for that.
+    pub barrier_wait: Histogram,
+}
+
+const LEVELS: [&str; 5] = ["local", "shared", "filled", "missed", "bypassed"];
+const UNFIT: [&str; 5] = ["generation", "epoch", "changed", "token", "lease_over"];
+/// By rule 8: a worker's word, the leases' end, no worker that could have
+/// granted one, or the client or operator did not want to wait.
+const BARRIERS: [&str; 4] = ["confirmed", "leases_ended", "no_leases", "not_wanted"];
+
+impl CacheMetrics {
+    /// The handles, described.
+    pub fn new() -> Self {
+        use metrics::describe_counter as counter;
+        counter!(
+            "ringfence_cache_answers_total",
+            "Reads answered, by where the answer came from."
+        );
+        counter!(
+            "ringfence_cache_unfit_total",
+            "Entries found that could not answer, by reason."
+        );
+        counter!(
+            "ringfence_cache_joined_total",
+            "Reads that waited for another's fill."
+        );
+        counter!(
+            "ringfence_write_barriers_total",
+            "Writes acknowledged, by how they became visible everywhere."
+        );
+        metrics::describe_histogram!(
+            "ringfence_write_barrier_seconds",
+            Unit::Seconds,
+            "Time that acknowledged writes waited to be visible everywhere."
+        );
+        Self {
+            answers: LEVELS
+                .map(|level| metrics::counter!("ringfence_cache_answers_total", "from" => level)),
+            unfit: UNFIT
+                .map(|why| metrics::counter!("ringfence_cache_unfit_total", "reason" => why)),
+            joined: metrics::counter!("ringfence_cache_joined_total"),
+            barriers: BARRIERS
+                .map(|how| metrics::counter!("ringfence_write_barriers_total", "by" => how)),
+            barrier_wait: metrics::histogram!("ringfence_write_barrier_seconds"),
+        }
+    }
+
+    /// A read was answered.
+    pub fn hit(&self, level: Level) {
+        self.answers[level as usize].increment(1);
+    }
+
+    /// An entry could not answer.
+    pub fn unfit(&self, why: Unfit) {
+        self.unfit[why as usize].increment(1);
+    }
+}
+
+impl Default for CacheMetrics {
+    fn default() -> Self {
+        Self::new()
+    }
 }
