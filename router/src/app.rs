@@ -18,6 +18,7 @@ use crate::event::Events;
 use crate::hold::HoldRoom;
 use crate::nodes::Node;
 use crate::pool::{NodeAddress, PoolSettings, Pools};
+use crate::retry::RetryBudget;
 use crate::shards::{Shards, Watching};
 
 /// Roles that keys and tokens may name, where the configuration names none.
@@ -39,6 +40,8 @@ pub struct App {
     pub shards: Arc<Shards>,
     /// Connections.
     pub pools: Pools,
+    /// What may be tried again.
+    pub retries: RetryBudget,
     /// Requests that wait for their tenant's cut-over.
     pub hold_room: HoldRoom,
     /// Transactions in flight; they outlive their request if they must.
@@ -84,6 +87,7 @@ impl App {
             authenticator,
             shards,
             pools,
+            retries: RetryBudget::default(),
             transactions: TaskTracker::new(),
             draining: AtomicBool::new(false),
             instance: uuid::Uuid::new_v4().as_fields().0,

@@ -13,6 +13,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tenancy::members::{self, Kind, Me};
 
+use crate::freshness::Reads;
+
 /// Everything a router is told.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -106,6 +108,22 @@ pub struct Shards {
     pub connect_ms_max: u64,
     /// Prepared statements kept per connection.
     pub statements_max: usize,
+    /// Where reads go that say nothing of it.
+    pub reads: ReadsFrom,
+    /// With `reads = "replica"`: so much of others' writes an answer may miss.
+    pub replica_stale_ms_max: u64,
+}
+
+/// Where reads go that say nothing of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReadsFrom {
+    /// From the primary, until a replica is known to have all that was acknowledged.
+    Current,
+    /// From a replica that is at most `replica_stale_ms_max` behind.
+    Replica,
+    /// From the primary, also where the client would allow a replica.
+    Primary,
 }
 
 /// Caches, and what keeps them right.
@@ -322,6 +340,8 @@ impl Default for Shards {
             pool_wait_ms_max: 5_000,
             connect_ms_max: 2_000,
             statements_max: 256,
+            reads: ReadsFrom::Current,
+            replica_stale_ms_max: 1_000,
         }
     }
 }
@@ -356,6 +376,19 @@ impl Default for Log {
         Self {
             format: LogFormat::Json,
             requests: RequestLog::All,
+        }
+    }
+}
+
+impl Shards {
+    /// Where reads go.
+    pub fn reads(&self) -> Reads {
+        match self.reads {
+            ReadsFrom::Current => Reads::Current,
+            ReadsFrom::Primary => Reads::Primary,
+            ReadsFrom::Replica => Reads::Replica {
+                stale_max: Duration::from_millis(self.replica_stale_ms_max),
+            },
         }
     }
 }

@@ -15,6 +15,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tenancy::auth::AuthError;
 
+use crate::timeline::lsn_text;
+
 pub use postgres::{Hidden, Refusal};
 
 /// Why a request was not served.
@@ -195,6 +197,19 @@ pub enum Error {
     /// COMMIT was sent and its answer lost.
     #[error("The connection was lost during COMMIT: it may have been written or not")]
     OutcomeUnknown,
+    /// The header Ringfence-Token is not one.
+    #[error("The header Ringfence-Token can't be read")]
+    Token,
+    /// The write that the token names was lost in a failover.
+    #[error("The write that Ringfence-Token names is not known to have survived a failover")]
+    LostWrite {
+        /// The timeline that it was on.
+        timeline: u32,
+        /// Its LSN.
+        lsn: u64,
+        /// Up to where that timeline was kept.
+        left_at: u64,
+    },
     /// The schema of the tenant's shard is not known yet.
     #[error("Could not query the database for the schema cache. Retrying.")]
     NoSchema,
@@ -433,6 +448,23 @@ impl Error {
                 "Read before you write again, or send an Idempotency-Key with each write"
                     .to_owned(),
             ),
+            Self::Token => report(400, "RF021").hint(
+                "Send back what a write's answer had in that header, or leave it out".to_owned(),
+            ),
+            Self::LostWrite {
+                timeline,
+                lsn,
+                left_at,
+            } => report(412, "RF020")
+                .details(format!(
+                    "Timeline {timeline} was kept up to {}, the write was acknowledged at {}",
+                    lsn_text(*left_at),
+                    lsn_text(*lsn)
+                ))
+                .hint(
+                    "Read without the token to see what is there, and write again what is missing"
+                        .to_owned(),
+                ),
             Self::NoSchema => report(503, "PGRST002").header(RETRY_AFTER, "1"),
             Self::BodyTooLarge { .. } => report(413, "PGRST102"),
             Self::Internal { .. } => report(500, "XX000"),

@@ -21,6 +21,16 @@ pub enum Event<'a> {
         /// Why it has to wait.
         reason: HoldReason,
     },
+    /// A read was answered.
+    Read {
+        /// By a node of this role.
+        by: NodeRole,
+    },
+    /// A read that a replica might have answered was given to the primary.
+    FellBack {
+        /// Why.
+        reason: FallBack,
+    },
     /// A shard's schema model was loaded.
     SchemaLoaded {
         /// The shard.
@@ -78,6 +88,48 @@ pub enum HoldReason {
     StalePlacement,
     /// The shard has no primary just now, or lost it under the request.
     NoPrimary,
+}
+
+/// What a node is to its shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NodeRole {
+    /// Takes writes.
+    Primary,
+    /// Follows.
+    Replica,
+}
+
+/// Why a replica did not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FallBack {
+    /// None is known to be far enough.
+    NoneFresh,
+    /// Its connections were all in use.
+    Busy,
+    /// It could not be connected to.
+    Unreachable,
+    /// It was lost under the read.
+    Lost,
+    /// It refused what the primary may do.
+    Refused,
+}
+
+impl FallBack {
+    /// The replica had begun, so the primary's work comes on top of it.
+    pub fn is_a_retry(self) -> bool {
+        matches!(self, Self::Lost | Self::Refused)
+    }
+
+    /// The name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NoneFresh => "none_fresh",
+            Self::Busy => "busy",
+            Self::Unreachable => "unreachable",
+            Self::Lost => "lost",
+            Self::Refused => "refused",
+        }
+    }
 }
 
 /// What is known of a request once it is answered.
@@ -162,6 +214,8 @@ impl Events {
                 }
             }
             Event::Held { reason } => tracing::debug!(?reason, "request held"),
+            Event::Read { .. } => {}
+            Event::FellBack { reason } => tracing::debug!(?reason, "read given to the primary"),
             Event::SchemaLoaded {
                 shard,
                 fingerprint,

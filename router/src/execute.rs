@@ -6,7 +6,8 @@
 //! - a **read** is one statement whose first step is `ringfence.enter`; the
 //!   lateral reference and `offset 0` keep it first,
 //! - **what can write** is `BEGIN READ WRITE`, enter, statement, `COMMIT`,
-//!   pipelined. As one statement an UPDATE would scan before `enter` ran.
+//!   pipelined. As one statement an UPDATE would scan before `enter` ran. The
+//!   place in the log is asked for behind COMMIT, in the same round trip.
 //!
 //! Errors of the first step abort the transaction, so the steps behind it fail
 //! and `COMMIT` rolls back: nothing runs for a tenant that the shard refuses.
@@ -43,6 +44,29 @@ pub struct Text(pub Option<Bytes>);
 #[derive(Debug)]
 pub struct Answer {
     row: Row,
+    /// Of what was committed: its place in the log. None also where the
+    /// connection broke right behind COMMIT.
+    pub position: Option<Position>,
+}
+
+/// A place in the log of the node that was written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// The timeline.
+    pub timeline: u32,
+    /// Bytes of WAL; what was committed is at or before it.
+    pub lsn: u64,
+}
+
+impl Position {
+    fn of(row: &Row) -> Option<Self> {
+        let timeline: i32 = row.try_get("timeline").ok()?;
+        let lsn: i64 = row.try_get("lsn").ok()?;
+        Some(Self {
+            timeline: timeline.cast_unsigned(),
+            lsn: lsn.cast_unsigned(),
+        })
+    }
 }
 
 impl Answer {
@@ -165,7 +189,12 @@ pub async fn read(
         row
     };
     match timeout_at(deadline, run).await {
-        Ok(done) => done.map(|row| Answer { row }).map_err(before_commit),
+        Ok(done) => done
+            .map(|row| Answer {
+                row,
+                position: None,
+            })
+            .map_err(before_commit),
         // Dropping the lease cancels the query and closes the connection.
         Err(_) => Err(ExecuteError::Deadline),
     }
@@ -190,14 +219,26 @@ pub async fn transact(
         let statement = connection
             .prepare(&text, &GUARD_TYPES, || text.clone())
             .await?;
-        Ok((enter, statement))
+        let position = match access {
+            Access::Write => Some(
+                connection
+                    .prepare(POSITION, &[], || POSITION.to_owned())
+                    .await?,
+            ),
+            Access::WriteAndRollBack | Access::ReadOnly => None,
+        };
+        Ok(Steps {
+            enter,
+            statement,
+            position,
+        })
     };
-    let (enter, statement) = match timeout_at(deadline, prepare).await {
+    let steps = match timeout_at(deadline, prepare).await {
         Ok(prepared) => prepared.map_err(before_commit)?,
         Err(_) => return Err(ExecuteError::Deadline),
     };
     let canceller = connection.canceller();
-    let run = run_transaction(&mut connection, &guard, access, &enter, &statement, &params);
+    let run = run_transaction(&mut connection, &guard, access, &steps, &params);
     tokio::pin!(run);
     if let Ok(done) = timeout_at(deadline, &mut run).await {
         return done;
@@ -216,12 +257,21 @@ pub async fn transact(
     }
 }
 
+/// The statements of a transaction between BEGIN and its end, and behind it.
+struct Steps {
+    enter: Statement,
+    statement: Statement,
+    position: Option<Statement>,
+}
+
+/// See schema/shard/006_position.sql.
+const POSITION: &str = "select timeline, lsn from ringfence.position()";
+
 async fn run_transaction(
     connection: &mut Leased,
     guard: &Guard,
     access: Access,
-    enter: &Statement,
-    statement: &Statement,
+    prepared: &Steps,
     params: &[Text],
 ) -> Result<Answer, ExecuteError> {
     let entering = guard.values(&[]);
@@ -233,16 +283,23 @@ async fn run_transaction(
     let steps = async {
         tokio::join!(
             client.batch_execute(access.begin()),
-            one_row(client, enter, &entering),
-            one_row(client, statement, &values),
+            one_row(client, &prepared.enter, &entering),
+            one_row(client, &prepared.statement, &values),
             client.batch_execute(access.end()),
+            async {
+                match &prepared.position {
+                    Some(position) => one_row(client, position, &[]).await.map(Some),
+                    None => Ok(None),
+                }
+            },
         )
     };
-    let (begun, entered, row, ended) = driver.drive(steps).await;
+    let (begun, entered, row, ended, position) = driver.drive(steps).await;
     let lost = ended.as_ref().is_err_and(|e| e.as_db_error().is_none());
     if !lost {
-        connection.finished();
+        settle(connection, &position);
     }
+    let position = position.ok().flatten();
     if let Err(Some(refused)) = begun.as_ref().map_err(|error| error.as_db_error()) {
         return Err(ExecuteError::NotBegun(Box::new(refused.clone())));
     }
@@ -252,7 +309,10 @@ async fn run_transaction(
         .and(row)
         .map_err(before_commit);
     match (steps, ended) {
-        (Ok(row), Ok(())) => Ok(Answer { row }),
+        (Ok(row), Ok(())) => Ok(Answer {
+            row,
+            position: position.as_ref().and_then(Position::of),
+        }),
         // The steps went through and the end did not: a deferred constraint
         // refused it, or the connection was lost around COMMIT.
         (Ok(_), Err(error)) => Err(match error.as_db_error() {

@@ -5,12 +5,14 @@
 
 pub mod admin;
 pub mod app;
+pub mod breaker;
 pub mod cache;
 pub mod coherence;
 pub mod config;
 pub mod error;
 pub mod event;
 pub mod execute;
+pub mod freshness;
 pub mod guard;
 pub mod hold;
 pub mod http;
@@ -19,8 +21,12 @@ pub mod pipeline;
 pub mod placement;
 pub mod plan;
 pub mod pool;
+pub mod replica;
 pub mod request;
 pub mod response;
+pub mod retry;
 pub mod shards;
 pub mod sql;
 pub mod tenant;
+pub mod timeline;
+pub mod token;

@@ -5,6 +5,8 @@
 //! and none calls the next. A request that its shard refuses for its placement
 //! waits off the pools and enters again at Placement.
 
+mod serve;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,17 +23,18 @@ use tokio::time::{Instant as Deadline, timeout_at};
 use crate::app::App;
 use crate::error::{Error, Hidden, Refusal};
 use crate::event::{Event, HoldReason, RequestDone, Route};
-use crate::execute::{self, Access, Answer, ExecuteError, Text};
+use crate::execute::ExecuteError;
 use crate::guard::{self, Visible};
 use crate::hold::Held;
 use crate::placement::{self, Moved, Target};
-use crate::plan::{self, Form, Plan};
-use crate::pool::{Leased, NodeAddress, PoolError};
+use crate::plan::{self, Plan};
 use crate::request::body;
 use crate::request::{ApiRequest, RequestParts};
 use crate::response::{self, Row, cors};
-use crate::sql::{self, Statement};
+use crate::sql;
 use crate::tenant;
+use crate::token::{self, Token};
+use serve::{Failed, Work};
 
 /// Answers one request, and observes it.
 pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
@@ -66,6 +69,12 @@ pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
         response
     });
     seen.stages.finish(&mut response, &id);
+    if let Some(token) = seen.token.map(|token| token.to_string().try_into()) {
+        let name = HeaderName::from_static(token::HEADER);
+        response
+            .headers_mut()
+            .extend(token.map(|value| (name, value)).ok());
+    }
     cors::allow(&head.headers, response.headers_mut());
     app.events.emit(&Event::Answered(&RequestDone {
         id: &id,
@@ -89,6 +98,7 @@ async fn answer(
     body: Body,
     seen: &mut Seen,
 ) -> Result<http::Response<Bytes>, Error> {
+    app.retries.earn();
     let tenant = tenant::identify(app, incoming.headers)?;
     seen.tenant = Some(tenant.tenant().0);
     seen.stages.mark(Stage::Auth);
@@ -120,20 +130,21 @@ async fn answer(
             model.catalog(),
             app.default_schema(),
         );
-        let why = match on_primary(
+        let work = Work {
             app,
-            &target,
-            &tenant,
+            target: &target,
+            tenant: &tenant,
             guard,
-            &statement,
-            incoming.deadline,
-            &mut seen.stages,
-        )
-        .await
-        {
-            Ok(answer) => {
+            statement: &statement,
+            wanted: request.wanted(),
+            deadline: incoming.deadline,
+        };
+        let why = match serve::serve(&work, &mut seen.stages).await {
+            Ok(served) => {
                 seen.stages.mark(Stage::Transaction);
-                let made = response::build(&app.config.api, &request, &plan, Row::read(&answer));
+                seen.token = served.token;
+                let row = Row::read(&served.answer);
+                let made = response::build(&app.config.api, &request, &plan, row);
                 seen.stages.mark(Stage::Response);
                 return made;
             }
@@ -145,7 +156,9 @@ async fn answer(
                 continue;
             }
             // Once more, and no more: the statement itself might be what kills the node.
-            Err(Failed::Execute(error)) if error.is_the_nodes() && lost < LOST_MAX => {
+            Err(Failed::Execute(error))
+                if error.is_the_nodes() && lost < LOST_MAX && app.retries.spend() =>
+            {
                 lost += 1;
                 Refused::NoPrimary
             }
@@ -154,6 +167,13 @@ async fn answer(
                 None => return Err(failed(error, &tenant, &plan)),
             },
             Err(Failed::NoPrimary) => Refused::NoPrimary,
+            Err(Failed::LostWrite { token, left_at }) => {
+                return Err(Error::LostWrite {
+                    timeline: token.generation.timeline,
+                    lsn: token.lsn,
+                    left_at,
+                });
+            }
             Err(Failed::Busy) => return Err(Error::Overloaded),
         };
         seen.stages.mark(Stage::Transaction);
@@ -228,88 +248,6 @@ async fn wait(
         None => Ok(()),
         Some(why) => Err(Error::Unavailable { why }),
     }
-}
-
-/// Why a shard gave no answer.
-enum Failed {
-    /// It has no primary, or that can't be connected to.
-    NoPrimary,
-    /// All connections stayed busy.
-    Busy,
-    Execute(ExecuteError),
-}
-
-/// Stages 6 to 8 on the shard's primary, for as long as it is that.
-async fn on_primary(
-    app: &App,
-    target: &Target,
-    tenant: &TenantContext,
-    guard: execute::Guard,
-    statement: &Statement,
-    deadline: Deadline,
-    stages: &mut Stages,
-) -> Result<Answer, Failed> {
-    let primary = target.shard.primary().ok_or(Failed::NoPrimary)?;
-    let connection = connect(app, &primary.node.address, tenant, deadline);
-    let connection = tokio::select! {
-        biased;
-        connection = connection => connection?,
-        () = primary.gone.cancelled() => return Err(Failed::NoPrimary),
-    };
-    stages.mark(Stage::Pool);
-    // A write that was sent goes on in its own task; nobody knows how it ends.
-    let left = match statement.form.writes() {
-        true => ExecuteError::Unknown,
-        false => ExecuteError::Lost(None),
-    };
-    let answer = tokio::select! {
-        biased;
-        answer = run(app, connection, guard, statement, deadline) => answer,
-        () = primary.gone.cancelled() => Err(left),
-    };
-    answer.map_err(Failed::Execute)
-}
-
-/// Stage 6: a connection to a node in the request's role.
-async fn connect(
-    app: &App,
-    address: &NodeAddress,
-    tenant: &TenantContext,
-    deadline: Deadline,
-) -> Result<Leased, Failed> {
-    match timeout_at(deadline, app.pools.get(address, tenant.role())).await {
-        Ok(Ok(connection)) => Ok(connection),
-        Ok(Err(PoolError::Busy(_))) | Err(_) => Err(Failed::Busy),
-        Ok(Err(error @ PoolError::Connect { .. })) => {
-            tracing::debug!(error = tenancy::chain(&error), "no connection");
-            Err(Failed::NoPrimary)
-        }
-    }
-}
-
-/// Stage 8. A transaction runs in a task of its own: a client that hangs up
-/// must not leave it half sent.
-async fn run(
-    app: &App,
-    mut connection: Leased,
-    guard: execute::Guard,
-    statement: &Statement,
-    deadline: Deadline,
-) -> Result<Answer, ExecuteError> {
-    let params: Vec<Text> = statement.params.iter().cloned().map(Text).collect();
-    let access = match statement.form {
-        Form::Read => {
-            let text = &statement.text;
-            return execute::read(&mut connection, &guard, text, &params, deadline).await;
-        }
-        Form::ReadOnlyTransaction => Access::ReadOnly,
-        Form::Write => Access::Write,
-        Form::WriteAndRollBack => Access::WriteAndRollBack,
-    };
-    let text = statement.text.clone();
-    let transaction = execute::transact(connection, guard, access, text, params, deadline);
-    let task = app.transactions.spawn(transaction);
-    task.await.unwrap_or(Err(ExecuteError::Unknown))
 }
 
 /// Why a request was not answered where it was sent.
@@ -444,6 +382,8 @@ struct Seen {
     tenant: Option<uuid::Uuid>,
     shard: Option<Arc<str>>,
     code: Option<String>,
+    /// Of what was committed, whatever went wrong with the answer then.
+    token: Option<Token>,
     stages: Stages,
 }
 

@@ -22,7 +22,9 @@ use deadpool::managed::{self, Metrics, RecycleError, RecycleResult, Timeouts};
 use lru::LruCache;
 use tokio_postgres::tls::NoTlsStream;
 use tokio_postgres::types::Type;
-use tokio_postgres::{Client, NoTls, Socket, Statement};
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage, Socket, Statement};
+
+use crate::token::Generation;
 
 /// A node to connect to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -31,6 +33,15 @@ pub struct NodeAddress {
     pub host: Arc<str>,
     /// TCP port.
     pub port: u16,
+}
+
+/// Who a node says it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// The log that it writes, or follows.
+    pub generation: Generation,
+    /// Takes writes: it is not in recovery.
+    pub primary: bool,
 }
 
 /// What all pools have in common.
@@ -83,6 +94,14 @@ pub enum PoolError {
         #[source]
         source: Option<tokio_postgres::Error>,
     },
+    /// The node is not, or no longer, the one that was seen there.
+    #[error("{host}:{port} is another node than the one that was seen there")]
+    Changed {
+        /// The node's host.
+        host: Arc<str>,
+        /// The node's port.
+        port: u16,
+    },
 }
 
 impl Pools {
@@ -94,30 +113,46 @@ impl Pools {
         }
     }
 
-    /// A connection to `node` whose session has taken `role`.
+    /// A connection to `node` whose session has taken `role`, and which was made
+    /// to a server of that identity: one made before a promotion, a rewind or a
+    /// restore is closed, not lent.
     ///
-    /// Waits at most `wait_max` for a free one and `connect_max` for a new one.
-    pub async fn get(&self, node: &NodeAddress, role: &Arc<str>) -> Result<Leased, PoolError> {
+    /// Waits at most `wait_max` for a free one and the settings' time for a new one.
+    pub async fn get(
+        &self,
+        node: &NodeAddress,
+        role: &Arc<str>,
+        identity: Identity,
+        wait_max: Duration,
+    ) -> Result<Leased, PoolError> {
         let pool = self.pool(node, role)?;
-        let object = pool.get().await.map_err(|error| match error {
-            managed::PoolError::Timeout(managed::TimeoutType::Wait) => {
-                PoolError::Busy(self.settings.wait_max)
+        let timeouts = Timeouts {
+            wait: Some(wait_max),
+            ..pool.timeouts()
+        };
+        loop {
+            let object = pool.timeout_get(&timeouts).await;
+            let object = object.map_err(|error| failed(node, wait_max, error))?;
+            if object.identity == identity {
+                return Ok(Leased {
+                    object: Some(object),
+                    in_flight: false,
+                });
             }
-            managed::PoolError::Backend(source) => PoolError::Connect {
-                host: node.host.clone(),
-                port: node.port,
-                source: Some(source),
-            },
-            _ => PoolError::Connect {
-                host: node.host.clone(),
-                port: node.port,
-                source: None,
-            },
-        })?;
-        Ok(Leased {
-            object: Some(object),
-            in_flight: false,
-        })
+            let new = managed::Object::metrics(&object).recycle_count == 0;
+            drop(managed::Object::take(object));
+            if new {
+                return Err(PoolError::Changed {
+                    host: node.host.clone(),
+                    port: node.port,
+                });
+            }
+        }
+    }
+
+    /// The configured longest wait for a free connection.
+    pub fn wait_max(&self) -> Duration {
+        self.settings.wait_max
     }
 
     /// Ends the pools of nodes that are no longer part of any shard.
@@ -201,6 +236,25 @@ impl Pools {
     }
 }
 
+fn failed(
+    node: &NodeAddress,
+    wait_max: Duration,
+    error: managed::PoolError<tokio_postgres::Error>,
+) -> PoolError {
+    let source = match error {
+        managed::PoolError::Timeout(managed::TimeoutType::Wait) => {
+            return PoolError::Busy(wait_max);
+        }
+        managed::PoolError::Backend(source) => Some(source),
+        _ => None,
+    };
+    PoolError::Connect {
+        host: node.host.clone(),
+        port: node.port,
+        source,
+    }
+}
+
 /// Start-up options of a session. `jit` costs more than it gains on requests
 /// of this size; role names come from the configuration's list, and a blank or
 /// backslash in one is escaped as the protocol asks.
@@ -223,6 +277,8 @@ pub struct Connection {
     client: Client,
     driver: Driver,
     statements: LruCache<Box<str>, Statement>,
+    /// Who the server was when the connection was made.
+    identity: Identity,
 }
 
 impl managed::Manager for NodeManager {
@@ -231,9 +287,12 @@ impl managed::Manager for NodeManager {
 
     async fn create(&self) -> Result<Connection, Self::Error> {
         let (client, connection) = self.config.connect(NoTls).await?;
+        let mut driver = Driver(Some(Box::pin(connection)));
+        let answer = driver.drive(client.simple_query(IDENTITY)).await?;
         Ok(Connection {
+            identity: identity(&answer),
             client,
-            driver: Driver(Some(Box::pin(connection))),
+            driver,
             statements: LruCache::new(self.statements_max),
         })
     }
@@ -251,6 +310,25 @@ impl managed::Manager for NodeManager {
             return Err(RecycleError::message("closed"));
         }
         Ok(())
+    }
+}
+
+/// See schema/shard/005_node.sql.
+const IDENTITY: &str = "select is_primary, system_id, timeline from ringfence.node()";
+
+/// What cannot be read is nobody's identity.
+fn identity(answer: &[SimpleQueryMessage]) -> Identity {
+    let row = answer.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    });
+    let text = |column| row.and_then(|row| row.get(column)).unwrap_or_default();
+    Identity {
+        generation: Generation {
+            system: text(1).parse().unwrap_or_default(),
+            timeline: text(2).parse().unwrap_or_default(),
+        },
+        primary: text(0) == "t",
     }
 }
 
@@ -345,6 +423,11 @@ impl Leased {
         let connection: &mut Connection = self.object.as_mut().ok_or(LeaseError::Gone)?;
         self.in_flight = true;
         Ok((&connection.client, &mut connection.driver))
+    }
+
+    /// Who the server was when the connection was made.
+    pub fn identity(&self) -> Option<Identity> {
+        self.object.as_ref().map(|connection| connection.identity)
     }
 
     /// The server is idle again, outside any transaction.

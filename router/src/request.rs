@@ -22,6 +22,8 @@ use percent_encoding::percent_decode_str;
 
 use crate::config::Api;
 use crate::error::Error;
+use crate::freshness::Wanted;
+use crate::token::{self, Token};
 use accept::MediaType;
 use page::Page;
 use prefer::Preferences;
@@ -61,6 +63,8 @@ pub struct ApiRequest {
     pub page: Page,
     /// The query string sorted and encoded anew.
     pub canonical_query: String,
+    /// The write that a read must see; the header Ringfence-Token.
+    pub token: Option<Token>,
 }
 
 /// Methods that are understood.
@@ -122,7 +126,7 @@ impl ApiRequest {
     /// Reads a request.
     ///
     /// # Errors
-    /// In PostgREST's order: path, schema, method, query string, range.
+    /// In PostgREST's order: path, schema, method, query string, range; then the token.
     pub fn parse(parts: &RequestParts<'_>, config: &Api) -> Result<Self, Error> {
         let target = Target::parse(parts.path)?;
         let (schema, schema_named) = schema(parts, config)?;
@@ -143,7 +147,17 @@ impl ApiRequest {
             query,
             page,
             canonical_query: query::canonical(parts.query),
+            token: token(parts.headers)?,
         })
+    }
+
+    /// How fresh the answer to a read must be.
+    pub fn wanted(&self) -> Wanted {
+        Wanted {
+            token: self.token,
+            stale_max: self.prefer.staleness_max,
+            primary: self.prefer.read_primary,
+        }
     }
 
     /// Transaction-local settings that the request asks for, by name.
@@ -151,6 +165,14 @@ impl ApiRequest {
         let zone = self.prefer.timezone.as_deref();
         zone.map(|zone| ("timezone", zone)).into_iter().collect()
     }
+}
+
+fn token(headers: &HeaderMap) -> Result<Option<Token>, Error> {
+    let Some(value) = headers.get(token::HEADER) else {
+        return Ok(None);
+    };
+    let text = value.to_str().map_err(|_| Error::Token)?;
+    text.parse().map(Some).map_err(|_| Error::Token)
 }
 
 impl Target {

@@ -7,6 +7,8 @@
 //! known state without waiting; shards of equal fingerprint share one model.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -18,11 +20,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tokio_postgres::{AsyncMessage, NoTls};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::event::{Event, Events};
-use crate::nodes::{self, Floor, Node, Sighting, Watched};
+use crate::nodes::{self, Floor, Node, Positions, Replica, Sighting, Watched};
 use crate::plan::Model;
-use crate::pool::NodeAddress;
+use crate::pool::{Identity, NodeAddress};
+use crate::timeline::Ancestors;
+use crate::token::Generation;
 
 /// How often the schema is looked at.
 const LOOK: Duration = Duration::from_millis(500);
@@ -35,27 +40,105 @@ const LOAD_MAX: Duration = Duration::from_secs(30);
 pub struct Shard {
     /// Its id.
     pub id: Arc<str>,
-    nodes: Vec<Watched>,
-    floor: Mutex<Floor>,
+    nodes: Vec<Arc<Watched>>,
+    election: Mutex<Election>,
     primary: ArcSwapOption<Primary>,
+    reign: ArcSwapOption<Reign>,
+    replicas: ArcSwap<Vec<Replica>>,
     model: ArcSwapOption<Model>,
-    /// Counts changes of either, so that a request can wait for one.
+    /// Counts changes of primary or model, so that a request can wait for one.
     changes: watch::Sender<u64>,
     stop: CancellationToken,
+}
+
+/// What elections remember of earlier ones.
+#[derive(Default)]
+struct Election {
+    floor: Floor,
+    reign: Option<Arc<Reign>>,
+    positions: Positions,
 }
 
 /// A node for as long as it is the primary.
 pub struct Primary {
     /// The node.
-    pub node: Node,
+    pub watched: Arc<Watched>,
+    /// What it was found to be.
+    pub identity: Identity,
+    /// What is known of its log.
+    pub reign: Arc<Reign>,
     /// Ends with that time: it is down, a standby, or replaced.
     pub gone: CancellationToken,
+}
+
+impl Primary {
+    /// The node.
+    pub fn node(&self) -> &Node {
+        &self.watched.node
+    }
+}
+
+/// The time of one generation, over which LSNs compare. It outlasts a primary
+/// that is lost and found again.
+pub struct Reign {
+    /// System and timeline.
+    pub generation: Generation,
+    /// The timelines that it descends from.
+    pub ancestors: Arc<Ancestors>,
+    /// What tenants have written through this router.
+    pub written: Written,
+}
+
+/// Per tenant the LSN of its last write through this router. Tenants share
+/// cells; one that meets another's later write asks for a little more than it must.
+pub struct Written(Box<[AtomicU64]>);
+
+/// 8 KiB a shard.
+const WRITTEN_CELLS: usize = 1024;
+
+impl Default for Written {
+    fn default() -> Self {
+        Self((0..WRITTEN_CELLS).map(|_| AtomicU64::new(0)).collect())
+    }
+}
+
+impl Written {
+    /// A write of the tenant's is contained up to `lsn`.
+    pub fn note(&self, tenant: Uuid, lsn: u64) {
+        self.cell(tenant).fetch_max(lsn, Ordering::AcqRel);
+    }
+
+    /// So far must be who shows the tenant all its writes; 0 where there are none.
+    pub fn last(&self, tenant: Uuid) -> u64 {
+        self.cell(tenant).load(Ordering::Acquire)
+    }
+
+    fn cell(&self, tenant: Uuid) -> &AtomicU64 {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(tenant.as_bytes());
+        &self.0[hasher.finish() as usize % WRITTEN_CELLS]
+    }
 }
 
 impl Shard {
     /// The primary, if one is known.
     pub fn primary(&self) -> Option<Arc<Primary>> {
         self.primary.load_full()
+    }
+
+    /// What is known of the log, also while there is no primary.
+    pub fn reign(&self) -> Option<Arc<Reign>> {
+        self.reign.load_full()
+    }
+
+    /// The standbys that follow the primary, or did until it was lost, as they were last seen.
+    pub fn replicas(&self) -> Arc<Vec<Replica>> {
+        self.replicas.load_full()
+    }
+
+    /// All nodes.
+    pub fn nodes(&self) -> &[Arc<Watched>] {
+        &self.nodes
     }
 
     /// The schema model, if it was loaded once.
@@ -70,38 +153,80 @@ impl Shard {
 
     /// Looks at all nodes at once: a request found that something is wrong.
     pub fn look_now(&self) {
-        self.nodes.iter().for_each(Watched::look_now);
+        self.nodes.iter().for_each(|node| node.look_now());
+    }
+
+    /// What a successor with other nodes must go on with: a replaced primary
+    /// stays refused, and tenants' writes stay known.
+    fn election(&self) -> Election {
+        let election = self.election.lock().unwrap_or_else(|p| p.into_inner());
+        Election {
+            floor: election.floor,
+            reign: election.reign.clone(),
+            positions: Positions::default(),
+        }
     }
 
     fn changed(&self) {
         self.changes.send_modify(|n| *n += 1);
     }
 
-    /// Takes the primary that the nodes' last sightings tell of.
+    /// Takes the primary, and the replicas, that the nodes' last sightings tell of.
     fn elect(&self, events: &Events) {
-        let mut floor = self.floor.lock().unwrap_or_else(|p| p.into_inner());
-        let seen: Vec<_> = self.nodes.iter().map(Watched::seen).collect();
+        let mut election = self.election.lock().unwrap_or_else(|p| p.into_inner());
+        let seen: Vec<_> = self.nodes.iter().map(|node| node.seen()).collect();
         let sightings: Vec<_> = seen.iter().map(|seen| seen.as_ref().clone().ok()).collect();
-        let (elected, new_floor) = nodes::elect(&sightings, *floor);
-        *floor = new_floor;
-        let node = elected.and_then(|index| self.nodes.get(index));
+        let (elected, floor) = nodes::elect(&sightings, election.floor);
+        election.floor = floor;
+        let elected = elected.and_then(|index| {
+            let sighting = sightings.get(index)?.as_ref()?;
+            Some((self.nodes.get(index)?, sighting))
+        });
+        // Without a primary its replicas may go on, for those whom they suffice.
+        let reign = match elected {
+            Some((_, sighting)) => Some(election.reign(sighting)),
+            None => election.reign.clone(),
+        };
+        let replicas = match &reign {
+            Some(reign) => nodes::replicas(
+                &self.nodes,
+                &sightings,
+                reign.generation,
+                &election.positions,
+            ),
+            None => Vec::new(),
+        };
+        self.replicas.store(Arc::new(replicas));
+        self.reign.store(reign.clone());
+        let after = elected
+            .zip(reign)
+            .map(|((watched, sighting), reign)| Primary {
+                watched: watched.clone(),
+                identity: sighting.identity,
+                reign,
+                gone: CancellationToken::new(),
+            });
         let before = self.primary.load_full();
-        if before.as_ref().map(|primary| &primary.node) == node.map(|watched| &watched.node) {
+        let same = match (&before, &after) {
+            (Some(before), Some(after)) => {
+                Arc::ptr_eq(&before.watched, &after.watched) && before.identity == after.identity
+            }
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        };
+        if same {
             return;
         }
-        let after = node.map(|watched| Primary {
-            node: watched.node.clone(),
-            gone: CancellationToken::new(),
-        });
+        let name = after.as_ref().map(|primary| primary.node().name.clone());
         self.primary.store(after.map(Arc::new));
         if let Some(before) = before {
             before.gone.cancel();
         }
         self.changed();
-        match node {
-            Some(watched) => events.emit(&Event::PrimaryFound {
+        match name {
+            Some(node) => events.emit(&Event::PrimaryFound {
                 shard: &self.id,
-                node: &watched.node.name,
+                node: &node,
             }),
             None => events.emit(&Event::PrimaryLost {
                 shard: &self.id,
@@ -116,13 +241,36 @@ impl Shard {
             let name = &watched.node.name;
             match seen.as_ref() {
                 Err(error) => format!("{name}: {error}"),
-                Ok(seen) if seen.primary => {
-                    format!("{name}: a primary of the old timeline {}", seen.timeline)
+                Ok(seen) if seen.identity.primary => {
+                    let timeline = seen.identity.generation.timeline;
+                    format!("{name}: a primary of the old timeline {timeline}")
                 }
                 Ok(_) => format!("{name}: a standby"),
             }
         });
         words.collect::<Vec<_>>().join("; ")
+    }
+}
+
+impl Election {
+    /// The reign of the elected node's generation.
+    fn reign(&mut self, sighting: &Sighting) -> Arc<Reign> {
+        let generation = sighting.identity.generation;
+        let same = |reign: &&Arc<Reign>| reign.generation == generation;
+        let reign = match self.reign.as_ref().filter(same) {
+            Some(reign) => reign.clone(),
+            None => {
+                self.positions = Positions::default();
+                Arc::new(Reign {
+                    generation,
+                    ancestors: sighting.ancestors.clone(),
+                    written: Written::default(),
+                })
+            }
+        };
+        self.positions.saw(sighting.asked, sighting.lsn);
+        self.reign = Some(reign.clone());
+        reign
     }
 }
 
@@ -174,9 +322,10 @@ impl Shards {
         for (id, nodes) in wanted {
             let same = |shard: &&Arc<Shard>| shard.nodes.iter().map(|n| &n.node).eq(&nodes);
             let kept = old.get(&id).filter(same);
-            let shard = kept
-                .cloned()
-                .unwrap_or_else(|| self.watch(id.clone(), nodes));
+            let shard = kept.cloned().unwrap_or_else(|| {
+                let election = old.get(&id).map(|shard| shard.election());
+                self.watch(id.clone(), nodes, election.unwrap_or_default())
+            });
             new.insert(id, shard);
         }
         for (id, shard) in old.iter() {
@@ -187,12 +336,15 @@ impl Shards {
         self.shards.store(Arc::new(new));
     }
 
-    fn watch(self: &Arc<Self>, id: Arc<str>, nodes: Vec<Node>) -> Arc<Shard> {
+    fn watch(self: &Arc<Self>, id: Arc<str>, nodes: Vec<Node>, election: Election) -> Arc<Shard> {
+        let watched = nodes.into_iter().map(Watched::new).map(Arc::new);
         let shard = Arc::new(Shard {
             id,
-            nodes: nodes.into_iter().map(Watched::new).collect(),
-            floor: Mutex::default(),
+            nodes: watched.collect(),
+            election: Mutex::new(election),
             primary: ArcSwapOption::empty(),
+            reign: ArcSwapOption::empty(),
+            replicas: ArcSwap::default(),
             model: ArcSwapOption::empty(),
             changes: watch::Sender::new(0),
             stop: self.stop.child_token(),
@@ -223,7 +375,7 @@ impl Shards {
                 let _ = changes.changed().await;
                 continue;
             };
-            let followed = self.follow_primary(shard, &primary.node, &mut version);
+            let followed = self.follow_primary(shard, primary.node(), &mut version);
             tokio::select! {
                 () = primary.gone.cancelled() => continue,
                 error = followed => {

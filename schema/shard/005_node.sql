@@ -1,6 +1,7 @@
 -- What routers ask each node several times a second: whether it is the primary,
 -- which server it is, on which timeline, and how far it is. A standby shows what
--- it receives to members of pg_monitor only, hence SECURITY DEFINER.
+-- it receives to members of pg_monitor only, hence SECURITY DEFINER. Also the
+-- first question on each pooled connection, by then in an API role.
 create or replace function ringfence.node(
   out is_primary boolean, out system_id text, out timeline integer, out lsn text
 )
@@ -17,4 +18,4 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
 $$;
 alter function ringfence.node() owner to ringfence_worker;
 revoke all on function ringfence.node() from public;
-grant execute on function ringfence.node() to ringfence_router, ringfence_worker;
+grant execute on function ringfence.node() to ringfence_api, ringfence_router, ringfence_worker;

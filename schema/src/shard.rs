@@ -9,7 +9,7 @@ use tokio_postgres::{Client, IsolationLevel};
 use crate::ident::{Ident, Literal};
 
 /// The files, in order.
-const FILES: [(&str, &str); 6] = [
+const FILES: [(&str, &str); 7] = [
     ("001_roles", include_str!("../shard/001_roles.sql")),
     ("002_fence", include_str!("../shard/002_fence.sql")),
     ("003_changes", include_str!("../shard/003_changes.sql")),
@@ -18,6 +18,7 @@ const FILES: [(&str, &str); 6] = [
         include_str!("../shard/004_distribute.sql"),
     ),
     ("005_node", include_str!("../shard/005_node.sql")),
+    ("006_position", include_str!("../shard/006_position.sql")),
     ("020_api", include_str!("../shard/020_api.sql")),
 ];
 

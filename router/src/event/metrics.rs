@@ -6,7 +6,7 @@
 use metrics::{Counter, Gauge, Histogram, Unit};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
-use super::{Event, HoldReason, Route};
+use super::{Event, FallBack, HoldReason, Route};
 use crate::cache::Level;
 use crate::cache::validity::Unfit;
 
@@ -30,6 +30,10 @@ pub struct Metrics {
     pub in_flight: Gauge,
     /// Times that a request was held, to be tried again, by reason.
     held: [Counter; 4],
+    /// Reads answered, by the node's role.
+    reads: [Counter; 2],
+    /// Reads given to the primary although a replica might have answered, by reason.
+    fell_back: [Counter; 5],
     /// Schema models loaded.
     schemas_loaded: Counter,
     /// Schema models that could not be loaded.
@@ -79,6 +83,16 @@ impl Metrics {
                 metrics::histogram!("ringfence_request_duration_seconds", "route" => route.name())
             }),
             in_flight: metrics::gauge!("ringfence_requests_in_flight"),
+            reads: ["primary", "replica"]
+                .map(|role| metrics::counter!("ringfence_reads_total", "role" => role)),
+            fell_back: [
+                FallBack::NoneFresh,
+                FallBack::Busy,
+                FallBack::Unreachable,
+                FallBack::Lost,
+                FallBack::Refused,
+            ]
+            .map(|reason| metrics::counter!("ringfence_reads_fallen_back_total", "reason" => reason.name())),
             held,
             schemas_loaded: metrics::counter!("ringfence_schema_loads_total", "result" => "ok"),
             schemas_failed: metrics::counter!("ringfence_schema_loads_total", "result" => "failed"),
@@ -101,6 +115,8 @@ impl Metrics {
                 self.duration[done.route as usize].record(done.took.as_secs_f64());
             }
             Event::Held { reason } => self.held[*reason as usize].increment(1),
+            Event::Read { by } => self.reads[*by as usize].increment(1),
+            Event::FellBack { reason } => self.fell_back[*reason as usize].increment(1),
             Event::SchemaLoaded { .. } => self.schemas_loaded.increment(1),
             Event::SchemaFailed { .. } => self.schemas_failed.increment(1),
             Event::PrimaryLost { .. } => self.primaries_lost.increment(1),
@@ -134,6 +150,14 @@ fn describe() {
     counter!(
         "ringfence_requests_held_total",
         "Times that a request was held, to be tried again, by reason."
+    );
+    counter!(
+        "ringfence_reads_total",
+        "Reads answered, by the role of the node."
+    );
+    counter!(
+        "ringfence_reads_fallen_back_total",
+        "Reads given to the primary although a replica might have answered, by reason."
     );
     counter!(
         "ringfence_schema_loads_total",

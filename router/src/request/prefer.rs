@@ -1,5 +1,7 @@
 //! The Prefer header.
 
+use std::time::Duration;
+
 use http::HeaderMap;
 
 /// What the client prefers. Of each kind the first value wins.
@@ -23,6 +25,10 @@ pub struct Preferences {
     pub max_affected: Option<i64>,
     /// `visibility=self`: answer a write before every router sees it.
     pub visibility_self: bool,
+    /// `read=primary`: not from a replica.
+    pub read_primary: bool,
+    /// `max-staleness=`: what others have written in the last seconds may be missed.
+    pub staleness_max: Option<Duration>,
     /// What is not known; refused under `handling=strict`.
     pub unknown: Vec<String>,
 }
@@ -155,6 +161,13 @@ impl Preferences {
             self.timezone.get_or_insert_with(|| zone.to_owned());
         } else if let Some(Ok(bound)) = token.strip_prefix("max-affected=").map(str::parse) {
             self.max_affected.get_or_insert(bound);
+        } else if token == "read=primary" {
+            self.read_primary = true;
+        } else if let Some(Ok(seconds)) =
+            token.strip_prefix("max-staleness=").map(str::parse::<u32>)
+        {
+            let staleness = Duration::from_secs(seconds.into());
+            self.staleness_max.get_or_insert(staleness);
         } else {
             self.unknown.push(token.to_owned());
         }

@@ -12,10 +12,11 @@ use router::config::Api;
 use router::error::{Error, Hidden, Refusal};
 use router::execute::{self, Access, ExecuteError, Guard, Text};
 use router::plan::{Action, Form, Model, plan};
-use router::pool::{Leased, NodeAddress, PoolSettings, Pools};
+use router::pool::{Identity, Leased, NodeAddress, PoolSettings, Pools};
 use router::request::{ApiRequest, RequestParts, body};
 use router::response::{self, Row};
 use router::sql;
+use router::token::Generation;
 use tokio::time::Instant;
 use tokio_postgres::NoTls;
 use uuid::Uuid;
@@ -26,6 +27,7 @@ pub(crate) struct Shop {
     model: Model,
     pools: Pools,
     node: NodeAddress,
+    identity: Identity,
     pub(crate) tenants: [Uuid; 2],
 }
 
@@ -117,6 +119,15 @@ impl Shop {
             admin.batch_execute(&fill).await.unwrap();
         }
         let catalog = schema::introspect::load(&admin, &["public"]).await.unwrap();
+        let said = admin.query_one("select system_id, timeline from ringfence.node()", &[]);
+        let said = said.await.unwrap();
+        let identity = Identity {
+            generation: Generation {
+                system: said.get::<_, &str>(0).parse().unwrap(),
+                timeline: said.get::<_, i32>(1).cast_unsigned(),
+            },
+            primary: true,
+        };
         let parsed: tokio_postgres::Config = dsn.parse().unwrap();
         let node = NodeAddress {
             host: "127.0.0.1".into(),
@@ -141,6 +152,7 @@ impl Shop {
                 statements_max: NonZeroUsize::new(64).unwrap(),
             }),
             node,
+            identity,
             cluster,
             tenants,
         }
@@ -237,7 +249,9 @@ impl Shop {
 
     async fn connection(&self) -> Leased {
         let role = "authenticated".into();
-        self.pools.get(&self.node, &role).await.unwrap()
+        let wait_max = Duration::from_secs(5);
+        let leased = self.pools.get(&self.node, &role, self.identity, wait_max);
+        leased.await.unwrap()
     }
 
     async fn answer(
