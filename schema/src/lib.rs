@@ -8,4 +8,6 @@ pub mod control;
 pub mod crm;
 pub mod ident;
 pub mod introspect;
+pub mod lint;
+pub mod migration;
 pub mod shard;

@@ -1,0 +1,145 @@
+//! What is refused, or warned of, before any of a migration runs: keys and
+//! tables that would reach across tenants, locks that would hold up requests,
+//! and removals of what a running version still reads.
+//!
+//! Parsed by squawk's grammar of PostgreSQL; its linter finds what locks too
+//! long, the rules about tenants are Ringfence's. Pure: what shards hold
+//! already comes in as [`Known`].
+
+mod contract;
+mod known;
+mod locks;
+mod rule;
+mod scope;
+
+use serde::Serialize;
+use squawk_syntax::SyntaxNode;
+
+use crate::migration::{Migration, line_of, start_of};
+
+pub use known::{Known, RelationKind};
+pub use rule::{Level, Rule};
+
+/// What a rule has to say of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// The file's name.
+    pub file: String,
+    /// The line, from 1.
+    pub line: u32,
+    /// The rule.
+    pub rule: Rule,
+    /// Whether it stops the run.
+    pub level: Level,
+    /// What was found.
+    pub what: String,
+}
+
+/// Looks at files in the order in which they would be applied, on shards that
+/// hold what `known` says.
+pub fn lint(files: &[Migration], known: Known) -> Vec<Finding> {
+    let mut known = known;
+    let mut findings = Vec::new();
+    for file in files {
+        let mut found = lint_file(file, &mut known);
+        suppress(file, &mut found);
+        found.sort_by_key(|finding| finding.line);
+        findings.append(&mut found);
+    }
+    // A table may be distributed in a later file than the one that makes it.
+    for (table, file, line) in known.unscoped() {
+        let left = Finding {
+            file: file.to_owned(),
+            line,
+            rule: Rule::TableUnscoped,
+            level: Rule::TableUnscoped.level(),
+            what: format!("{table} is neither distributed nor a reference table"),
+        };
+        let allowed = files.iter().any(|migration| {
+            let mut header = migration.header.allowed.iter();
+            migration.file() == left.file && header.any(|a| a.rule == left.rule.id())
+        });
+        if !allowed {
+            findings.push(left);
+        }
+    }
+    findings
+}
+
+/// Whether a run may start with these findings.
+pub fn passes(findings: &[Finding]) -> bool {
+    findings.iter().all(|finding| finding.level != Level::Error)
+}
+
+fn lint_file(file: &Migration, known: &mut Known) -> Vec<Finding> {
+    let tree = file.tree();
+    let errors = tree.errors();
+    if !errors.is_empty() {
+        // What can't be parsed can't be judged by any other rule.
+        let finding = |error: &squawk_syntax::syntax_error::SyntaxError| Finding {
+            file: file.file(),
+            line: line_of(&file.text, error.range().start().into()),
+            rule: Rule::Syntax,
+            level: Level::Error,
+            what: error.message().to_owned(),
+        };
+        return errors.iter().take(10).map(finding).collect();
+    }
+    let mut report = Report {
+        file,
+        findings: locks::find(file, &tree),
+    };
+    contract::find(file, &tree, &mut report);
+    for stmt in tree.tree().stmts() {
+        scope::find(&stmt, known, &mut report);
+    }
+    report.findings
+}
+
+/// Drops what the file's header allows; says of each permission that it names
+/// no rule, or that nothing needed it.
+fn suppress(file: &Migration, findings: &mut Vec<Finding>) {
+    let mut remarks = Vec::new();
+    for allowed in &file.header.allowed {
+        let rule = Rule::of_id(&allowed.rule);
+        let needed = findings.iter().any(|found| Some(found.rule) == rule);
+        let what = match rule {
+            None => format!("there is no rule `{}` to allow", allowed.rule),
+            // Judged for all files together, at the end.
+            Some(Rule::TableUnscoped) => continue,
+            Some(_) if needed => continue,
+            Some(_) => format!("nothing here breaks `{}`", allowed.rule),
+        };
+        remarks.push(Finding {
+            file: file.file(),
+            line: 1,
+            rule: Rule::UselessAllow,
+            level: Rule::UselessAllow.level(),
+            what,
+        });
+    }
+    let allowed = |rule: Rule| file.header.allowed.iter().any(|a| a.rule == rule.id());
+    findings.retain(|found| found.rule == Rule::Syntax || !allowed(found.rule));
+    findings.append(&mut remarks);
+}
+
+/// Where rules put what they find.
+struct Report<'a> {
+    file: &'a Migration,
+    findings: Vec<Finding>,
+}
+
+impl Report<'_> {
+    fn add(&mut self, rule: Rule, node: &SyntaxNode, what: String) {
+        self.findings.push(Finding {
+            file: self.file.file(),
+            line: line_of(&self.file.text, start_of(node)),
+            rule,
+            level: rule.level(),
+            what,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;
