@@ -9,6 +9,7 @@ use anyhow::Context;
 use http::HeaderMap;
 use tenancy::auth::{AuthSettings, Authenticator, DefaultIssuer, KeyRing};
 use tenancy::id::TenantId;
+use tenancy::tls::Tls;
 use tenancy::watch::{Placements, Source};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -67,18 +68,20 @@ impl App {
         let password = password.as_ref().map(|secret| secret.expose().to_owned());
         let source = Source {
             dsn: config.control_dsn()?.expose().to_owned(),
+            tls: Tls::new(&config.control.tls).context("control")?,
             file: config.control.snapshot_file.clone(),
             me: Some(config.me()),
         };
         let placements = Placements::start(source, stop.child_token())
             .await
             .context("there are no placements to start with")?;
+        let tls = Tls::new(&config.shards.tls).context("shards")?;
         let shards = Shards::new(
-            watching(&config, password.as_deref()),
+            watching(&config, password.as_deref(), tls.clone()),
             events.clone(),
             stop.child_token(),
         );
-        let pools = Pools::new(pool_settings(&config, password));
+        let pools = Pools::new(pool_settings(&config, password, tls));
         let limits = &config.limits;
         let app = Arc::new(Self {
             hold_room: HoldRoom::new(limits.held_max, Duration::from_millis(limits.hold_ms_max)),
@@ -221,13 +224,14 @@ fn authenticator(config: &Config) -> anyhow::Result<Authenticator> {
     }))
 }
 
-fn pool_settings(config: &Config, password: Option<String>) -> PoolSettings {
+fn pool_settings(config: &Config, password: Option<String>, tls: Tls) -> PoolSettings {
     let shards = &config.shards;
     PoolSettings {
         application: format!("ringfence-router {}", config.name),
         user: shards.user.clone(),
         password,
         database: shards.database.clone(),
+        tls,
         size_max: shards.pool_size_max,
         wait_max: Duration::from_millis(shards.pool_wait_ms_max),
         connect_max: Duration::from_millis(shards.connect_ms_max),
@@ -235,7 +239,7 @@ fn pool_settings(config: &Config, password: Option<String>) -> PoolSettings {
     }
 }
 
-fn watching(config: &Config, password: Option<&str>) -> Watching {
+fn watching(config: &Config, password: Option<&str>, tls: Tls) -> Watching {
     let mut connection = tokio_postgres::Config::new();
     connection
         .user(&config.shards.user)
@@ -246,6 +250,7 @@ fn watching(config: &Config, password: Option<&str>) -> Watching {
     }
     Watching {
         config: connection,
+        tls,
         schemas: config.api.schemas.clone(),
     }
 }

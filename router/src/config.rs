@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tenancy::members::{self, Kind, Me};
+use tenancy::tls::TlsSettings;
 
 use crate::freshness::Reads;
 
@@ -66,6 +67,8 @@ pub struct Control {
     pub dsn: Option<Secret>,
     /// Copy of the last snapshot, for a start while the control database is down.
     pub snapshot_file: Option<PathBuf>,
+    /// Whether connections to it are encrypted.
+    pub tls: TlsSettings,
 }
 
 /// How requests are authenticated.
@@ -108,6 +111,8 @@ pub struct Shards {
     pub connect_ms_max: u64,
     /// Prepared statements kept per connection.
     pub statements_max: usize,
+    /// Whether connections to nodes are encrypted.
+    pub tls: TlsSettings,
     /// Where reads go that say nothing of it.
     pub reads: ReadsFrom,
     /// With `reads = "replica"`: so much of others' writes an answer may miss.
@@ -340,6 +345,7 @@ impl Default for Shards {
             pool_wait_ms_max: 5_000,
             connect_ms_max: 2_000,
             statements_max: 256,
+            tls: TlsSettings::default(),
             reads: ReadsFrom::Current,
             replica_stale_ms_max: 1_000,
         }

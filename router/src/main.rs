@@ -36,6 +36,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    tenancy::tls::install_provider();
     match run(Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

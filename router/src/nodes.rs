@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tenancy::tls::Tls;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use crate::breaker::Breaker;
@@ -120,11 +121,12 @@ impl Watched {
     }
 
     /// Looks at the node for ever, and calls `changed` after each look.
-    pub async fn watch(&self, config: &tokio_postgres::Config, changed: impl Fn()) {
+    pub async fn watch(&self, config: &tokio_postgres::Config, tls: &Tls, changed: impl Fn()) {
+        let login = (config, tls);
         let mut link = None;
         loop {
             let asked = Instant::now();
-            let look = self.look(config, &mut link, asked, &changed);
+            let look = self.look(login, &mut link, asked, &changed);
             let seen = match timeout(ANSWER_MAX, look).await {
                 Ok(Ok(sighting)) => Ok(sighting),
                 Ok(Err(error)) => Err(tenancy::chain(&error)),
@@ -144,12 +146,12 @@ impl Watched {
     /// unless it is a primary: it has the whole of the time.
     async fn look(
         &self,
-        config: &tokio_postgres::Config,
+        login: (&tokio_postgres::Config, &Tls),
         link: &mut Option<Link>,
         asked: Instant,
         changed: &impl Fn(),
     ) -> Result<Sighting, tokio_postgres::Error> {
-        let mut ask = std::pin::pin!(self.ask(config, link, asked));
+        let mut ask = std::pin::pin!(self.ask(login, link, asked));
         if let Ok(answered) = timeout(LATE, &mut ask).await {
             return answered;
         }
@@ -164,17 +166,18 @@ impl Watched {
 
     async fn ask(
         &self,
-        config: &tokio_postgres::Config,
+        login: (&tokio_postgres::Config, &Tls),
         link: &mut Option<Link>,
         asked: Instant,
     ) -> Result<Sighting, tokio_postgres::Error> {
         let mut connected = match link.take() {
             Some(link) => link,
             None => {
+                let (config, tls) = login;
                 let mut config = config.clone();
                 let address = &self.node.address;
                 config.host(&*address.host).port(address.port);
-                let (client, connection) = config.connect(NoTls).await?;
+                let (client, connection) = tls.connect(&config).await?;
                 tokio::spawn(connection);
                 Link {
                     question: client.prepare(QUESTION).await?,

@@ -20,9 +20,9 @@ use std::time::Duration;
 
 use deadpool::managed::{self, Metrics, RecycleError, RecycleResult, Timeouts};
 use lru::LruCache;
-use tokio_postgres::tls::NoTlsStream;
+use tenancy::tls::{self, Tls};
 use tokio_postgres::types::Type;
-use tokio_postgres::{Client, NoTls, SimpleQueryMessage, Socket, Statement};
+use tokio_postgres::{Client, SimpleQueryMessage, Statement};
 
 use crate::token::Generation;
 
@@ -45,7 +45,7 @@ pub struct Identity {
 }
 
 /// What all pools have in common.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct PoolSettings {
     /// `application_name` of the sessions.
     pub application: String,
@@ -55,6 +55,8 @@ pub struct PoolSettings {
     pub password: Option<String>,
     /// Database.
     pub database: String,
+    /// How nodes are connected to.
+    pub tls: Tls,
     /// Connections at most per node and role.
     pub size_max: usize,
     /// Longest wait for a free connection.
@@ -218,6 +220,7 @@ impl Pools {
         }
         managed::Pool::builder(NodeManager {
             config,
+            tls: settings.tls.clone(),
             statements_max: settings.statements_max,
         })
         .max_size(settings.size_max)
@@ -269,11 +272,13 @@ fn session_options(role: &str) -> String {
 /// Makes connections, and gives each a bounded cache of statements.
 pub struct NodeManager {
     config: tokio_postgres::Config,
+    tls: Tls,
     statements_max: NonZeroUsize,
 }
 
 /// A connection with its prepared statements.
 pub struct Connection {
+    tls: Tls,
     client: Client,
     driver: Driver,
     statements: LruCache<Box<str>, Statement>,
@@ -286,10 +291,11 @@ impl managed::Manager for NodeManager {
     type Error = tokio_postgres::Error;
 
     async fn create(&self) -> Result<Connection, Self::Error> {
-        let (client, connection) = self.config.connect(NoTls).await?;
+        let (client, connection) = self.tls.connect(&self.config).await?;
         let mut driver = Driver(Some(Box::pin(connection)));
         let answer = driver.drive(client.simple_query(IDENTITY)).await?;
         Ok(Connection {
+            tls: self.tls.clone(),
             identity: identity(&answer),
             client,
             driver,
@@ -334,7 +340,7 @@ fn identity(answer: &[SimpleQueryMessage]) -> Identity {
 
 /// The half of a connection that reads and writes its socket. It only does so
 /// while somebody waits in [`Driver::drive`].
-pub struct Driver(Option<Pin<Box<tokio_postgres::Connection<Socket, NoTlsStream>>>>);
+pub struct Driver(Option<Pin<Box<tls::Connection>>>);
 
 impl Driver {
     /// Runs `work`, which uses this connection's client, to its end.
@@ -438,7 +444,10 @@ impl Leased {
     /// What can stop a statement on this connection from outside.
     pub fn canceller(&self) -> Option<Canceller> {
         let connection = self.object.as_ref()?;
-        Some(Canceller(connection.client.cancel_token()))
+        Some(Canceller {
+            token: connection.client.cancel_token(),
+            tls: connection.tls.clone(),
+        })
     }
 }
 
@@ -456,7 +465,10 @@ impl Drop for Leased {
 }
 
 /// Stops the statement that runs on one connection.
-pub struct Canceller(tokio_postgres::CancelToken);
+pub struct Canceller {
+    token: tokio_postgres::CancelToken,
+    tls: Tls,
+}
 
 impl Canceller {
     /// Sends the cancel request in the background, at most 2 s long.
@@ -465,7 +477,7 @@ impl Canceller {
             return;
         };
         runtime.spawn(async move {
-            let sent = self.0.cancel_query(NoTls);
+            let sent = self.tls.cancel(&self.token);
             let sent = tokio::time::timeout(Duration::from_secs(2), sent).await;
             if !matches!(sent, Ok(Ok(()))) {
                 tracing::debug!("a cancel request could not be delivered");

@@ -16,9 +16,10 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use futures_util::StreamExt;
 use schema::catalog::{Catalog, Fingerprint};
 use tenancy::chain;
+use tenancy::tls::Tls;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
-use tokio_postgres::{AsyncMessage, NoTls};
+use tokio_postgres::AsyncMessage;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -275,10 +276,12 @@ impl Election {
 }
 
 /// How shards' watchers connect.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Watching {
     /// Login and database, without host.
     pub config: tokio_postgres::Config,
+    /// How nodes are connected to.
+    pub tls: Tls,
     /// Schemas that are exposed.
     pub schemas: Vec<String>,
 }
@@ -352,10 +355,10 @@ impl Shards {
         let (shards, watched) = (self.clone(), shard.clone());
         tokio::spawn(async move {
             let stop = watched.stop.clone();
-            let config = &shards.watching.config;
+            let Watching { config, tls, .. } = &shards.watching;
             let looks = watched.nodes.iter().map(|node| {
                 let events = &shards.events;
-                node.watch(config, || watched.elect(events))
+                node.watch(config, tls, || watched.elect(events))
             });
             tokio::select! {
                 () = stop.cancelled() => {}
@@ -394,7 +397,7 @@ impl Shards {
         node: &Node,
         version: &mut Option<i64>,
     ) -> WatchError {
-        let mut link = match Link::open(&self.watching.config, &node.address).await {
+        let mut link = match Link::open(&self.watching, &node.address).await {
             Ok(link) => link,
             Err(error) => return error,
         };
@@ -479,17 +482,14 @@ struct Link {
 }
 
 impl Link {
-    async fn open(
-        config: &tokio_postgres::Config,
-        address: &NodeAddress,
-    ) -> Result<Self, WatchError> {
-        let mut config = config.clone();
+    async fn open(watching: &Watching, address: &NodeAddress) -> Result<Self, WatchError> {
+        let mut config = watching.config.clone();
         config
             .host(&*address.host)
             .port(address.port)
             .connect_timeout(LOOK_MAX)
             .tcp_user_timeout(LOOK_MAX * 2);
-        let (client, mut connection) = answered(config.connect(NoTls)).await?;
+        let (client, mut connection) = answered(watching.tls.connect(&config)).await?;
         // One waiting notice is enough: it means "look", whatever it says.
         let (heard, notices) = mpsc::channel(1);
         tokio::spawn(async move {

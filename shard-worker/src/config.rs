@@ -8,6 +8,7 @@ use anyhow::{Context, anyhow};
 use schema::shard::RolePasswords;
 use serde::{Deserialize, Serialize};
 use tenancy::members::{self, Kind, Me};
+use tenancy::tls::TlsSettings;
 
 /// Everything a worker is told.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -54,6 +55,8 @@ pub struct Control {
     /// Connection string of its owner; `RINGFENCE_CONTROL_DSN` overrides it.
     #[serde(skip_serializing)]
     pub dsn: Option<String>,
+    /// Whether connections to it are encrypted.
+    pub tls: TlsSettings,
 }
 
 /// What API keys are signed with.
@@ -72,6 +75,8 @@ pub struct Auth {
 pub struct Shards {
     /// Database name on every node.
     pub database: String,
+    /// Whether connections to nodes are encrypted.
+    pub tls: TlsSettings,
     /// Superuser that prepares a new shard.
     pub superuser: String,
     /// Its password; `RINGFENCE_SUPERUSER_PASSWORD` overrides it.
@@ -117,6 +122,7 @@ impl Default for Shards {
     fn default() -> Self {
         Self {
             database: "app".into(),
+            tls: TlsSettings::default(),
             superuser: "postgres".into(),
             superuser_password_file: None,
             router_password_file: None,

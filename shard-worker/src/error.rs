@@ -37,7 +37,9 @@ impl Error {
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::Control(error) => match error {
-                ControlError::Unreachable(_) => StatusCode::SERVICE_UNAVAILABLE,
+                ControlError::Unreachable(_) | ControlError::Dsn(_) => {
+                    StatusCode::SERVICE_UNAVAILABLE
+                }
                 ControlError::Postgres(_) => StatusCode::INTERNAL_SERVER_ERROR,
                 ControlError::NotFound { .. } => StatusCode::NOT_FOUND,
                 ControlError::Conflict(_) => StatusCode::CONFLICT,
@@ -54,7 +56,7 @@ impl Error {
             Self::BadRequest(_) => "RF401",
             Self::NoRoute => "RF402",
             Self::Control(error) => match error {
-                ControlError::Unreachable(_) => "RF410",
+                ControlError::Unreachable(_) | ControlError::Dsn(_) => "RF410",
                 ControlError::Postgres(_) => "RF411",
                 ControlError::NotFound { .. } => "RF412",
                 ControlError::Conflict(_) => "RF413",

@@ -15,10 +15,10 @@ use shard_worker::{api, nodes, reconcile};
 use tenancy::auth::KeyRing;
 use tenancy::control::Control;
 use tenancy::members::{self, Members};
+use tenancy::tls::Tls;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio_postgres::NoTls;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -43,6 +43,7 @@ struct Args {
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    tenancy::tls::install_provider();
     match run(Args::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -66,14 +67,17 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("can't listen on {}", config.listen))?;
-    upgrade_control(&secrets).await?;
+    let control_tls = Tls::new(&config.control.tls).context("control")?;
+    let control_config = control_tls.read(&secrets.control_dsn)?;
+    upgrade_control(&control_config, &control_tls, &secrets).await?;
 
     let members = watch::Sender::<Arc<Members>>::default();
     let app = Arc::new(App {
         members: members.subscribe(),
         name: config.name.clone(),
-        control: Control::new(&secrets.control_dsn)?,
+        control: Control::new(&secrets.control_dsn, &control_tls)?,
         logins: Logins {
+            tls: Tls::new(&config.shards.tls).context("shards")?,
             database: config.shards.database.clone(),
             superuser: config.shards.superuser.clone(),
             superuser_password: secrets.superuser_password,
@@ -84,8 +88,13 @@ async fn run(args: Args) -> anyhow::Result<()> {
     });
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
-    let control: tokio_postgres::Config = secrets.control_dsn.parse()?;
-    tasks.spawn(members::follow(control, config.me(), members, stop.clone()));
+    tasks.spawn(members::follow(
+        control_config,
+        control_tls,
+        config.me(),
+        members,
+        stop.clone(),
+    ));
     tasks.spawn(reconcile::run(app.clone(), stop.clone()));
     tasks.spawn(nodes::observe(
         app.control.clone(),
@@ -117,14 +126,15 @@ async fn run(args: Args) -> anyhow::Result<()> {
 }
 
 /// Creates or upgrades the control database; waits for it at a cold start.
-async fn upgrade_control(secrets: &Secrets) -> anyhow::Result<()> {
-    let mut config: tokio_postgres::Config = secrets
-        .control_dsn
-        .parse()
-        .context("the control database's connection string is not valid")?;
+async fn upgrade_control(
+    config: &tokio_postgres::Config,
+    tls: &Tls,
+    secrets: &Secrets,
+) -> anyhow::Result<()> {
+    let mut config = config.clone();
     config.connect_timeout(Duration::from_secs(5));
-    let (mut client, connection) = config
-        .connect(NoTls)
+    let (mut client, connection) = tls
+        .connect(&config)
         .await
         .context("can't connect to the control database")?;
     let connection = tokio::spawn(connection);

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use tenancy::control::{Control, Observation, Seen};
 use tokio::time::{MissedTickBehavior, interval, timeout};
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use crate::shard::Logins;
 use tenancy::chain;
+use tenancy::tls::Tls;
 
 const LOOK: Duration = Duration::from_millis(250);
 const LOOK_MAX: Duration = Duration::from_secs(1);
@@ -79,7 +80,10 @@ pub async fn observe(control: Control, logins: Logins, owner: String, stop: Canc
             let watcher = stop.child_token();
             tokio::spawn(watch(
                 node.name.clone(),
-                node_config(&logins, &node.host, node.port),
+                (
+                    node_config(&logins, &node.host, node.port),
+                    logins.tls.clone(),
+                ),
                 sightings.clone(),
                 watcher.clone(),
             ));
@@ -125,7 +129,7 @@ fn report(sightings: &Sightings, shards: &HashMap<&str, &str>) -> Vec<Observatio
 
 async fn watch(
     node: String,
-    config: tokio_postgres::Config,
+    (config, tls): (tokio_postgres::Config, Tls),
     sightings: Sightings,
     stop: CancellationToken,
 ) {
@@ -137,7 +141,7 @@ async fn watch(
             () = stop.cancelled() => return,
             _ = tick.tick() => {}
         }
-        let looked = timeout(LOOK_MAX, look(&config, &mut client)).await;
+        let looked = timeout(LOOK_MAX, look(&config, &tls, &mut client)).await;
         let sighting = match looked {
             Ok(Ok(seen)) => Ok(seen),
             Ok(Err(error)) => Err(chain(&error)),
@@ -155,12 +159,13 @@ async fn watch(
 
 async fn look(
     config: &tokio_postgres::Config,
+    tls: &Tls,
     client: &mut Option<Client>,
 ) -> Result<Seen, tokio_postgres::Error> {
     let connected = match client.take() {
         Some(client) => client,
         None => {
-            let (client, connection) = config.connect(NoTls).await?;
+            let (client, connection) = tls.connect(config).await?;
             tokio::spawn(connection);
             client
         }

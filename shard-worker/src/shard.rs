@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use schema::shard::{InstallError, Installed, RolePasswords};
+use tenancy::tls::Tls;
 use tokio::time::timeout;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 use uuid::Uuid;
 
 /// Longest wait for a connection to a node.
@@ -39,6 +40,8 @@ pub enum ShardError {
 /// How to log in to shards' nodes.
 #[derive(Clone)]
 pub struct Logins {
+    /// How nodes are connected to.
+    pub tls: Tls,
     /// Database name.
     pub database: String,
     /// Superuser's name.
@@ -178,7 +181,7 @@ impl Logins {
         if let Some(password) = password {
             config.password(password);
         }
-        let (client, connection) = timeout(CONNECT_MAX * 2, config.connect(NoTls))
+        let (client, connection) = timeout(CONNECT_MAX * 2, self.tls.connect(&config))
             .await
             .map_err(|_| ShardError::Slow)??;
         tokio::spawn(async move {

@@ -11,11 +11,13 @@ use std::time::Duration;
 
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
 use serde_json::Value;
-use tokio_postgres::{NoTls, Transaction};
+use tokio_postgres::Transaction;
 
 pub use fleet::{MemberInfo, NewNode, NewShard, NodeInfo, Observation, Seen, ShardInfo};
 pub use keys::{KeyInfo, NewKey};
 pub use tenants::{NewTenant, TenantInfo, TenantPage};
+
+use crate::tls::{DsnError, Tls};
 
 /// Longest wait for a connection to the control database.
 const CONNECT_MAX: Duration = Duration::from_secs(3);
@@ -28,6 +30,9 @@ pub enum ControlError {
     /// It can't be reached: nothing was changed.
     #[error("the control database can't be reached")]
     Unreachable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Its connection string can't be used.
+    #[error(transparent)]
+    Dsn(#[from] DsnError),
     /// It refused a statement.
     #[error("the control database refused a statement")]
     Postgres(#[from] tokio_postgres::Error),
@@ -59,14 +64,14 @@ pub struct Control {
 
 impl Control {
     /// Connects when it is first needed.
-    pub fn new(dsn: &str) -> Result<Self, ControlError> {
-        let mut config: tokio_postgres::Config = dsn.parse()?;
+    pub fn new(dsn: &str, tls: &Tls) -> Result<Self, ControlError> {
+        let mut config = tls.with_mode(&tls.read(dsn)?);
         config
             .connect_timeout(CONNECT_MAX)
             .options("-c statement_timeout=30s -c lock_timeout=10s");
         let manager = Manager::from_config(
             config,
-            NoTls,
+            tls.connector(),
             // A transaction that was dropped half-way is rolled back before the next use.
             ManagerConfig {
                 recycling_method: RecyclingMethod::Custom("rollback".into()),

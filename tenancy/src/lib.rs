@@ -11,6 +11,7 @@ pub mod members;
 pub mod placement;
 pub mod ring;
 pub mod snapshot;
+pub mod tls;
 pub mod watch;
 
 /// An error and its causes, joined by colons.

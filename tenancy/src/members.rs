@@ -13,9 +13,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
-use tokio_postgres::{Client, NoTls, Row};
+use tokio_postgres::{Client, Row};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+
+use crate::tls::Tls;
 
 /// How often a member says that it lives.
 const BEAT: Duration = Duration::from_secs(1);
@@ -122,6 +124,7 @@ pub fn reachable(advertised: Option<&str>, listen: SocketAddr) -> String {
 /// than others wait for a heartbeat.
 pub async fn follow(
     config: tokio_postgres::Config,
+    tls: Tls,
     me: Me,
     members: watch::Sender<Arc<Members>>,
     stop: CancellationToken,
@@ -149,7 +152,7 @@ pub async fn follow(
             () = stop.cancelled() => break,
             _ = tick.tick() => {}
         }
-        match timeout(ANSWER_MAX, beat(&config, &me, &mut client)).await {
+        match timeout(ANSWER_MAX, beat(&config, &tls, &me, &mut client)).await {
             Ok(Ok(alive)) => {
                 roll.take(Instant::now(), alive);
                 publish(roll.members());
@@ -170,13 +173,14 @@ pub async fn follow(
 /// One heartbeat; returns who else has a fresh one.
 async fn beat(
     config: &tokio_postgres::Config,
+    tls: &Tls,
     me: &Me,
     client: &mut Option<Client>,
 ) -> Result<Vec<(Kind, Member)>, tokio_postgres::Error> {
     let connected = match client.take() {
         Some(client) => client,
         None => {
-            let (client, connection) = config.connect(NoTls).await?;
+            let (client, connection) = tls.connect(config).await?;
             tokio::spawn(connection);
             client
         }

@@ -10,7 +10,7 @@ use arc_swap::{ArcSwap, Guard};
 use futures_util::StreamExt;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, timeout};
-use tokio_postgres::{AsyncMessage, Client, GenericClient, IsolationLevel, NoTls, Row};
+use tokio_postgres::{AsyncMessage, Client, Config, GenericClient, IsolationLevel, Row};
 use tokio_util::sync::CancellationToken;
 
 use crate::id::{Epoch, KeyId, TenantId};
@@ -19,6 +19,7 @@ use crate::placement::TenantState;
 use crate::snapshot::{
     Delta, Fleet, IssuerRow, NodeRow, RegionRow, ShardRow, Snapshot, SnapshotFile, TenantRow,
 };
+use crate::tls::{DsnError, Tls};
 
 /// A look at the control database, should a notification be lost.
 const POLL: Duration = Duration::from_secs(1);
@@ -32,10 +33,12 @@ const PAGE: i64 = 10_000;
 const FILE_EVERY: Duration = Duration::from_secs(2);
 
 /// Where placements come from.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Source {
     /// Connection string of the control database.
     pub dsn: String,
+    /// How it is connected to.
+    pub tls: Tls,
     /// Copy of what was last known, for a start while it is down.
     pub file: Option<PathBuf>,
     /// Who follows it, for all others to know; tools leave no heartbeat.
@@ -54,9 +57,9 @@ pub struct Placements {
 /// Why there are no placements.
 #[derive(Debug, thiserror::Error)]
 pub enum WatchError {
-    /// The connection string is not one.
-    #[error("the control database's connection string is not valid")]
-    Dsn(#[source] tokio_postgres::Error),
+    /// The connection string can't be used.
+    #[error("the control database can't be connected to")]
+    Dsn(#[from] DsnError),
     /// The control database's answer, or the lack of one.
     #[error("the control database can't be read")]
     Postgres(#[from] tokio_postgres::Error),
@@ -82,9 +85,9 @@ impl Placements {
     /// Fails where neither can be read: a router without placements must not
     /// say that it is ready.
     pub async fn start(source: Source, stop: CancellationToken) -> Result<Arc<Self>, WatchError> {
-        let Source { dsn, file, me } = source;
-        let config: tokio_postgres::Config = dsn.parse().map_err(WatchError::Dsn)?;
-        let (first, members, link) = match Link::open_and_fetch(&config).await {
+        let Source { dsn, tls, file, me } = source;
+        let config = tls.read(&dsn)?;
+        let (first, members, link) = match Link::open_and_fetch(&config, &tls).await {
             Ok((snapshot, link)) => (snapshot, Members::default(), Some(link)),
             Err(error) => match file.as_deref().and_then(read_file) {
                 Some((snapshot, members)) => {
@@ -104,13 +107,14 @@ impl Placements {
         });
         if let Some(me) = me {
             let (members, stop) = (placements.members.clone(), stop.clone());
-            tokio::spawn(members::follow(config.clone(), me, members, stop));
+            let (config, tls) = (config.clone(), tls.clone());
+            tokio::spawn(members::follow(config, tls, me, members, stop));
         }
         let follower = placements.clone();
         tokio::spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = follower.follow(&config, link, file) => {}
+                () = follower.follow((config, tls), link, file) => {}
             }
         });
         Ok(placements)
@@ -160,7 +164,7 @@ impl Placements {
 
     async fn follow(
         &self,
-        config: &tokio_postgres::Config,
+        (config, tls): (Config, Tls),
         mut link: Option<Link>,
         file: Option<PathBuf>,
     ) {
@@ -169,7 +173,7 @@ impl Placements {
         loop {
             let opened = match link.take() {
                 Some(link) => Ok(link),
-                None => Link::open(config).await,
+                None => Link::open(&config, &tls).await,
             };
             let error = match opened {
                 Ok(link) => {
@@ -283,12 +287,12 @@ struct Link {
 }
 
 impl Link {
-    async fn open(config: &tokio_postgres::Config) -> Result<Self, WatchError> {
+    async fn open(config: &Config, tls: &Tls) -> Result<Self, WatchError> {
         let mut config = config.clone();
         config
             .connect_timeout(Duration::from_secs(2))
             .application_name("ringfence-placements");
-        let (client, mut connection) = answered(config.connect(NoTls)).await?;
+        let (client, mut connection) = answered(tls.connect(&config)).await?;
         let (heard, notices) = mpsc::channel(1);
         tokio::spawn(async move {
             let mut messages =
@@ -305,10 +309,8 @@ impl Link {
     }
 
     /// A connection, and all that the control database says over it.
-    async fn open_and_fetch(
-        config: &tokio_postgres::Config,
-    ) -> Result<(Snapshot, Self), WatchError> {
-        let mut link = Self::open(config).await?;
+    async fn open_and_fetch(config: &Config, tls: &Tls) -> Result<(Snapshot, Self), WatchError> {
+        let mut link = Self::open(config, tls).await?;
         let empty = Snapshot::empty();
         let fetched = link.fetch(&empty).await?;
         Ok((fetched.unwrap_or(empty), link))

@@ -146,6 +146,7 @@ impl Shop {
                 user: "ringfence_router".into(),
                 password: Some("router".into()),
                 database: parsed.get_dbname().unwrap().into(),
+                tls: tenancy::tls::Tls::disabled().unwrap(),
                 size_max: 4,
                 wait_max: Duration::from_secs(5),
                 connect_max: Duration::from_secs(5),

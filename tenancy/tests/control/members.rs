@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tenancy::members::{Kind, Me, Member, Members, follow};
+use tenancy::tls::Tls;
 use tenancy::watch::{Placements, Source};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -31,7 +32,8 @@ fn join(dsn: &str, me: Me) -> (watch::Receiver<Arc<Members>>, DropGuard) {
     let seen = members.subscribe();
     let stop = CancellationToken::new();
     let config = dsn.parse().unwrap();
-    tokio::spawn(follow(config, me, members, stop.clone()));
+    let tls = Tls::disabled().unwrap();
+    tokio::spawn(follow(config, tls, me, members, stop.clone()));
     (seen, stop.drop_guard())
 }
 
@@ -103,6 +105,7 @@ async fn members_outlive_the_control_database() {
     let file = folder.join("snapshot");
     let source = |me| Source {
         dsn: dsn.clone(),
+        tls: Tls::disabled().unwrap(),
         file: Some(file.clone()),
         me: Some(me),
     };

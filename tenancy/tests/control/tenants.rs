@@ -20,7 +20,7 @@ impl Fixture {
         let server = Server::start().await;
         let dsn = server.control("control").await;
         let fixture = Self {
-            control: Control::new(&dsn).unwrap(),
+            control: Control::new(&dsn, &tenancy::tls::Tls::disabled().unwrap()).unwrap(),
             actor: Actor("test".into()),
             _server: server,
             dsn,

@@ -11,6 +11,7 @@ use tenancy::control::{Actor, Control, NewKey, NewNode, NewShard, NewTenant};
 use tenancy::id::{Epoch, KeyId, TenantId};
 use tenancy::placement::TenantState;
 use tenancy::snapshot::Snapshot;
+use tenancy::tls::Tls;
 use tenancy::watch::{Placements, Source, WatchError};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -36,7 +37,7 @@ impl Fixture {
         let server = Server::start().await;
         let dsn = server.control("control").await;
         let fixture = Self {
-            control: Control::new(&dsn).unwrap(),
+            control: new_control(&dsn),
             actor: Actor("test".into()),
             server,
             dsn,
@@ -107,6 +108,7 @@ impl Fixture {
         let stop = CancellationToken::new();
         let source = Source {
             dsn: self.dsn.clone(),
+            tls: Tls::disabled().unwrap(),
             file,
             me: None,
         };
@@ -121,6 +123,10 @@ impl Fixture {
     async fn started_anew(&self) -> Arc<Snapshot> {
         self.follow(None).await.now()
     }
+}
+
+fn new_control(dsn: &str) -> Control {
+    Control::new(dsn, &Tls::disabled().unwrap()).unwrap()
 }
 
 /// Placements that are followed as long as this lives.
@@ -422,7 +428,7 @@ async fn placements_outlive_the_control_database() {
     fixture.server.resume().await;
     follower.connected(true).await;
     // The pool's connections died with the server.
-    fixture.control = Control::new(&fixture.dsn).unwrap();
+    fixture.control = new_control(&fixture.dsn);
     fixture.suspend("acme", true).await;
     follower.at(fixture.version().await).await;
     assert_eq!(follower.state(acme), TenantState::Suspended);
@@ -451,7 +457,7 @@ async fn a_start_without_the_control_database_uses_the_file() {
 
     fixture.server.resume().await;
     follower.connected(true).await;
-    fixture.control = Control::new(&fixture.dsn).unwrap();
+    fixture.control = new_control(&fixture.dsn);
     fixture.suspend("acme", false).await;
     follower.at(fixture.version().await).await;
     assert_eq!(follower.state(acme), TenantState::Active);
