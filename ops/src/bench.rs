@@ -6,6 +6,9 @@
 //! router. Rates wobble on shared machines, so the CPU time per operation is
 //! printed beside them, by process.
 
+#[path = "bench/nodes.rs"]
+mod nodes;
+
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
@@ -14,6 +17,7 @@ use std::time::Duration;
 use clap::Parser;
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
+use nodes::{Idle, Replicated};
 use ops::local::{Cluster, Content, Options};
 use serde_json::{Value, json};
 use tokio_postgres::{Client, NoTls};
@@ -173,8 +177,9 @@ async fn run(args: Args) -> Result<(), Failure> {
         results.push((work, bench.compare(work).await?));
     }
     let memory = args.tenants_memory(&cluster).await?;
-    print(&results, &memory, args.json);
     cluster.down().await;
+    let (replicated, idle) = nodes::measure(&args).await?;
+    print(&results, &memory, &replicated, &idle, args.json);
     Ok(())
 }
 
@@ -225,7 +230,7 @@ impl<'a> Bench<'a> {
     /// Rounds by turns; the medians of (pgbench, router).
     async fn compare(&self, work: &Work) -> Result<(Sample, Sample), Failure> {
         let script = self.pgbench_script(work).await?;
-        let lua = self.wrk_script(work)?;
+        let lua = self.wrk_script(work, &[])?;
         let (mut direct, mut routed) = (Vec::new(), Vec::new());
         for round in 1..=self.args.rounds {
             eprintln!("· {}: round {round} of {}", work.name, self.args.rounds);
@@ -269,14 +274,22 @@ impl<'a> Bench<'a> {
         self.write("pgbench.sql", &script)
     }
 
-    fn wrk_script(&self, work: &Work) -> Result<std::path::PathBuf, Failure> {
+    fn wrk_script(
+        &self,
+        work: &Work,
+        headers: &[(&str, &str)],
+    ) -> Result<std::path::PathBuf, Failure> {
         let (before, after) = work.path.split_once("{id}").unwrap_or((work.path, ""));
         let id = match work.path.contains("{id}") {
             true => format!("math.random({}, {})", self.ids.0, self.ids.1),
             false => "\"\"".to_owned(),
         };
+        let mut more = String::new();
+        for (name, value) in headers {
+            let _ = writeln!(more, "wrk.headers[\"{name}\"] = \"{value}\"");
+        }
         let script = format!(
-            "wrk.headers[\"apikey\"] = \"{}\"\n\
+            "wrk.headers[\"apikey\"] = \"{}\"\n{more}\
              request = function() return wrk.format(nil, \"/rest/v1/{before}\" .. {id} .. \"{after}\") end\n\
              done = function(summary, latency)\n\
                local bad = summary.errors.status + summary.errors.read + summary.errors.timeout\n\
@@ -412,7 +425,13 @@ fn median(samples: &[Sample]) -> Sample {
     }
 }
 
-fn print(results: &[(&Work, (Sample, Sample))], memory: &Memory, as_json: bool) {
+fn print(
+    results: &[(&Work, (Sample, Sample))],
+    memory: &Memory,
+    replicated: &[Replicated],
+    idle: &Idle,
+    as_json: bool,
+) {
     if as_json {
         let side = |s: &Sample| -> Value {
             json!({ "rate": s.rate, "p50_ms": s.p50_ms, "p99_ms": s.p99_ms,
@@ -427,7 +446,19 @@ fn print(results: &[(&Work, (Sample, Sample))], memory: &Memory, as_json: bool) 
             .collect();
         let memory = json!({ "tenants": memory.tenants, "exceptions": memory.exceptions,
             "before_bytes": memory.before_bytes, "after_bytes": memory.after_bytes });
-        println!("{:#}", json!({ "work": rows, "memory": memory }));
+        let replicated: Vec<Value> = replicated
+            .iter()
+            .map(|row| {
+                json!({ "replicas": row.replicas, "router": side(&row.sample),
+                    "primary_us": row.primary_us })
+            })
+            .collect();
+        let idle = json!({ "look_us": idle.look_us, "connections": idle.connections,
+            "bytes_each": idle.bytes_each });
+        println!(
+            "{:#}",
+            json!({ "work": rows, "memory": memory, "replicas": replicated, "idle": idle })
+        );
         return;
     }
     let mut table = Table::new();
@@ -473,5 +504,32 @@ fn print(results: &[(&Work, (Sample, Sample))], memory: &Memory, as_json: bool) 
         mib(memory.after_bytes),
         memory.tenants,
         memory.exceptions
+    );
+    let mut table = Table::new();
+    table.load_preset(NOTHING).set_header([
+        "REPLICAS",
+        "READS PER S",
+        "P50 MS",
+        "P99 MS",
+        "ROUTER µS",
+        "PRIMARY µS",
+    ]);
+    for row in replicated {
+        table.add_row([
+            row.replicas.to_string(),
+            format!("{:.0}", row.sample.rate),
+            format!("{:.2}", row.sample.p50_ms),
+            format!("{:.2}", row.sample.p99_ms),
+            format!("{:.1}", row.sample.router_us),
+            format!("{:.1}", row.primary_us),
+        ]);
+    }
+    println!("\n{table}");
+    println!(
+        "\nA router looks at each node five times a second, for {:.0} µs of its CPU each.\n\
+         {} idle connections of clients: {:.1} KiB each.",
+        idle.look_us,
+        idle.connections,
+        idle.bytes_each as f64 / 1024.0
     );
 }

@@ -39,10 +39,46 @@ async fn ready(State(admin): State<Admin>) -> (StatusCode, String) {
 
 async fn render(State(admin): State<Admin>) -> impl IntoResponse {
     let app = &admin.app;
-    let (used, open) = app.pools.size();
+    let usage = app.pools.usages();
     let metrics = &app.events.metrics;
-    metrics.connections_used.set(used as f64);
-    metrics.connections_open.set(open as f64);
+    metrics.connections_used.set(usage.used as f64);
+    metrics.connections_open.set(usage.open as f64);
+    metrics.connections_max.set(usage.max as f64);
+    metrics.requests_waiting.set(usage.waiting as f64);
+    nodes(app);
     let headers = [("content-type", "text/plain; version=0.0.4; charset=utf-8")];
     (headers, admin.metrics.render())
+}
+
+/// One gauge a node: there are few, and they come and go.
+fn nodes(app: &App) {
+    for shard in app.shards.all() {
+        let reign = shard.reign();
+        let written = shard.primary_lsn();
+        for watched in shard.nodes() {
+            let labels = [
+                ("shard", shard.id.to_string()),
+                ("node", watched.node.name.to_string()),
+            ];
+            let seen = watched.seen();
+            let seen = seen.as_ref().as_ref().ok();
+            let lag = seen.map(|seen| written.unwrap_or(seen.lsn).saturating_sub(seen.lsn));
+            let follows = seen
+                .zip(reign.as_ref())
+                .is_some_and(|(seen, reign)| seen.identity.generation == reign.generation);
+            let set = |name: &'static str, value: f64| metrics::gauge!(name, &labels).set(value);
+            set("ringfence_node_up", f64::from(seen.is_some()));
+            set("ringfence_node_follows", f64::from(follows));
+            set(
+                "ringfence_node_primary",
+                f64::from(seen.is_some_and(|seen| seen.identity.primary)),
+            );
+            set("ringfence_node_lag_bytes", lag.unwrap_or(0) as f64);
+            set(
+                "ringfence_node_breaker_open",
+                f64::from(watched.breaker.is_open()),
+            );
+            set("ringfence_node_reads_in_flight", watched.reads() as f64);
+        }
+    }
 }

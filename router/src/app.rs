@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::config::Config;
 use crate::event::Events;
+use crate::gate::Waiting;
 use crate::hold::HoldRoom;
 use crate::nodes::Node;
 use crate::pool::{NodeAddress, PoolSettings, Pools};
@@ -26,6 +27,16 @@ use crate::shards::{Shards, Watching};
 const ROLES: [&str; 3] = ["anon", "authenticated", "service_role"];
 /// Longest id that a client may give its request.
 const REQUEST_ID_MAX: usize = 64;
+
+/// Counts a request out, however it ends.
+pub struct InFlight<'a>(&'a App);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.0.events.metrics.in_flight.decrement(1);
+    }
+}
 
 /// Handles that all requests share.
 pub struct App {
@@ -47,6 +58,7 @@ pub struct App {
     pub hold_room: HoldRoom,
     /// Transactions in flight; they outlive their request if they must.
     pub transactions: TaskTracker,
+    in_flight: AtomicUsize,
     draining: AtomicBool,
     instance: u32,
     requests: AtomicU64,
@@ -92,12 +104,14 @@ impl App {
             pools,
             retries: RetryBudget::default(),
             transactions: TaskTracker::new(),
+            in_flight: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
             instance: uuid::Uuid::new_v4().as_fields().0,
             requests: AtomicU64::new(0),
             config,
         });
         app.take_fleet();
+        tokio::spawn(app.clone().keep_pools(stop.clone()));
         tokio::spawn(app.clone().follow_fleet(stop));
         Ok(app)
     }
@@ -152,6 +166,47 @@ impl App {
         tokio::time::timeout(longest, self.transactions.wait())
             .await
             .is_ok()
+    }
+
+    /// Begins a request, unless as many are in flight as may be.
+    pub fn admit(&self) -> Option<InFlight<'_>> {
+        let before = self.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.events.metrics.in_flight.increment(1);
+        let admitted = InFlight(self);
+        if before < self.config.limits.in_flight_max {
+            return Some(admitted);
+        }
+        self.events.metrics.shed.increment(1);
+        None
+    }
+
+    /// Takes one retry of the budget, if there is one left.
+    pub fn may_retry(&self) -> bool {
+        let granted = self.retries.spend();
+        if !granted {
+            self.events.metrics.retries_denied.increment(1);
+        }
+        granted
+    }
+
+    /// Shares the nodes' connections with the routers that live, and closes
+    /// what is idle.
+    async fn keep_pools(self: Arc<Self>, stop: CancellationToken) {
+        let mut members = self.placements.members();
+        let share = async {
+            loop {
+                let sharers = members.borrow_and_update().sharers();
+                self.pools.share_with(sharers);
+                if members.changed().await.is_err() {
+                    return std::future::pending().await;
+                }
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = share => {}
+            () = self.pools.close_idle() => {}
+        }
     }
 
     async fn follow_fleet(self: Arc<Self>, stop: CancellationToken) {
@@ -233,6 +288,12 @@ fn pool_settings(config: &Config, password: Option<String>, tls: Tls) -> PoolSet
         database: shards.database.clone(),
         tls,
         size_max: shards.pool_size_max,
+        node_max: shards.node_connections_max,
+        waiting: Waiting {
+            max: shards.waiting_max,
+            tenant_max: shards.waiting_tenant_max,
+        },
+        idle_max: Duration::from_millis(shards.idle_ms_max.max(1_000)),
         wait_max: Duration::from_millis(shards.pool_wait_ms_max),
         connect_max: Duration::from_millis(shards.connect_ms_max),
         statements_max: NonZeroUsize::new(shards.statements_max).unwrap_or(NonZeroUsize::MIN),

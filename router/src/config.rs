@@ -105,6 +105,16 @@ pub struct Shards {
     pub database: String,
     /// Connections at most, per node and role.
     pub pool_size_max: usize,
+    /// Connections at most per node, of all roles and all routers together; each
+    /// live router takes its part. Leave some of the node's `max_connections` to
+    /// the worker, replicas and people.
+    pub node_connections_max: usize,
+    /// A connection that was not used for so long is closed.
+    pub idle_ms_max: u64,
+    /// Requests that may wait for a connection, per node.
+    pub waiting_max: usize,
+    /// Requests of one tenant that may.
+    pub waiting_tenant_max: usize,
     /// Longest wait for a pooled connection.
     pub pool_wait_ms_max: u64,
     /// Longest wait for a new connection.
@@ -275,6 +285,14 @@ pub struct Limits {
     pub hold_ms_max: u64,
     /// How many requests are held at once.
     pub held_max: usize,
+    /// Requests in flight; more are answered 503 at once.
+    pub in_flight_max: usize,
+    /// Connections of clients; more wait to be accepted.
+    pub connections_max: usize,
+    /// Time that a client has to send a request's headers.
+    pub headers_ms_max: u64,
+    /// Time that a client has to send its body.
+    pub body_ms_max: u64,
     /// Largest request body.
     pub body_bytes_max: usize,
     /// How long in-flight requests may take to finish at shutdown.
@@ -342,7 +360,11 @@ impl Default for Shards {
             password_file: None,
             database: "app".into(),
             pool_size_max: 20,
-            pool_wait_ms_max: 5_000,
+            node_connections_max: 80,
+            idle_ms_max: 30_000,
+            waiting_max: 1_000,
+            waiting_tenant_max: 200,
+            pool_wait_ms_max: 2_000,
             connect_ms_max: 2_000,
             statements_max: 256,
             tls: TlsSettings::default(),
@@ -371,6 +393,10 @@ impl Default for Limits {
             request_ms_max: 30_000,
             hold_ms_max: 5_000,
             held_max: 1_000,
+            in_flight_max: 5_000,
+            connections_max: 20_000,
+            headers_ms_max: 10_000,
+            body_ms_max: 10_000,
             body_bytes_max: 16 << 20,
             drain_ms_max: 10_000,
         }

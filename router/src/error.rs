@@ -9,7 +9,9 @@ mod postgres;
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use http::{HeaderValue, Response, StatusCode};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -219,6 +221,9 @@ pub enum Error {
         /// In bytes.
         max: usize,
     },
+    /// The body did not arrive in time.
+    #[error("The request body did not arrive in time")]
+    BodyTooSlow,
     /// A fault of the router's own.
     #[error("Internal error")]
     Internal {
@@ -466,6 +471,7 @@ impl Error {
                         .to_owned(),
                 ),
             Self::NoSchema => report(503, "PGRST002").header(RETRY_AFTER, "1"),
+            Self::BodyTooSlow => report(408, "RF022").header(CONNECTION, "close"),
             Self::BodyTooLarge { .. } => report(413, "PGRST102"),
             Self::Internal { .. } => report(500, "XX000"),
         }

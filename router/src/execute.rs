@@ -18,7 +18,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::TryStreamExt;
 use postgres_types::{Format, FromSql, IsNull, ToSql, Type, to_sql_checked};
 use tokio::time::{Instant, timeout_at};
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{DbError, SqlState};
 use tokio_postgres::{Row, Statement};
 
 use crate::pool::{LeaseError, Leased};
@@ -91,7 +91,7 @@ impl Answer {
 pub enum ExecuteError {
     /// Postgres refused it; nothing was written.
     #[error("Postgres refused the statement")]
-    Refused(#[source] Box<tokio_postgres::error::DbError>),
+    Refused(#[source] Box<DbError>),
     /// The deadline passed; the statement was cancelled and nothing was written.
     #[error("the deadline passed")]
     Deadline,
@@ -100,7 +100,7 @@ pub enum ExecuteError {
     Lost(#[source] Option<tokio_postgres::Error>),
     /// The node is a standby, or shuts down: nothing was begun.
     #[error("the node takes no transaction")]
-    NotBegun(#[source] Box<tokio_postgres::error::DbError>),
+    NotBegun(#[source] Box<DbError>),
     /// The connection was lost around COMMIT: it may have been written or not.
     #[error("the connection was lost during COMMIT: the outcome is unknown")]
     Unknown,
@@ -117,10 +117,12 @@ impl ExecuteError {
         }
     }
 
-    /// Whether a statement prepared before a schema change can be the cause.
+    /// Whether a model older than the schema can be the cause.
     pub fn may_be_stale_plan(&self) -> bool {
         matches!(self, Self::Refused(error) if [
-            SqlState::FEATURE_NOT_SUPPORTED,
+            SqlState::UNDEFINED_TABLE,
+            SqlState::UNDEFINED_COLUMN,
+            SqlState::UNDEFINED_OBJECT,
             SqlState::UNDEFINED_FUNCTION,
             SqlState::DATATYPE_MISMATCH,
         ].contains(error.code()))
@@ -179,14 +181,14 @@ pub async fn read(
     deadline: Instant,
 ) -> Result<Answer, ExecuteError> {
     let run = async {
-        let statement = connection
-            .prepare(text, &GUARD_TYPES, || guarded_read(text))
-            .await?;
-        let values = guard.values(params);
-        let (client, driver) = connection.start()?;
-        let row = driver.drive(one_row(client, &statement, &values)).await;
-        settle(connection, &row);
-        row
+        let row = read_once(connection, guard, text, params).await;
+        match row {
+            Err(FailedStep::Postgres(error)) if plan_is_stale(error.as_db_error()) => {
+                connection.forget(text);
+                read_once(connection, guard, text, params).await
+            }
+            row => row,
+        }
     };
     match timeout_at(deadline, run).await {
         Ok(done) => done
@@ -198,6 +200,32 @@ pub async fn read(
         // Dropping the lease cancels the query and closes the connection.
         Err(_) => Err(ExecuteError::Deadline),
     }
+}
+
+async fn read_once(
+    connection: &mut Leased,
+    guard: &Guard,
+    text: &str,
+    params: &[Text],
+) -> Result<Row, FailedStep> {
+    let statement = connection
+        .prepare(text, &GUARD_TYPES, || guarded_read(text))
+        .await?;
+    let values = guard.values(params);
+    let (client, driver) = connection.start()?;
+    let row = driver.drive(one_row(client, &statement, &values)).await;
+    settle(connection, &row);
+    row
+}
+
+/// A statement that was prepared before a table got another shape answers so
+/// for ever (PostgreSQL, `RevalidateCachedQuery`); or somebody deallocated it.
+fn plan_is_stale(error: Option<&DbError>) -> bool {
+    error.is_some_and(|error| {
+        let reshaped = *error.code() == SqlState::FEATURE_NOT_SUPPORTED
+            && error.routine() == Some("RevalidateCachedQuery");
+        reshaped || *error.code() == SqlState::INVALID_SQL_STATEMENT_NAME
+    })
 }
 
 /// Runs what may write as one pipelined transaction.
@@ -212,12 +240,32 @@ pub async fn transact(
     params: Vec<Text>,
     deadline: Instant,
 ) -> Result<Answer, ExecuteError> {
+    let done = transact_once(&mut connection, &guard, access, &text, &params, deadline).await;
+    match done {
+        // The transaction was rolled back: nothing was written.
+        Err(ExecuteError::Refused(error)) if plan_is_stale(Some(&error)) => {
+            connection.forget(&text);
+            connection.forget(access.enter());
+            transact_once(&mut connection, &guard, access, &text, &params, deadline).await
+        }
+        done => done,
+    }
+}
+
+async fn transact_once(
+    connection: &mut Leased,
+    guard: &Guard,
+    access: Access,
+    text: &str,
+    params: &[Text],
+    deadline: Instant,
+) -> Result<Answer, ExecuteError> {
     let prepare = async {
         let enter = connection
             .prepare(access.enter(), &GUARD_TYPES, || access.enter().to_owned())
             .await?;
         let statement = connection
-            .prepare(&text, &GUARD_TYPES, || text.clone())
+            .prepare(text, &GUARD_TYPES, || text.to_owned())
             .await?;
         let position = match access {
             Access::Write => Some(
@@ -238,7 +286,7 @@ pub async fn transact(
         Err(_) => return Err(ExecuteError::Deadline),
     };
     let canceller = connection.canceller();
-    let run = run_transaction(&mut connection, &guard, access, &steps, &params);
+    let run = run_transaction(connection, guard, access, &steps, params);
     tokio::pin!(run);
     if let Ok(done) = timeout_at(deadline, &mut run).await {
         return done;

@@ -12,6 +12,7 @@ use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tower_http::CompressionLevel;
 use tower_http::compression::CompressionLayer;
@@ -20,8 +21,6 @@ use tower_http::compression::predicate::SizeAbove;
 use crate::app::App;
 use crate::pipeline;
 
-/// A client that has not sent its headers by then is cut off.
-const HEADERS_MAX: Duration = Duration::from_secs(10);
 /// Largest request head; longer ones are answered 431 by hyper.
 const HEAD_BYTES_MAX: usize = 64 << 10;
 /// Bytes from which a body is compressed; smaller ones fit one packet anyway.
@@ -30,6 +29,15 @@ const COMPRESSED_BYTES_MIN: u16 = 1 << 10;
 /// The tenants' routes: everything goes to the pipeline.
 pub fn routes(app: Arc<App>) -> Router {
     compressed(Router::new().fallback(pipeline::handle).with_state(app))
+}
+
+/// What clients may take of a listener.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Connections at once; more wait to be accepted.
+    pub connections_max: usize,
+    /// A client that has not sent its headers by then is cut off.
+    pub headers_max: Duration,
 }
 
 /// Opens a listening socket, or says which one could not be opened.
@@ -44,14 +52,16 @@ pub async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
 pub async fn serve(
     listener: TcpListener,
     routes: Router,
+    bounds: Bounds,
     stop: CancellationToken,
     drain: Duration,
 ) -> bool {
+    let places = Arc::new(Semaphore::new(bounds.connections_max));
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADERS_MAX)
+        .header_read_timeout(bounds.headers_max)
         .max_buf_size(HEAD_BYTES_MAX)
         .pipeline_flush(true);
     builder
@@ -61,10 +71,15 @@ pub async fn serve(
         .max_concurrent_streams(250);
     let graceful = GracefulShutdown::new();
     loop {
-        let stream = tokio::select! {
+        let place = async {
+            // Never closed, so there is always one at last.
+            let place = places.clone().acquire_owned().await;
+            (place, listener.accept().await)
+        };
+        let (place, stream) = tokio::select! {
             () = stop.cancelled() => break,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
+            (place, accepted) = place => match accepted {
+                Ok((stream, _)) => (place, stream),
                 Err(error) => {
                     // Out of file descriptors, most likely: wait for some to close.
                     tracing::warn!(%error, "can't accept a connection");
@@ -83,6 +98,7 @@ pub async fn serve(
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "connection ended");
             }
+            drop(place);
         });
     }
     drop(listener);
@@ -124,7 +140,15 @@ async fn put_range_back(mut response: Response) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
     use super::*;
+
+    const BOUNDS: Bounds = Bounds {
+        connections_max: 100,
+        headers_max: Duration::from_secs(10),
+    };
 
     async fn answer(body_bytes: usize, accept_encoding: &str) -> reqwest::Response {
         let listener = listen(([127, 0, 0, 1], 0).into()).await.unwrap();
@@ -135,6 +159,7 @@ mod tests {
         tokio::spawn(serve(
             listener,
             routes,
+            BOUNDS,
             CancellationToken::new(),
             Duration::ZERO,
         ));
@@ -164,6 +189,52 @@ mod tests {
             assert!(!answer.headers().contains_key(header::CONTENT_ENCODING));
             assert_eq!(answer.headers()[header::CONTENT_RANGE], "0-19/*");
             assert_eq!(answer.bytes().await.unwrap().len(), bytes);
+        }
+    }
+
+    /// A listener whose clients have 200 ms for their headers and two places.
+    async fn strict() -> SocketAddr {
+        let listener = listen(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let bounds = Bounds {
+            connections_max: 2,
+            headers_max: Duration::from_millis(200),
+        };
+        let routes = Router::new().fallback(|| async { "here" });
+        let stop = CancellationToken::new();
+        tokio::spawn(serve(listener, routes, bounds, stop, Duration::ZERO));
+        address
+    }
+
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+
+    /// What is read until the other side closes, or for so long.
+    async fn heard(stream: &mut TcpStream, within: Duration) -> Option<String> {
+        let mut text = String::new();
+        let read = stream.read_to_string(&mut text);
+        let closed = tokio::time::timeout(within, read).await;
+        closed.ok().map(|_| text)
+    }
+
+    #[tokio::test]
+    async fn slow_headers_are_cut_off_and_hold_no_place() {
+        let address = strict().await;
+        let mut slow = Vec::new();
+        for _ in 0..2 {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(b"GET / HTTP/1.1\r\nhost: ").await.unwrap();
+            slow.push(stream);
+        }
+        // The third waits for a place, and gets it.
+        let mut third = TcpStream::connect(address).await.unwrap();
+        third.write_all(REQUEST).await.unwrap();
+        let mut answer = [0; 12];
+        let read = third.read_exact(&mut answer);
+        let read = tokio::time::timeout(Duration::from_secs(10), read).await;
+        read.unwrap().unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        for stream in &mut slow {
+            assert!(heard(stream, Duration::from_secs(10)).await.is_some());
         }
     }
 }

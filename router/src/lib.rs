@@ -13,6 +13,7 @@ pub mod error;
 pub mod event;
 pub mod execute;
 pub mod freshness;
+pub mod gate;
 pub mod guard;
 pub mod hold;
 pub mod http;

@@ -10,7 +10,9 @@ use router::app::App;
 use router::config::{Config, LogFormat};
 use router::event::Events;
 use router::event::metrics::Metrics;
+use router::http::Bounds;
 use router::{admin, http};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -53,6 +55,7 @@ fn run(args: Args) -> anyhow::Result<()> {
         return Ok(());
     }
     start_log(config.log.format);
+    raise_file_limit();
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -67,6 +70,10 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let drain = Duration::from_millis(config.limits.drain_ms_max);
     let listener = http::listen(config.listen).await?;
     let admin_listener = http::listen(config.admin_listen).await?;
+    let bounds = Bounds {
+        connections_max: config.limits.connections_max,
+        headers_max: Duration::from_millis(config.limits.headers_ms_max),
+    };
     let app = App::start(config, events, stop.clone()).await?;
 
     let upkeep = tokio::spawn({
@@ -83,12 +90,14 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let admin = tokio::spawn(http::serve(
         admin_listener,
         admin::routes(app.clone(), rendered),
+        bounds,
         admin_stop.clone(),
         Duration::from_secs(1),
     ));
     let data = tokio::spawn(http::serve(
         listener,
         http::routes(app.clone()),
+        bounds,
         stop.clone(),
         drain,
     ));
@@ -117,6 +126,19 @@ async fn terminated() -> anyhow::Result<()> {
         _ = interrupt.recv() => {}
     }
     Ok(())
+}
+
+/// Takes as many open files as the system gives: each client's connection is one.
+fn raise_file_limit() {
+    let files = Resource::Nofile;
+    let limit = getrlimit(files);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(files, raised) {
+        tracing::warn!(%error, "the limit of open files can't be raised");
+    }
 }
 
 fn start_log(format: LogFormat) {

@@ -10,7 +10,7 @@ mod serve;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::body::Body;
+use axum::body::{Body, HttpBody as _};
 use axum::extract::{Request, State};
 use axum::response::Response;
 use bytes::Bytes;
@@ -21,6 +21,7 @@ use tenancy::auth::TenantContext;
 use tokio::time::{Instant as Deadline, timeout_at};
 
 use crate::app::App;
+use crate::config::Limits;
 use crate::error::{Error, Hidden, Refusal};
 use crate::event::{Event, HoldReason, RequestDone, Route};
 use crate::execute::ExecuteError;
@@ -39,8 +40,7 @@ use serve::{Failed, Work};
 /// Answers one request, and observes it.
 pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
     let started = Instant::now();
-    app.events.metrics.in_flight.increment(1);
-    let _in_flight = InFlight(&app);
+    let admitted = app.admit();
     let (head, body) = request.into_parts();
     let id = app.request_id(&head.headers);
     if let Some(preflight) = cors::preflight(&head.method, &head.headers) {
@@ -56,6 +56,7 @@ pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
         deadline: Deadline::now() + app.config.limits.request(),
     };
     let answered = match path {
+        _ if admitted.is_none() => Err(Error::Overloaded),
         Some(_) => answer(&app, &incoming, body, &mut seen).await,
         None => Err(Error::Path),
     };
@@ -104,7 +105,7 @@ async fn answer(
     seen.stages.mark(Stage::Auth);
 
     let request = ApiRequest::parse(&incoming.parts(), &app.config.api)?;
-    let body = read_body(body, app.config.limits.body_bytes_max, incoming.deadline).await?;
+    let body = read_body(body, &app.config.limits, incoming.deadline).await?;
     let payload = body::parse(&request, incoming.content_type(), body)?;
     seen.stages.mark(Stage::Parse);
 
@@ -148,16 +149,21 @@ async fn answer(
                 seen.stages.mark(Stage::Response);
                 return made;
             }
-            // A schema change made the prepared statement useless: once more, anew.
-            Err(Failed::Execute(error))
-                if error.may_be_stale_plan() && !replanned && !plan.form.writes() =>
-            {
+            // The model may be older than the schema: once more, if there is a
+            // newer one. Nothing was written, and what failed is not repeated.
+            Err(Failed::Execute(error)) if error.may_be_stale_plan() && !replanned => {
                 replanned = true;
-                continue;
+                let until = incoming.deadline.min(Deadline::now() + SCHEMA_LOOK_MAX);
+                target.shard.look_at_schema(until).await;
+                let now = target.shard.model();
+                if now.is_some_and(|now| !Arc::ptr_eq(&now, &model)) {
+                    continue;
+                }
+                return Err(failed(error, &tenant, &plan));
             }
             // Once more, and no more: the statement itself might be what kills the node.
             Err(Failed::Execute(error))
-                if error.is_the_nodes() && lost < LOST_MAX && app.retries.spend() =>
+                if error.is_the_nodes() && lost < LOST_MAX && app.may_retry() =>
             {
                 lost += 1;
                 Refused::NoPrimary
@@ -207,6 +213,9 @@ async fn answer(
         seen.stages.mark(Stage::Hold);
     }
 }
+
+/// Longest wait for a look at the shard's schema.
+const SCHEMA_LOOK_MAX: Duration = Duration::from_secs(2);
 
 /// How often a request that was sent is sent again after its node failed.
 const LOST_MAX: u32 = 1;
@@ -318,14 +327,19 @@ fn failed(error: ExecuteError, tenant: &TenantContext, plan: &Plan) -> Error {
     }
 }
 
-/// The body, within its size and the request's time.
-async fn read_body(body: Body, max: usize, deadline: Deadline) -> Result<Bytes, Error> {
-    let collected = timeout_at(deadline, Limited::new(body, max).collect()).await;
+/// The body, within its size and its time.
+async fn read_body(body: Body, limits: &Limits, deadline: Deadline) -> Result<Bytes, Error> {
+    if body.is_end_stream() {
+        return Ok(Bytes::new());
+    }
+    let max = limits.body_bytes_max;
+    let until = deadline.min(Deadline::now() + Duration::from_millis(limits.body_ms_max));
+    let collected = timeout_at(until, Limited::new(body, max).collect()).await;
     match collected {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Error::BodyTooLarge { max }),
         Ok(Err(_)) => Err(Error::Body("the request body could not be read".into())),
-        Err(_) => Err(Error::Deadline),
+        Err(_) => Err(Error::BodyTooSlow),
     }
 }
 
@@ -451,15 +465,6 @@ impl Stages {
         if let Ok(value) = HeaderValue::try_from(request_id) {
             headers.insert(HeaderName::from_static("x-request-id"), value);
         }
-    }
-}
-
-/// Counts a request out, however it ends.
-struct InFlight<'a>(&'a App);
-
-impl Drop for InFlight<'_> {
-    fn drop(&mut self) {
-        self.0.events.metrics.in_flight.decrement(1);
     }
 }
 

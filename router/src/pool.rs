@@ -1,4 +1,6 @@
-//! Connections to shards' nodes: one bounded deadpool per (node, role).
+//! Connections to shards' nodes: one bounded deadpool per (node, role), behind a
+//! gate per node that lets tenants in by turns ([`crate::gate`]). A node's
+//! connections are a budget that all live routers share.
 //!
 //! tokio-postgres splits a connection into a client and a driver of its socket,
 //! which is meant to be spawned. Here the driver stays beside its client, and
@@ -14,6 +16,7 @@ use std::collections::HashMap;
 use std::future::poll_fn;
 use std::num::NonZeroUsize;
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -24,6 +27,7 @@ use tenancy::tls::{self, Tls};
 use tokio_postgres::types::Type;
 use tokio_postgres::{Client, SimpleQueryMessage, Statement};
 
+use crate::gate::{Claim, Gate, Permit, Waiting};
 use crate::token::Generation;
 
 /// A node to connect to.
@@ -59,10 +63,16 @@ pub struct PoolSettings {
     pub tls: Tls,
     /// Connections at most per node and role.
     pub size_max: usize,
+    /// Connections at most per node, for all routers together.
+    pub node_max: usize,
+    /// How many may wait for one, per node.
+    pub waiting: Waiting,
     /// Longest wait for a free connection.
     pub wait_max: Duration,
     /// Longest wait for a new one.
     pub connect_max: Duration,
+    /// A connection that was not used for so long is closed.
+    pub idle_max: Duration,
     /// Prepared statements kept per connection.
     pub statements_max: NonZeroUsize,
 }
@@ -70,13 +80,28 @@ pub struct PoolSettings {
 /// All pools of this router.
 pub struct Pools {
     settings: PoolSettings,
-    pools: RwLock<HashMap<PoolKey, managed::Pool<NodeManager>>>,
+    /// Routers that share the nodes' connections.
+    sharers: AtomicUsize,
+    nodes: RwLock<HashMap<NodeAddress, Arc<NodePools>>>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct PoolKey {
-    node: NodeAddress,
-    role: Arc<str>,
+/// A node's pools, a role each, behind one gate.
+struct NodePools {
+    gate: Arc<Gate>,
+    roles: RwLock<HashMap<Arc<str>, managed::Pool<NodeManager>>>,
+}
+
+/// How a node's connections are used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// In use.
+    pub used: usize,
+    /// Open, used or not.
+    pub open: usize,
+    /// Requests that wait for one.
+    pub waiting: usize,
+    /// Open at most.
+    pub max: usize,
 }
 
 /// Why there is no connection.
@@ -111,7 +136,8 @@ impl Pools {
     pub fn new(settings: PoolSettings) -> Self {
         Self {
             settings,
-            pools: RwLock::default(),
+            sharers: AtomicUsize::new(1),
+            nodes: RwLock::default(),
         }
     }
 
@@ -123,22 +149,24 @@ impl Pools {
     pub async fn get(
         &self,
         node: &NodeAddress,
-        role: &Arc<str>,
+        claim: Claim,
         identity: Identity,
         wait_max: Duration,
     ) -> Result<Leased, PoolError> {
-        let pool = self.pool(node, role)?;
-        let timeouts = Timeouts {
-            wait: Some(wait_max),
-            ..pool.timeouts()
-        };
+        let pools = self.node(node);
+        let role = claim.role.clone();
+        let permit = pools.gate.enter(claim, wait_max).await;
+        let permit = permit.map_err(|_| PoolError::Busy(wait_max))?;
+        let pool = pools.role(&role, || self.build(node, &role))?;
         loop {
-            let object = pool.timeout_get(&timeouts).await;
+            pools.make_room(&pool);
+            let object = pool.get().await;
             let object = object.map_err(|error| failed(node, wait_max, error))?;
             if object.identity == identity {
                 return Ok(Leased {
                     object: Some(object),
                     in_flight: false,
+                    _permit: permit,
                 });
             }
             let new = managed::Object::metrics(&object).recycle_count == 0;
@@ -157,64 +185,102 @@ impl Pools {
         self.settings.wait_max
     }
 
+    /// So many routers share the nodes' connections from now on.
+    pub fn share_with(&self, sharers: usize) {
+        self.sharers.store(sharers.max(1), Ordering::Relaxed);
+        let nodes = self.nodes.read().unwrap_or_else(|p| p.into_inner());
+        for pools in nodes.values() {
+            pools.gate.resize(self.share());
+        }
+    }
+
+    /// Closes connections that were not used for long, every few seconds, for ever.
+    pub async fn close_idle(&self) {
+        let mut tick = tokio::time::interval(self.settings.idle_max / 6);
+        loop {
+            tick.tick().await;
+            let nodes = self.nodes.read().unwrap_or_else(|p| p.into_inner());
+            for pool in nodes.values().flat_map(|pools| pools.all()) {
+                pool.retain(|_, used| used.last_used() < self.settings.idle_max);
+            }
+        }
+    }
+
     /// Ends the pools of nodes that are no longer part of any shard.
     pub fn retain(&self, mut keep: impl FnMut(&NodeAddress) -> bool) {
-        self.pools
+        self.nodes
             .write()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .retain(|key, pool| {
-                let kept = keep(&key.node);
+            .retain(|node, pools| {
+                let kept = keep(node);
                 if !kept {
-                    pool.close();
+                    pools.all().iter().for_each(managed::Pool::close);
                 }
                 kept
             });
     }
 
-    /// (in use, open) connections over all pools.
-    pub fn size(&self) -> (usize, usize) {
-        let pools = self.pools.read().unwrap_or_else(|p| p.into_inner());
-        pools.values().fold((0, 0), |(used, open), pool| {
-            let status = pool.status();
-            (
-                used + status.size.saturating_sub(status.available),
-                open + status.size,
-            )
+    /// How the connections to a node are used.
+    pub fn usage(&self, node: &NodeAddress) -> Usage {
+        let nodes = self.nodes.read().unwrap_or_else(|p| p.into_inner());
+        nodes
+            .get(node)
+            .map_or(Usage::default(), |pools| pools.usage())
+    }
+
+    /// How those to all nodes are used.
+    pub fn usages(&self) -> Usage {
+        let nodes = self.nodes.read().unwrap_or_else(|p| p.into_inner());
+        let each = nodes.values().map(|pools| pools.usage());
+        each.fold(Usage::default(), |sum, usage| Usage {
+            used: sum.used + usage.used,
+            open: sum.open + usage.open,
+            waiting: sum.waiting + usage.waiting,
+            max: sum.max + usage.max,
         })
     }
 
-    fn pool(
-        &self,
-        node: &NodeAddress,
-        role: &Arc<str>,
-    ) -> Result<managed::Pool<NodeManager>, PoolError> {
-        let key = PoolKey {
-            node: node.clone(),
-            role: role.clone(),
-        };
-        let pools = self.pools.read().unwrap_or_else(|p| p.into_inner());
-        if let Some(pool) = pools.get(&key) {
-            return Ok(pool.clone());
-        }
-        drop(pools);
-        let pool = self.build(&key)?;
-        let mut pools = self.pools.write().unwrap_or_else(|p| p.into_inner());
-        Ok(pools.entry(key).or_insert(pool).clone())
+    /// This router's part of a node's connections.
+    fn share(&self) -> usize {
+        let sharers = self.sharers.load(Ordering::Relaxed);
+        (self.settings.node_max / sharers).max(1)
     }
 
-    fn build(&self, key: &PoolKey) -> Result<managed::Pool<NodeManager>, PoolError> {
+    fn node(&self, node: &NodeAddress) -> Arc<NodePools> {
+        let nodes = self.nodes.read().unwrap_or_else(|p| p.into_inner());
+        if let Some(pools) = nodes.get(node) {
+            return pools.clone();
+        }
+        drop(nodes);
+        let settings = &self.settings;
+        let new = || {
+            Arc::new(NodePools {
+                gate: Gate::new(self.share(), settings.size_max, settings.waiting),
+                roles: RwLock::default(),
+            })
+        };
+        let mut nodes = self.nodes.write().unwrap_or_else(|p| p.into_inner());
+        nodes.entry(node.clone()).or_insert_with(new).clone()
+    }
+
+    fn build(
+        &self,
+        node: &NodeAddress,
+        role: &str,
+    ) -> Result<managed::Pool<NodeManager>, PoolError> {
         let settings = &self.settings;
         let mut config = tokio_postgres::Config::new();
         config
-            .host(&*key.node.host)
-            .port(key.node.port)
+            .host(&*node.host)
+            .port(node.port)
             .user(&settings.user)
             .dbname(&settings.database)
             .application_name(&settings.application)
             .connect_timeout(settings.connect_max)
-            .tcp_user_timeout(Duration::from_secs(10))
-            .keepalives_idle(Duration::from_secs(10))
-            .options(session_options(&key.role));
+            .tcp_user_timeout(TCP_USER_TIMEOUT)
+            .keepalives_idle(KEEPALIVE)
+            .keepalives_interval(KEEPALIVE)
+            .options(session_options(role));
         if let Some(password) = &settings.password {
             config.password(password);
         }
@@ -232,10 +298,72 @@ impl Pools {
         .runtime(deadpool::Runtime::Tokio1)
         .build()
         .map_err(|_| PoolError::Connect {
-            host: key.node.host.clone(),
-            port: key.node.port,
+            host: node.host.clone(),
+            port: node.port,
             source: None,
         })
+    }
+}
+
+/// What was sent is acknowledged by the node's kernel within this time, or the
+/// connection ends: the cable may have been cut.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Silence after which a connection is probed.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+
+impl NodePools {
+    /// The role's pool, built for its first connection.
+    fn role(
+        &self,
+        role: &Arc<str>,
+        build: impl FnOnce() -> Result<managed::Pool<NodeManager>, PoolError>,
+    ) -> Result<managed::Pool<NodeManager>, PoolError> {
+        let roles = self.roles.read().unwrap_or_else(|p| p.into_inner());
+        if let Some(pool) = roles.get(role) {
+            return Ok(pool.clone());
+        }
+        drop(roles);
+        let pool = build()?;
+        let mut roles = self.roles.write().unwrap_or_else(|p| p.into_inner());
+        Ok(roles.entry(role.clone()).or_insert(pool).clone())
+    }
+
+    fn all(&self) -> Vec<managed::Pool<NodeManager>> {
+        let roles = self.roles.read().unwrap_or_else(|p| p.into_inner());
+        roles.values().cloned().collect()
+    }
+
+    /// Where `pool` must open a connection and there are as many as may be,
+    /// closes an idle one of another role, or one too many of an earlier share.
+    fn make_room(&self, pool: &managed::Pool<NodeManager>) {
+        let status = pool.status();
+        if status.available > 0 {
+            return;
+        }
+        let pools = self.all();
+        let open: usize = pools.iter().map(|pool| pool.status().size).sum();
+        let mut too_many = (open + 1).saturating_sub(self.gate.capacity());
+        for pool in pools {
+            pool.retain(|_, _| {
+                let close = too_many > 0;
+                too_many -= usize::from(close);
+                !close
+            });
+        }
+    }
+
+    fn usage(&self) -> Usage {
+        let mut usage = Usage {
+            waiting: self.gate.waiting(),
+            max: self.gate.capacity(),
+            ..Usage::default()
+        };
+        for pool in self.all() {
+            let status = pool.status();
+            usage.used += status.size.saturating_sub(status.available);
+            usage.open += status.size;
+        }
+        usage
     }
 }
 
@@ -386,6 +514,8 @@ impl Driver {
 pub struct Leased {
     object: Option<managed::Object<NodeManager>>,
     in_flight: bool,
+    /// Behind `object`, and so dropped after it: who is let in finds it free.
+    _permit: Permit,
 }
 
 impl Leased {

@@ -17,8 +17,8 @@ use futures_util::StreamExt;
 use schema::catalog::{Catalog, Fingerprint};
 use tenancy::chain;
 use tenancy::tls::Tls;
-use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_postgres::AsyncMessage;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -47,9 +47,17 @@ pub struct Shard {
     reign: ArcSwapOption<Reign>,
     replicas: ArcSwap<Vec<Replica>>,
     model: ArcSwapOption<Model>,
+    schema_looks: SchemaLooks,
     /// Counts changes of primary or model, so that a request can wait for one.
     changes: watch::Sender<u64>,
     stop: CancellationToken,
+}
+
+/// Looks at the schema: they are numbered, so that one can be waited for.
+struct SchemaLooks {
+    wanted: Notify,
+    begun: AtomicU64,
+    done: watch::Sender<u64>,
 }
 
 /// What elections remember of earlier ones.
@@ -135,6 +143,22 @@ impl Shard {
     /// The standbys that follow the primary, or did until it was lost, as they were last seen.
     pub fn replicas(&self) -> Arc<Vec<Replica>> {
         self.replicas.load_full()
+    }
+
+    /// Up to where the primary was seen to have written.
+    pub fn primary_lsn(&self) -> Option<u64> {
+        let primary = self.primary()?;
+        let seen = primary.watched.seen();
+        seen.as_ref().as_ref().ok().map(|seen| seen.lsn)
+    }
+
+    /// Looks at the schema now, and waits until that is done, so long at most.
+    pub async fn look_at_schema(&self, until: Instant) {
+        let mut done = self.schema_looks.done.subscribe();
+        // One that has begun already may have seen what was before.
+        let wanted = self.schema_looks.begun.load(Ordering::SeqCst) + 1;
+        self.schema_looks.wanted.notify_one();
+        let _ = timeout_at(until, done.wait_for(|done| *done >= wanted)).await;
     }
 
     /// All nodes.
@@ -349,6 +373,11 @@ impl Shards {
             reign: ArcSwapOption::empty(),
             replicas: ArcSwap::default(),
             model: ArcSwapOption::empty(),
+            schema_looks: SchemaLooks {
+                wanted: Notify::new(),
+                begun: AtomicU64::new(0),
+                done: watch::Sender::new(0),
+            },
             changes: watch::Sender::new(0),
             stop: self.stop.child_token(),
         });
@@ -401,11 +430,15 @@ impl Shards {
             Ok(link) => link,
             Err(error) => return error,
         };
+        let looks = &shard.schema_looks;
         loop {
+            let number = looks.begun.fetch_add(1, Ordering::SeqCst) + 1;
             if let Err(error) = self.look(shard, &link, version).await {
                 return error;
             }
+            looks.done.send_replace(number);
             tokio::select! {
+                () = looks.wanted.notified() => {}
                 heard = link.notices.recv() => if heard.is_none() { return WatchError::Closed },
                 () = tokio::time::sleep(LOOK) => {}
             }

@@ -46,6 +46,14 @@ pub struct Metrics {
     pub connections_open: Gauge,
     /// Connections to shards that are in use.
     pub connections_used: Gauge,
+    /// Connections to shards that may be open.
+    pub connections_max: Gauge,
+    /// Requests that wait for a connection.
+    pub requests_waiting: Gauge,
+    /// Requests refused because too many were in flight.
+    pub shed: Counter,
+    /// Retries that were not made because the budget was spent.
+    pub retries_denied: Counter,
     /// Version of the placement snapshot in use.
     pub placement_version: Gauge,
     /// Tenants held as exceptions to the ring.
@@ -100,6 +108,10 @@ impl Metrics {
             streams_lost: metrics::counter!("ringfence_change_streams_lost_total"),
             connections_open: metrics::gauge!("ringfence_pool_connections", "state" => "open"),
             connections_used: metrics::gauge!("ringfence_pool_connections", "state" => "used"),
+            connections_max: metrics::gauge!("ringfence_pool_connections", "state" => "max"),
+            requests_waiting: metrics::gauge!("ringfence_pool_waiting"),
+            shed: metrics::counter!("ringfence_requests_shed_total"),
+            retries_denied: metrics::counter!("ringfence_retries_denied_total"),
             placement_version: metrics::gauge!("ringfence_placement_version"),
             placement_exceptions: metrics::gauge!("ringfence_placement_exceptions"),
             log_lines_dropped: metrics::counter!("ringfence_log_lines_dropped_total"),
@@ -173,7 +185,40 @@ fn describe() {
     );
     gauge!(
         "ringfence_pool_connections",
-        "Connections to shards, open and in use."
+        "Connections to shards: open, in use, and at most."
+    );
+    gauge!(
+        "ringfence_pool_waiting",
+        "Requests that wait for a connection."
+    );
+    counter!(
+        "ringfence_requests_shed_total",
+        "Requests refused because too many were in flight."
+    );
+    counter!(
+        "ringfence_retries_denied_total",
+        "Retries that were not made because the budget was spent."
+    );
+    gauge!("ringfence_node_up", "Whether the node answers.");
+    gauge!(
+        "ringfence_node_primary",
+        "Whether the node says that it takes writes."
+    );
+    gauge!(
+        "ringfence_node_follows",
+        "Whether the node is on the primary's timeline."
+    );
+    gauge!(
+        "ringfence_node_lag_bytes",
+        "WAL that the node has still to replay."
+    );
+    gauge!(
+        "ringfence_node_breaker_open",
+        "Whether requests are kept away from the node."
+    );
+    gauge!(
+        "ringfence_node_reads_in_flight",
+        "Reads in flight at a replica."
     );
     gauge!(
         "ringfence_placement_version",

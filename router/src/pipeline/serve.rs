@@ -14,6 +14,7 @@ use crate::app::App;
 use crate::event::{Event, FallBack, NodeRole};
 use crate::execute::{self, Access, Answer, ExecuteError, Guard, Text};
 use crate::freshness::{self, Known, Needed, NoSource, Source, Wanted};
+use crate::gate::Claim;
 use crate::nodes::Watched;
 use crate::placement::Target;
 use crate::plan::Form;
@@ -91,7 +92,7 @@ pub(super) async fn serve(work: &Work<'_>, stages: &mut Stages) -> Result<Served
             Err(Missed::Fall(reason)) => {
                 work.app.events.emit(&Event::FellBack { reason });
                 // What the replica had begun to do is done a second time.
-                if reason.is_a_retry() && !work.app.retries.spend() {
+                if reason.is_a_retry() && !work.app.may_retry() {
                     return Err(Failed::Busy);
                 }
             }
@@ -275,7 +276,11 @@ async fn connect(
 ) -> Result<Leased, NoConnection> {
     let pools = &work.app.pools;
     let address = &watched.node.address;
-    let connection = pools.get(address, work.tenant.role(), identity, wait_max);
+    let claim = Claim {
+        tenant: work.guard.tenant,
+        role: work.tenant.role().clone(),
+    };
+    let connection = pools.get(address, claim, identity, wait_max);
     let connection = tokio::select! {
         biased;
         connection = timeout_at(work.deadline, connection) => connection,

@@ -11,6 +11,7 @@ use ops::local::{Cluster, Content, Options};
 use router::config::Api;
 use router::error::{Error, Hidden, Refusal};
 use router::execute::{self, Access, ExecuteError, Guard, Text};
+use router::gate::{Claim, Waiting};
 use router::plan::{Action, Form, Model, plan};
 use router::pool::{Identity, Leased, NodeAddress, PoolSettings, Pools};
 use router::request::{ApiRequest, RequestParts, body};
@@ -148,6 +149,12 @@ impl Shop {
                 database: parsed.get_dbname().unwrap().into(),
                 tls: tenancy::tls::Tls::disabled().unwrap(),
                 size_max: 4,
+                node_max: 5,
+                waiting: Waiting {
+                    max: 100,
+                    tenant_max: 100,
+                },
+                idle_max: Duration::from_secs(30),
                 wait_max: Duration::from_secs(5),
                 connect_max: Duration::from_secs(5),
                 statements_max: NonZeroUsize::new(64).unwrap(),
@@ -249,9 +256,12 @@ impl Shop {
     }
 
     async fn connection(&self) -> Leased {
-        let role = "authenticated".into();
+        let claim = Claim {
+            tenant: self.tenants[0],
+            role: "authenticated".into(),
+        };
         let wait_max = Duration::from_secs(5);
-        let leased = self.pools.get(&self.node, &role, self.identity, wait_max);
+        let leased = self.pools.get(&self.node, claim, self.identity, wait_max);
         leased.await.unwrap()
     }
 

@@ -1,0 +1,500 @@
+//! Who gets a node's connections: so many at once, tenants by turns.
+//!
+//! A request that finds no free connection waits in its tenant's queue, and the
+//! queues are served one request a turn, so a tenant that floods the router waits
+//! for itself. No tenant may use up the last connections, so that others need
+//! not wait for its slow statements to end. Waiting is bounded in number, in
+//! all and by tenant; and who would wait too long anyway, by how long the work of
+//! those in front has taken lately, is told so at once.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
+use uuid::Uuid;
+
+/// How many may wait, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub struct Waiting {
+    /// Requests at most.
+    pub max: usize,
+    /// Requests of one tenant at most.
+    pub tenant_max: usize,
+}
+
+/// A node's gate.
+pub struct Gate {
+    waiting: Waiting,
+    /// Connections of one role at most.
+    role_max: usize,
+    state: Mutex<State>,
+}
+
+/// For whom a connection is.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// The tenant.
+    pub tenant: Uuid,
+    /// The role, which has its own connections.
+    pub role: Arc<str>,
+}
+
+/// A connection's worth of the node, until it is dropped.
+pub struct Permit {
+    gate: Arc<Gate>,
+    claim: Claim,
+    since: Instant,
+}
+
+/// No connection is to be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// As many wait as may, or the wait would be too long.
+    Full,
+    /// The wait was too long.
+    TooLong,
+}
+
+#[derive(Default)]
+struct State {
+    capacity: usize,
+    used: usize,
+    by_tenant: HashMap<Uuid, usize>,
+    by_role: Vec<(Arc<str>, usize)>,
+    queues: HashMap<Uuid, VecDeque<Waiter>>,
+    /// Tenants that wait, in the order of their turns.
+    turns: VecDeque<Uuid>,
+    waiting: usize,
+    next_number: u64,
+    /// How long a connection has been held lately: the mean, in seconds, of
+    /// which each one counts a sixteenth.
+    held: f64,
+}
+
+struct Waiter {
+    number: u64,
+    role: Arc<str>,
+    granted: oneshot::Sender<()>,
+}
+
+impl Gate {
+    /// `capacity` connections at once, of which each role gets `role_max` at most.
+    pub fn new(capacity: usize, role_max: usize, waiting: Waiting) -> Arc<Self> {
+        Arc::new(Self {
+            waiting,
+            role_max: role_max.max(1),
+            state: Mutex::new(State {
+                capacity: capacity.max(1),
+                ..State::default()
+            }),
+        })
+    }
+
+    /// Another number of connections, from now on.
+    pub fn resize(&self, capacity: usize) {
+        let mut state = self.state();
+        state.capacity = capacity.max(1);
+        self.grant(&mut state);
+    }
+
+    /// Connections at most.
+    pub fn capacity(&self) -> usize {
+        self.state().capacity
+    }
+
+    /// Requests that wait.
+    pub fn waiting(&self) -> usize {
+        self.state().waiting
+    }
+
+    /// A permit, after a wait of `wait_max` at most.
+    pub async fn enter(
+        self: &Arc<Self>,
+        claim: Claim,
+        wait_max: Duration,
+    ) -> Result<Permit, Refused> {
+        let mut granted = {
+            let mut state = self.state();
+            if state.waiting == 0 && state.may(&claim, self.role_max) {
+                state.take(&claim);
+                return Ok(self.permit(claim));
+            }
+            self.queue(&mut state, &claim, wait_max)?
+        };
+        let waited = timeout(wait_max, &mut granted.receiver).await;
+        if matches!(waited, Ok(Ok(()))) {
+            granted.taken = true;
+            return Ok(self.permit(claim));
+        }
+        Err(Refused::TooLong)
+    }
+
+    fn queue(
+        self: &Arc<Self>,
+        state: &mut State,
+        claim: &Claim,
+        wait_max: Duration,
+    ) -> Result<Granted, Refused> {
+        let of_tenant = state.queues.get(&claim.tenant).map_or(0, VecDeque::len);
+        let ahead = state.ahead(of_tenant);
+        let expected = ahead as f64 * state.held / state.capacity as f64;
+        let full = state.waiting >= self.waiting.max || of_tenant >= self.waiting.tenant_max;
+        if full || expected > wait_max.as_secs_f64() {
+            return Err(Refused::Full);
+        }
+        let (granted, receiver) = oneshot::channel();
+        let number = state.next_number;
+        state.next_number += 1;
+        state.waiting += 1;
+        let queue = state.queues.entry(claim.tenant).or_default();
+        if queue.is_empty() {
+            state.turns.push_back(claim.tenant);
+        }
+        queue.push_back(Waiter {
+            number,
+            role: claim.role.clone(),
+            granted,
+        });
+        // There may be room for this one, behind others for whom there is none.
+        self.grant(state);
+        Ok(Granted {
+            gate: self.clone(),
+            claim: claim.clone(),
+            number,
+            receiver,
+            taken: false,
+        })
+    }
+
+    /// Gives what is free to those who wait, tenants by turns.
+    fn grant(&self, state: &mut State) {
+        let mut passed_over = 0;
+        while state.used < state.capacity && passed_over < state.turns.len() {
+            let Some(tenant) = state.turns.pop_front() else {
+                return;
+            };
+            let first = state.queues.get(&tenant).and_then(VecDeque::front);
+            let claim = first.map(|waiter| Claim {
+                tenant,
+                role: waiter.role.clone(),
+            });
+            if claim.is_some_and(|claim| state.may(&claim, self.role_max)) {
+                if let Some(waiter) = state.pop(tenant)
+                    && waiter.granted.send(()).is_ok()
+                {
+                    state.take(&Claim {
+                        tenant,
+                        role: waiter.role,
+                    });
+                    passed_over = 0;
+                }
+            } else {
+                passed_over += 1;
+            }
+            // Whoever still waits has its next turn behind all others.
+            if state.queues.contains_key(&tenant) {
+                state.turns.push_back(tenant);
+            }
+        }
+    }
+
+    fn permit(self: &Arc<Self>, claim: Claim) -> Permit {
+        Permit {
+            gate: self.clone(),
+            claim,
+            since: Instant::now(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|p| p.into_inner())
+    }
+}
+
+impl State {
+    /// There is a connection for the claim.
+    fn may(&self, claim: &Claim, role_max: usize) -> bool {
+        // A tenth, one at least, is left for other tenants.
+        let reserved = (self.capacity / 10).max(1);
+        let tenant_max = self.capacity.saturating_sub(reserved).max(1);
+        let of_tenant = self.by_tenant.get(&claim.tenant).copied().unwrap_or(0);
+        let mut roles = self.by_role.iter();
+        let of_role = roles.find(|(role, _)| *role == claim.role);
+        self.used < self.capacity
+            && of_tenant < tenant_max
+            && of_role.is_none_or(|(_, used)| *used < role_max)
+    }
+
+    fn take(&mut self, claim: &Claim) {
+        self.used += 1;
+        *self.by_tenant.entry(claim.tenant).or_default() += 1;
+        match self
+            .by_role
+            .iter_mut()
+            .find(|(role, _)| *role == claim.role)
+        {
+            Some((_, used)) => *used += 1,
+            None => self.by_role.push((claim.role.clone(), 1)),
+        }
+    }
+
+    fn give_back(&mut self, claim: &Claim) {
+        self.used = self.used.saturating_sub(1);
+        if let Some(used) = self.by_tenant.get_mut(&claim.tenant) {
+            *used -= 1;
+            if *used == 0 {
+                self.by_tenant.remove(&claim.tenant);
+            }
+        }
+        if let Some((_, used)) = self
+            .by_role
+            .iter_mut()
+            .find(|(role, _)| *role == claim.role)
+        {
+            *used = used.saturating_sub(1);
+        }
+    }
+
+    /// Requests that are served before the next one of a tenant that has
+    /// `of_tenant` in its queue: it waits for those and for as many of each other.
+    fn ahead(&self, of_tenant: usize) -> usize {
+        let turns = of_tenant + 1;
+        let others = self.queues.values().map(|queue| queue.len().min(turns));
+        others.sum::<usize>().max(turns)
+    }
+
+    /// The tenant's first waiter.
+    fn pop(&mut self, tenant: Uuid) -> Option<Waiter> {
+        let queue = self.queues.get_mut(&tenant)?;
+        let waiter = queue.pop_front();
+        if queue.is_empty() {
+            self.queues.remove(&tenant);
+        }
+        self.waiting -= usize::from(waiter.is_some());
+        waiter
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut state = self.gate.state();
+        let held = self.since.elapsed().as_secs_f64();
+        state.held += (held - state.held) / 16.0;
+        state.give_back(&self.claim);
+        self.gate.grant(&mut state);
+    }
+}
+
+/// A place in a queue; dropped without being used, it is given up.
+struct Granted {
+    gate: Arc<Gate>,
+    claim: Claim,
+    number: u64,
+    receiver: oneshot::Receiver<()>,
+    taken: bool,
+}
+
+impl Drop for Granted {
+    fn drop(&mut self) {
+        if self.taken {
+            return;
+        }
+        let mut state = self.gate.state();
+        let tenant = self.claim.tenant;
+        let own = |waiter: &Waiter| waiter.number == self.number;
+        let place = state
+            .queues
+            .get(&tenant)
+            .and_then(|q| q.iter().position(own));
+        match (place, state.queues.get_mut(&tenant)) {
+            (Some(place), Some(queue)) => {
+                queue.remove(place);
+                if queue.is_empty() {
+                    state.queues.remove(&tenant);
+                    state.turns.retain(|turn| *turn != tenant);
+                }
+                state.waiting -= 1;
+            }
+            // It was granted just now, and nobody is there to take it.
+            _ if self.receiver.try_recv().is_ok() => {
+                state.give_back(&self.claim);
+                self.gate.grant(&mut state);
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(5);
+
+    fn gate(capacity: usize) -> Arc<Gate> {
+        let waiting = Waiting {
+            max: 1_000,
+            tenant_max: 100,
+        };
+        Gate::new(capacity, 20, waiting)
+    }
+
+    fn claim(tenant: u128) -> Claim {
+        Claim {
+            tenant: Uuid::from_u128(tenant),
+            role: "authenticated".into(),
+        }
+    }
+
+    async fn settle() {
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_waits_for_itself() {
+        let gate = gate(2);
+        let (served, mut order) = tokio::sync::mpsc::unbounded_channel();
+        let spawn = |tenant: u128| {
+            let (gate, served) = (gate.clone(), served.clone());
+            tokio::spawn(async move {
+                let _permit = gate.enter(claim(tenant), LONG).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                served.send(tenant).unwrap();
+            });
+        };
+        (0..50).for_each(|_| spawn(1));
+        settle().await;
+        // One is left to others, also while nobody else is there.
+        assert_eq!(gate.waiting(), 49);
+        (2..6).for_each(spawn);
+        settle().await;
+        drop(served);
+        let mut tenants = Vec::new();
+        while let Some(tenant) = order.recv().await {
+            tenants.push(tenant);
+        }
+        assert_eq!(tenants.len(), 54);
+        let last = (2..6).map(|t| tenants.iter().position(|n| *n == t).unwrap());
+        assert!(last.max().unwrap() < 12, "{tenants:?}");
+        assert_eq!(gate.state().used, 0);
+        assert!(gate.state().by_tenant.is_empty() && gate.state().turns.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_is_bounded_in_all_and_by_tenant() {
+        let waiting = Waiting {
+            max: 3,
+            tenant_max: 2,
+        };
+        let gate = Gate::new(1, 1, waiting);
+        let permit = gate.enter(claim(1), LONG).await.unwrap();
+        let enter = |tenant| {
+            let gate = gate.clone();
+            tokio::spawn(async move { gate.enter(claim(tenant), LONG).await.map(drop) })
+        };
+        let waiters = [enter(1), enter(1), enter(2)];
+        settle().await;
+        assert_eq!(gate.waiting(), 3);
+        assert!(matches!(
+            gate.enter(claim(1), LONG).await,
+            Err(Refused::Full)
+        ));
+        assert!(matches!(
+            gate.enter(claim(3), LONG).await,
+            Err(Refused::Full)
+        ));
+        drop(permit);
+        for waiter in waiters {
+            assert_eq!(waiter.await.unwrap(), Ok(()));
+        }
+        assert_eq!(gate.state().used, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_gives_up_leaves_nothing_behind() {
+        let gate = gate(1);
+        let permit = gate.enter(claim(1), LONG).await.unwrap();
+        let short = Duration::from_millis(5);
+        assert!(matches!(
+            gate.enter(claim(2), short).await,
+            Err(Refused::TooLong)
+        ));
+        let aborted = tokio::spawn({
+            let gate = gate.clone();
+            async move { gate.enter(claim(3), LONG).await.map(drop) }
+        });
+        settle().await;
+        aborted.abort();
+        let _ = aborted.await;
+        assert_eq!((gate.waiting(), gate.state().turns.len()), (0, 0));
+        drop(permit);
+        drop(gate.enter(claim(4), LONG).await.unwrap());
+        assert_eq!(gate.state().used, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_would_wait_too_long_is_told_at_once() {
+        let gate = gate(1);
+        // Each holds its connection for a second.
+        for _ in 0..40 {
+            let permit = gate.enter(claim(1), LONG).await.unwrap();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            drop(permit);
+        }
+        let _permit = gate.enter(claim(1), LONG).await.unwrap();
+        let mut waiters = Vec::new();
+        for _ in 0..10 {
+            let gate = gate.clone();
+            waiters.push(tokio::spawn(async move {
+                gate.enter(claim(2), LONG).await.map(drop)
+            }));
+            settle().await;
+        }
+        assert!((4..=6).contains(&gate.waiting()), "{}", gate.waiting());
+        // A tenant that has not asked for anything has its turn soon.
+        let other = gate.enter(claim(3), LONG);
+        assert!(
+            timeout(Duration::from_millis(1), other).await.is_err(),
+            "it may wait"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn roles_have_their_own_bound_and_do_not_block_each_other() {
+        let waiting = Waiting {
+            max: 10,
+            tenant_max: 10,
+        };
+        let gate = Gate::new(3, 1, waiting);
+        let _one = gate.enter(claim(1), LONG).await.unwrap();
+        let waits = tokio::spawn({
+            let gate = gate.clone();
+            async move { gate.enter(claim(2), LONG).await.map(drop) }
+        });
+        settle().await;
+        assert_eq!(gate.waiting(), 1);
+        let anon = Claim {
+            role: "anon".into(),
+            ..claim(3)
+        };
+        drop(gate.enter(anon, LONG).await.unwrap());
+        assert!(!waits.is_finished());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn more_connections_let_more_in() {
+        let gate = gate(1);
+        let _one = gate.enter(claim(1), LONG).await.unwrap();
+        let other = tokio::spawn({
+            let gate = gate.clone();
+            async move { gate.enter(claim(2), LONG).await.map(drop) }
+        });
+        settle().await;
+        gate.resize(2);
+        assert_eq!(other.await.unwrap(), Ok(()));
+    }
+}

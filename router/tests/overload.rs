@@ -1,0 +1,227 @@
+//! More than can be done at once, and schema changes under load, on real servers.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ops::local::{Cluster, Options};
+use reqwest::{Client, StatusCode};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_postgres::NoTls;
+
+const PRIMARY: &str = "s1-primary";
+
+struct Service {
+    cluster: Cluster,
+    http: Client,
+}
+
+impl Service {
+    async fn start() -> Arc<Self> {
+        let cluster = Cluster::start(Options {
+            shards: Some(1),
+            replicas: Some(0),
+            routers: Some(1),
+            ..Options::default()
+        });
+        Arc::new(Self {
+            cluster: cluster.await.unwrap(),
+            http: Client::new(),
+        })
+    }
+
+    async fn down(self: Arc<Self>) {
+        Arc::into_inner(self).unwrap().cluster.down().await;
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("{}/rest/v1/{path}", self.cluster.router_url(0))
+    }
+
+    async fn get(&self, tenant: &str, path: &str) -> (StatusCode, String) {
+        let request = self.http.get(self.url(path));
+        let request = request.header("apikey", self.cluster.key(tenant).unwrap());
+        let answer = request.send().await.unwrap();
+        (answer.status(), answer.text().await.unwrap())
+    }
+
+    async fn insert(&self, name: &str) -> (StatusCode, String) {
+        let request = self.http.post(self.url("companies"));
+        let request = request
+            .header("apikey", self.cluster.key("acme").unwrap())
+            .header("prefer", "return=representation");
+        let answer = request.json(&json!({ "name": name })).send().await.unwrap();
+        (answer.status(), answer.text().await.unwrap())
+    }
+
+    async fn sql(&self, text: &str) -> Vec<tokio_postgres::SimpleQueryMessage> {
+        let dsn = self.cluster.shard_dsn(PRIMARY).unwrap();
+        let (client, connection) = tokio_postgres::connect(&dsn, NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client.simple_query(text).await.unwrap()
+    }
+
+    async fn number(&self, question: &str) -> i64 {
+        let answer = self.sql(question).await;
+        let number = answer.iter().find_map(|message| match message {
+            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
+            _ => None,
+        });
+        number.unwrap()
+    }
+}
+
+#[tokio::test]
+async fn schema_changes_under_load_fail_no_request() {
+    let service = Service::start().await;
+    let until = Instant::now() + Duration::from_secs(4);
+    let clients: Vec<_> = (0..6)
+        .map(|number| {
+            let service = service.clone();
+            tokio::spawn(async move {
+                let mut done = 0;
+                while Instant::now() < until {
+                    let (status, body) = match number % 3 {
+                        0 => service.insert("Changing").await,
+                        1 => service.get("acme", "companies?limit=3").await,
+                        _ => {
+                            service
+                                .get("globex", "companies?select=*,contacts(*)&limit=2")
+                                .await
+                        }
+                    };
+                    assert!(status.is_success(), "{number}: {status} {body}");
+                    done += 1;
+                }
+                done
+            })
+        })
+        .collect();
+    while Instant::now() < until {
+        for change in [
+            "add column extra int",
+            "alter extra type text",
+            "drop column extra",
+        ] {
+            service
+                .sql(&format!("alter table companies {change}"))
+                .await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+    for client in clients {
+        assert!(client.await.unwrap() > 5);
+    }
+    service.down().await;
+}
+
+#[tokio::test]
+async fn a_flood_and_slow_clients_hold_up_nobody_else() {
+    let service = Service::start().await;
+    let slow = "create function slow() returns int language plpgsql stable as
+        $$ begin perform pg_sleep(0.3); return 1; end $$";
+    service.sql(slow).await;
+    let known = Instant::now();
+    while service.get("acme", "rpc/slow").await.0 != StatusCode::OK {
+        assert!(known.elapsed() < Duration::from_secs(20));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+
+    // A body that never ends.
+    let body = tokio::spawn(slow_body(service.clone()));
+
+    // Twenty times what the connections can do, all of one tenant.
+    let flood: Vec<_> = (0..400)
+        .map(|_| {
+            let service = service.clone();
+            tokio::spawn(async move { service.get("acme", "rpc/slow").await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let mut slowest = Duration::ZERO;
+    for _ in 0..30 {
+        let since = Instant::now();
+        let (status, body) = service.get("globex", "companies?limit=1").await;
+        assert_eq!(status, StatusCode::OK, "{body}");
+        slowest = slowest.max(since.elapsed());
+    }
+    // Its own turns come at once; behind the flood it would wait for seconds.
+    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    let (mut served, mut refused) = (0, 0);
+    for request in flood {
+        match request.await.unwrap() {
+            (StatusCode::OK, _) => served += 1,
+            (StatusCode::SERVICE_UNAVAILABLE, body) => {
+                let error: Value = serde_json::from_str(&body).unwrap();
+                assert_eq!(error["code"], "PGRST003");
+                refused += 1;
+            }
+            (status, body) => panic!("{status} {body}"),
+        }
+    }
+    assert!(
+        served >= 50 && refused >= 100,
+        "{served} served, {refused} refused"
+    );
+    body.await.unwrap();
+    service.down().await;
+}
+
+/// A client that sends one byte of its body and then no more: it is told so.
+async fn slow_body(service: Arc<Service>) {
+    let address = service.cluster.router_url(0).replace("http://", "");
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let head = format!(
+        "POST /rest/v1/companies HTTP/1.1\r\nhost: x\r\napikey: {}\r\n\
+         content-type: application/json\r\ncontent-length: 100\r\n\r\n{{",
+        service.cluster.key("acme").unwrap()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    let read = stream.read_to_string(&mut answer);
+    tokio::time::timeout(Duration::from_secs(25), read)
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    assert!(answer.contains("RF022"), "{answer}");
+}
+
+#[tokio::test]
+async fn the_end_of_an_outage_brings_no_storm() {
+    let service = Service::start().await;
+    assert_eq!(service.insert("Before").await.0, StatusCode::CREATED);
+    service.cluster.kill(PRIMARY).await.unwrap();
+    let requests: Vec<_> = (0..150)
+        .map(|_| {
+            let service = service.clone();
+            tokio::spawn(async move { service.insert("Held").await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    service.cluster.start_node(PRIMARY).await.unwrap();
+    let mut created = 0;
+    for request in requests {
+        let (status, body) = request.await.unwrap();
+        assert_eq!(status, StatusCode::CREATED, "{body}");
+        created += 1;
+    }
+    assert_eq!(created, 150);
+    // Counted from zero since the crash; what was rolled back counts too.
+    let inserted = "select n_tup_ins from pg_stat_user_tables where relname = 'companies'";
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let mut statements = 0;
+    while statements < 150 {
+        assert!(Instant::now() < deadline, "{statements} were counted");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        statements = service.number(inserted).await;
+    }
+    assert!(statements <= 165, "{statements} inserts for 150 requests");
+    let sessions = "select sessions from pg_stat_database where datname = 'app'";
+    let sessions = service.number(sessions).await;
+    assert!(sessions < 100, "{sessions} connections were made");
+    service.down().await;
+}

@@ -1,0 +1,260 @@
+//! Connections to a real node: what must never be handed to the next tenant,
+//! what must be noticed, and what is bounded.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
+use std::num::NonZeroUsize;
+use std::time::{Duration, Instant};
+
+use ops::local::{Cluster, Content, Options};
+use router::gate::{Claim, Waiting};
+use router::pool::{Identity, Leased, NodeAddress, PoolError, PoolSettings, Pools};
+use router::token::Generation;
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+use uuid::Uuid;
+
+const WAIT: Duration = Duration::from_secs(10);
+const STATEMENTS_MAX: usize = 8;
+
+struct Node {
+    cluster: Cluster,
+    admin: Client,
+    address: NodeAddress,
+    identity: Identity,
+}
+
+impl Node {
+    async fn open() -> Self {
+        let cluster = Cluster::start(Options {
+            shards: Some(1),
+            replicas: Some(0),
+            routers: Some(0),
+            content: Content::Servers,
+            ..Options::default()
+        });
+        let cluster = cluster.await.unwrap();
+        let dsn = cluster.shard_dsn("s1-primary").unwrap();
+        let (mut admin, connection) = tokio_postgres::connect(&dsn, NoTls).await.unwrap();
+        tokio::spawn(connection);
+        let passwords = schema::shard::RolePasswords {
+            router: Some("router".into()),
+            ..Default::default()
+        };
+        schema::shard::install(&mut admin, &passwords)
+            .await
+            .unwrap();
+        let asked = admin.query_one("select system_id, timeline from ringfence.node()", &[]);
+        let said = asked.await.unwrap();
+        let parsed: tokio_postgres::Config = dsn.parse().unwrap();
+        Self {
+            identity: Identity {
+                generation: Generation {
+                    system: said.get::<_, &str>(0).parse().unwrap(),
+                    timeline: said.get::<_, i32>(1).cast_unsigned(),
+                },
+                primary: true,
+            },
+            address: NodeAddress {
+                host: "127.0.0.1".into(),
+                port: parsed.get_ports()[0],
+            },
+            admin,
+            cluster,
+        }
+    }
+
+    fn pools(&self, size_max: usize, idle_max: Duration) -> Pools {
+        Pools::new(PoolSettings {
+            application: "test".into(),
+            tls: tenancy::tls::Tls::disabled().unwrap(),
+            user: "ringfence_router".into(),
+            password: Some("router".into()),
+            database: "app".into(),
+            size_max,
+            node_max: size_max,
+            waiting: Waiting {
+                max: 10,
+                tenant_max: 10,
+            },
+            wait_max: WAIT,
+            connect_max: WAIT,
+            idle_max,
+            statements_max: NonZeroUsize::new(STATEMENTS_MAX).unwrap(),
+        })
+    }
+
+    async fn lease(&self, pools: &Pools) -> Leased {
+        let leased = pools.get(&self.address, claim("authenticated"), self.identity, WAIT);
+        leased.await.unwrap()
+    }
+
+    async fn count(&self, question: &str) -> i64 {
+        self.admin.query_one(question, &[]).await.unwrap().get(0)
+    }
+
+    async fn until(&self, question: &str, wanted: i64) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let found = self.count(question).await;
+            if found == wanted {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{question}: {found}, not {wanted}"
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+fn claim(role: &str) -> Claim {
+    Claim {
+        tenant: Uuid::from_u128(1),
+        role: role.into(),
+    }
+}
+
+/// A question of one answer; the connection is idle again then.
+async fn ask(leased: &mut Leased, question: &str) -> String {
+    let (client, driver) = leased.start().unwrap();
+    let answer = driver.drive(client.simple_query(question)).await.unwrap();
+    leased.finished();
+    let mut rows = answer.iter().filter_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0),
+        _ => None,
+    });
+    rows.next().unwrap_or_default().to_owned()
+}
+
+async fn pid(leased: &mut Leased) -> String {
+    ask(leased, "select pg_backend_pid()").await
+}
+
+const SESSIONS: &str = "select count(*) from pg_stat_activity where application_name = 'test'";
+
+#[tokio::test]
+async fn what_a_request_leaves_behind_reaches_nobody() {
+    let node = Node::open().await;
+    let pools = node.pools(1, WAIT);
+
+    // Given back in order, it is the next one's.
+    let mut leased = node.lease(&pools).await;
+    let first = pid(&mut leased).await;
+    drop(leased);
+    let mut leased = node.lease(&pools).await;
+    assert_eq!(pid(&mut leased).await, first);
+
+    // An open transaction.
+    let (client, driver) = leased.start().unwrap();
+    driver.drive(client.batch_execute("begin")).await.unwrap();
+    drop(leased);
+    let mut leased = node.lease(&pools).await;
+    let second = pid(&mut leased).await;
+    assert_ne!(second, first);
+
+    // A statement in flight: it is stopped, and nobody waits for it.
+    {
+        let (client, driver) = leased.start().unwrap();
+        let sleep = driver.drive(client.batch_execute("select pg_sleep(60)"));
+        assert!(
+            tokio::time::timeout(Duration::from_millis(300), sleep)
+                .await
+                .is_err()
+        );
+    }
+    drop(leased);
+    let since = Instant::now();
+    let mut leased = node.lease(&pools).await;
+    assert_ne!(pid(&mut leased).await, second);
+    assert!(
+        since.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        since.elapsed()
+    );
+    let sleeping = "select count(*) from pg_stat_activity
+        where wait_event = 'PgSleep' and application_name = 'test'";
+    node.until(sleeping, 0).await;
+
+    // A session that the server has ended meanwhile.
+    let third = pid(&mut leased).await;
+    drop(leased);
+    let end = format!("select pg_terminate_backend({third})");
+    node.admin.batch_execute(&end).await.unwrap();
+    node.until(SESSIONS, 0).await;
+    let mut leased = node.lease(&pools).await;
+    assert_ne!(pid(&mut leased).await, third);
+
+    // Read-only, in its role, and without the router's own rights.
+    assert_eq!(
+        ask(&mut leased, "show default_transaction_read_only").await,
+        "on"
+    );
+    assert_eq!(
+        ask(&mut leased, "select current_user").await,
+        "authenticated"
+    );
+    drop(leased);
+    node.cluster.down().await;
+}
+
+#[tokio::test]
+async fn another_server_at_the_same_address_is_noticed() {
+    let node = Node::open().await;
+    let pools = node.pools(2, WAIT);
+    drop(node.lease(&pools).await);
+    let promoted = Identity {
+        generation: Generation {
+            timeline: node.identity.generation.timeline + 1,
+            ..node.identity.generation
+        },
+        ..node.identity
+    };
+    let other = pools.get(&node.address, claim("authenticated"), promoted, WAIT);
+    assert!(matches!(other.await, Err(PoolError::Changed { .. })));
+    node.until(SESSIONS, 0).await;
+    drop(node.lease(&pools).await);
+    node.cluster.down().await;
+}
+
+#[tokio::test]
+async fn connections_and_statements_are_bounded_and_idle_ones_closed() {
+    let node = Node::open().await;
+    let pools = node.pools(2, Duration::from_secs(1));
+
+    // One role's idle connections make room for another's.
+    let both = (node.lease(&pools).await, pools.usage(&node.address).open);
+    assert_eq!(both.1, 1);
+    drop(both);
+    for role in ["anon", "service_role", "authenticated", "anon"] {
+        let leased = pools.get(&node.address, claim(role), node.identity, WAIT);
+        drop(leased.await.unwrap());
+        assert!(pools.usage(&node.address).open <= 2);
+    }
+
+    // Half of them, when another router comes.
+    pools.share_with(2);
+    let one = node.lease(&pools).await;
+    let short = Duration::from_millis(50);
+    let other = pools.get(&node.address, claim("anon"), node.identity, short);
+    assert!(matches!(other.await, Err(PoolError::Busy(_))));
+    drop(one);
+    pools.share_with(1);
+
+    // Texts are the tenants' choice: what is no longer kept is gone on the server, too.
+    let mut leased = node.lease(&pools).await;
+    for n in 0..5 * STATEMENTS_MAX {
+        let text = format!("select {n}");
+        leased.prepare(&text, &[], || text.clone()).await.unwrap();
+    }
+    let kept = ask(&mut leased, "select count(*) from pg_prepared_statements").await;
+    assert_eq!(kept.parse::<usize>().unwrap(), STATEMENTS_MAX);
+    drop(leased);
+
+    let closing = pools.close_idle();
+    tokio::select! {
+        () = closing => {}
+        () = node.until(SESSIONS, 0) => {}
+    }
+    node.cluster.down().await;
+}
