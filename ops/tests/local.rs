@@ -130,8 +130,9 @@ fn up_breaks_recovers_and_comes_back_with_its_data() {
     assert!(message.contains("s1-primary is in use"), "{message}");
     drop(other);
 
-    // As before, without saying so again.
+    // As before, without saying so again: control database, primary, router,
+    // worker, and the six nodes of Redis Cluster.
     succeeded(&folder.up(&[]));
-    assert_eq!(folder.states().len(), 4);
+    assert_eq!(folder.states().len(), 10);
     assert_eq!(folder.env("RINGFENCE_KEY_ACME"), Some(key));
 }
