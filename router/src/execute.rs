@@ -34,6 +34,19 @@ pub struct Guard {
     pub claims: Bytes,
     /// Further settings, as a Postgres array literal of names and values.
     pub settings: Option<Bytes>,
+    /// The key of a write: whether it was answered already is looked up first.
+    pub claim: Option<Claim>,
+}
+
+/// An Idempotency-Key that is to be claimed behind the guard.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// The key.
+    pub key: Bytes,
+    /// The request's digest, as a bytea literal.
+    pub fingerprint: Bytes,
+    /// Keys that a tenant may have, in decimal.
+    pub keys_max: Bytes,
 }
 
 /// A value in Postgres' text format, of whatever type the server infers.
@@ -117,6 +130,14 @@ impl ExecuteError {
         }
     }
 
+    /// What Postgres refused it with.
+    pub fn sqlstate(&self) -> Option<&str> {
+        match self {
+            Self::Refused(error) => Some(error.code().code()),
+            Self::Deadline | Self::Lost(_) | Self::NotBegun(_) | Self::Unknown => None,
+        }
+    }
+
     /// Whether a statement prepared before a schema change can be the cause.
     pub fn may_be_stale_plan(&self) -> bool {
         matches!(self, Self::Refused(error) if [
@@ -146,8 +167,14 @@ impl Access {
         }
     }
 
-    fn enter(self) -> &'static str {
+    fn enter(self, claims: bool) -> &'static str {
         match self {
+            // The key is looked up behind the lock and the fence, hence the nesting.
+            Self::Write if claims => {
+                "select ringfence.claim(\
+                 ringfence.enter($1::uuid, $2::bigint, 'write', $3::text, $4::text[]), \
+                 $5::text, $6::bytea, $7::bigint)"
+            }
             Self::Write | Self::WriteAndRollBack => {
                 "select ringfence.enter($1::uuid, $2::bigint, 'write', $3::text, $4::text[])"
             }
@@ -158,11 +185,19 @@ impl Access {
     }
 
     /// Deferred constraints are checked before a rollback too, so that a dry
-    /// run reports what a real one would.
+    /// run reports what a real one would. A query of its own: where it fails,
+    /// the rollback must still be run, or the connection stays in the transaction.
+    fn check(self) -> Option<&'static str> {
+        match self {
+            Self::Write | Self::ReadOnly => None,
+            Self::WriteAndRollBack => Some("SET CONSTRAINTS ALL IMMEDIATE"),
+        }
+    }
+
     fn end(self) -> &'static str {
         match self {
             Self::Write | Self::ReadOnly => "COMMIT",
-            Self::WriteAndRollBack => "SET CONSTRAINTS ALL IMMEDIATE; ROLLBACK",
+            Self::WriteAndRollBack => "ROLLBACK",
         }
     }
 }
@@ -212,9 +247,10 @@ pub async fn transact(
     params: Vec<Text>,
     deadline: Instant,
 ) -> Result<Answer, ExecuteError> {
+    let entering = access.enter(guard.claim.is_some());
     let prepare = async {
         let enter = connection
-            .prepare(access.enter(), &GUARD_TYPES, || access.enter().to_owned())
+            .prepare(entering, &GUARD_TYPES, || entering.to_owned())
             .await?;
         let statement = connection
             .prepare(&text, &GUARD_TYPES, || text.clone())
@@ -274,7 +310,7 @@ async fn run_transaction(
     prepared: &Steps,
     params: &[Text],
 ) -> Result<Answer, ExecuteError> {
-    let entering = guard.values(&[]);
+    let entering = guard.claiming_values();
     let values = guard.tenant_values(params);
     let (client, driver) = connection
         .start()
@@ -285,6 +321,12 @@ async fn run_transaction(
             client.batch_execute(access.begin()),
             one_row(client, &prepared.enter, &entering),
             one_row(client, &prepared.statement, &values),
+            async {
+                match access.check() {
+                    Some(check) => client.batch_execute(check).await,
+                    None => Ok(()),
+                }
+            },
             client.batch_execute(access.end()),
             async {
                 match &prepared.position {
@@ -294,9 +336,10 @@ async fn run_transaction(
             },
         )
     };
-    let (begun, entered, row, ended, position) = driver.drive(steps).await;
+    let (begun, entered, row, checked, ended, position) = driver.drive(steps).await;
     let lost = ended.as_ref().is_err_and(|e| e.as_db_error().is_none());
-    if !lost {
+    // One that can't begin is in no state to be used again.
+    if !lost && begun.is_ok() {
         settle(connection, &position);
     }
     let position = position.ok().flatten();
@@ -308,7 +351,7 @@ async fn run_transaction(
         .and(entered.map(|_| ()))
         .and(row)
         .map_err(before_commit);
-    match (steps, ended) {
+    match (steps, checked.and(ended)) {
         (Ok(row), Ok(())) => Ok(Answer {
             row,
             position: position.as_ref().and_then(Position::of),
@@ -355,6 +398,16 @@ impl Guard {
             Value::Null,
         ]);
         values.extend(params.iter().map(Value::of));
+        values
+    }
+
+    /// What `enter` takes, and `claim` where there is a key.
+    fn claiming_values(&self) -> Vec<Value<'_>> {
+        let mut values = self.values(&[]);
+        if let Some(claim) = &self.claim {
+            let claimed = [&claim.key, &claim.fingerprint, &claim.keys_max];
+            values.extend(claimed.map(|bytes| Value::Text(bytes)));
+        }
         values
     }
 

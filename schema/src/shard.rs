@@ -9,7 +9,7 @@ use tokio_postgres::{Client, IsolationLevel};
 use crate::ident::{Ident, Literal};
 
 /// The files, in order.
-const FILES: [(&str, &str); 7] = [
+const FILES: [(&str, &str); 8] = [
     ("001_roles", include_str!("../shard/001_roles.sql")),
     ("002_fence", include_str!("../shard/002_fence.sql")),
     ("003_changes", include_str!("../shard/003_changes.sql")),
@@ -19,6 +19,10 @@ const FILES: [(&str, &str); 7] = [
     ),
     ("005_node", include_str!("../shard/005_node.sql")),
     ("006_position", include_str!("../shard/006_position.sql")),
+    (
+        "010_idempotency",
+        include_str!("../shard/010_idempotency.sql"),
+    ),
     ("020_api", include_str!("../shard/020_api.sql")),
 ];
 

@@ -11,7 +11,7 @@ use metrics_exporter_prometheus::PrometheusBuilder;
 use shard_worker::app::App;
 use shard_worker::config::{Config, LogFormat, Secrets};
 use shard_worker::shard::Logins;
-use shard_worker::{api, nodes, reconcile};
+use shard_worker::{api, forget, nodes, reconcile};
 use tenancy::auth::KeyRing;
 use tenancy::control::Control;
 use tenancy::members::{self, Members};
@@ -96,6 +96,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         stop.clone(),
     ));
     tasks.spawn(reconcile::run(app.clone(), stop.clone()));
+    tasks.spawn(forget::run(app.clone(), stop.clone()));
     tasks.spawn(nodes::observe(
         app.control.clone(),
         app.logins.clone(),
