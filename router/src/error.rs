@@ -107,6 +107,9 @@ pub enum Error {
     /// No such path.
     #[error("Invalid path specified in request URL")]
     Path,
+    /// The root describes nothing.
+    #[error("Root endpoint metadata is disabled")]
+    NoDescription,
     /// A combination that is not there.
     #[error("Feature not implemented")]
     NotImplemented(&'static str),
@@ -159,6 +162,9 @@ pub enum Error {
         /// The column.
         column: String,
     },
+    /// Two embeds of one name; told as Postgres tells it of PostgREST's statement.
+    #[error("table name \"{0}\" specified more than once")]
+    EmbeddedTwice(String),
     /// A cast to a type that is not there; told as Postgres tells it.
     #[error("type \"{0}\" does not exist")]
     NoType(String),
@@ -425,7 +431,9 @@ impl Error {
                     .as_ref()
                     .map(|name| format!("Perhaps you meant the table '{name}'")),
             ),
+            Self::NoDescription => report(404, "PGRST126"),
             Self::NoColumn { .. } => report(400, "42703"),
+            Self::EmbeddedTwice(_) => report(400, "42712"),
             Self::NoType(_) => report(400, "42704"),
             Self::ResponseHeaders => report(500, "PGRST111"),
             Self::ResponseStatus => report(500, "PGRST112"),

@@ -27,7 +27,7 @@ use crate::execute::ExecuteError;
 use crate::guard::{self, Visible};
 use crate::hold::Held;
 use crate::placement::{self, Moved, Target};
-use crate::plan::{self, Plan};
+use crate::plan::{self, Model, Plan};
 use crate::request::body;
 use crate::request::{ApiRequest, RequestParts};
 use crate::response::{self, Row, cors};
@@ -118,7 +118,7 @@ async fn answer(
         let model = target.shard.model().ok_or(Error::NoSchema)?;
         let plan = plan::plan(&model, &app.config.api, &request, &payload)?;
         let Some(statement) = sql::statement(&plan) else {
-            return response::without_rows(&app.config.api, &model, &request, &plan);
+            return response::without_rows(&app.config.api, &request, &plan);
         };
         seen.stages.mark(Stage::Plan);
 
@@ -128,7 +128,8 @@ async fn answer(
             &request,
             &incoming.visible(),
             model.catalog(),
-            app.default_schema(),
+            &app.config.api,
+            &plan,
         );
         let work = Work {
             app,
@@ -164,7 +165,7 @@ async fn answer(
             }
             Err(Failed::Execute(error)) => match refused_placement(&error) {
                 Some(why) => why,
-                None => return Err(failed(error, &tenant, &plan)),
+                None => return Err(failed(error, &tenant, &model, &plan)),
             },
             Err(Failed::NoPrimary) => Refused::NoPrimary,
             Err(Failed::LostWrite { token, left_at }) => {
@@ -288,7 +289,7 @@ struct MovedDetail {
     epoch: i64,
 }
 
-fn failed(error: ExecuteError, tenant: &TenantContext, plan: &Plan) -> Error {
+fn failed(error: ExecuteError, tenant: &TenantContext, model: &Model, plan: &Plan) -> Error {
     match error {
         ExecuteError::Refused(error) => {
             let id = tenant.tenant().to_string();
@@ -296,11 +297,11 @@ fn failed(error: ExecuteError, tenant: &TenantContext, plan: &Plan) -> Error {
                 column: "tenant_id",
                 tenant: &id,
             };
-            Error::Postgres(Box::new(Refusal::new(
-                &error,
-                tenant.is_anonymous(),
-                Some(hidden),
-            )))
+            let refusal = Refusal::new(&error, tenant.is_anonymous(), Some(hidden));
+            let constraint = error.constraint().unwrap_or_default();
+            let (state, detail) = (error.code().code(), refusal.detail.as_deref());
+            let detail = plan::violation::detail(model, plan, state, constraint, detail);
+            Error::Postgres(Box::new(refusal.with_detail(detail)))
         }
         ExecuteError::Deadline => Error::Deadline,
         ExecuteError::Lost(_) | ExecuteError::NotBegun(_) if plan.form.writes() => {
