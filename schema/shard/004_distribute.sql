@@ -411,6 +411,7 @@ begin
       execute format('grant usage, select on sequence %s to authenticated, service_role', owned);
     end loop;
   end if;
+  perform ringfence.capture_tables();
 end
 $$;
 
@@ -457,6 +458,7 @@ begin
     execute format('revoke insert, update, delete, truncate, references, trigger on %s from %s', t, grantee.name);
   end loop;
   execute format('grant select on %s to authenticated, service_role', t);
+  perform ringfence.capture_tables();
 end
 $$;
 

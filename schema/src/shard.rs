@@ -9,7 +9,7 @@ use tokio_postgres::{Client, IsolationLevel};
 use crate::ident::{Ident, Literal};
 
 /// The files, in order.
-const FILES: [(&str, &str); 7] = [
+const FILES: [(&str, &str); 8] = [
     ("001_roles", include_str!("../shard/001_roles.sql")),
     ("002_fence", include_str!("../shard/002_fence.sql")),
     ("003_changes", include_str!("../shard/003_changes.sql")),
@@ -19,6 +19,7 @@ const FILES: [(&str, &str); 7] = [
     ),
     ("005_node", include_str!("../shard/005_node.sql")),
     ("006_position", include_str!("../shard/006_position.sql")),
+    ("007_capture", include_str!("../shard/007_capture.sql")),
     ("020_api", include_str!("../shard/020_api.sql")),
 ];
 
@@ -96,9 +97,14 @@ pub async fn install(
         .await?;
     transaction
         .batch_execute(
-            "create schema if not exists ringfence;
-             create table if not exists ringfence.installed (
-               file text primary key, digest text not null, at timestamptz not null default now())",
+            // DDL that changes nothing would still have routers reload the schema.
+            "do $$ begin
+               if to_regclass('ringfence.installed') is null then
+                 create schema if not exists ringfence;
+                 create table ringfence.installed (
+                   file text primary key, digest text not null, at timestamptz not null default now());
+               end if;
+             end $$",
         )
         .await?;
     let mut files = Vec::new();

@@ -1,12 +1,14 @@
 //! What every request of the admin API and every task shares.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 
 use tenancy::auth::KeyRing;
 use tenancy::control::Control;
 use tenancy::members::Members;
 use tokio::sync::watch;
 
+use crate::capture::Capture;
 use crate::shard::Logins;
 
 /// Shared handles.
@@ -21,6 +23,10 @@ pub struct App {
     pub logins: Logins,
     /// The live routers and workers.
     pub members: watch::Receiver<Arc<Members>>,
+    /// The changes that routers are told of.
+    pub capture: Arc<Capture>,
+    /// Shards whose own SQL was brought up to date since this worker started.
+    pub upgraded: Mutex<BTreeSet<String>>,
     /// Mints API keys.
     pub keys: KeyRing,
 }
