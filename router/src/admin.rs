@@ -1,4 +1,4 @@
-//! The admin port: `/live`, `/ready` and `/metrics`.
+//! The admin port: `/live`, `/ready`, `/metrics` and `/cache`.
 
 use std::sync::Arc;
 
@@ -17,6 +17,7 @@ pub fn routes(app: Arc<App>, metrics: PrometheusHandle) -> Router {
         .route("/live", get(|| async { "live\n" }))
         .route("/ready", get(ready))
         .route("/metrics", get(render))
+        .route("/cache", get(cache))
         .with_state(Admin { app, metrics })
 }
 
@@ -37,12 +38,18 @@ async fn ready(State(admin): State<Admin>) -> (StatusCode, String) {
     }
 }
 
+/// What the caches hold and know, as JSON.
+async fn cache(State(admin): State<Admin>) -> impl IntoResponse {
+    axum::Json(admin.app.cache.report())
+}
+
 async fn render(State(admin): State<Admin>) -> impl IntoResponse {
     let app = &admin.app;
     let (used, open) = app.pools.size();
     let metrics = &app.events.metrics;
     metrics.connections_used.set(used as f64);
     metrics.connections_open.set(open as f64);
+    app.cache.measure();
     let headers = [("content-type", "text/plain; version=0.0.4; charset=utf-8")];
     (headers, admin.metrics.render())
 }

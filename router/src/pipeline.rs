@@ -5,7 +5,11 @@
 //! and none calls the next. A request that its shard refuses for its placement
 //! waits off the pools and enters again at Placement.
 
+mod cached;
 mod serve;
+mod visible;
+
+pub(crate) use cached::Filled;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,13 +25,16 @@ use tenancy::auth::TenantContext;
 use tokio::time::{Instant as Deadline, timeout_at};
 
 use crate::app::App;
+use crate::cache::control::Control;
+use crate::cache::key::Key;
+use crate::cache::{Level, label};
 use crate::error::{Error, Hidden, Refusal};
 use crate::event::{Event, HoldReason, RequestDone, Route};
 use crate::execute::ExecuteError;
 use crate::guard::{self, Visible};
 use crate::hold::Held;
 use crate::placement::{self, Moved, Target};
-use crate::plan::{self, Plan};
+use crate::plan::{self, Form, Plan};
 use crate::request::body;
 use crate::request::{ApiRequest, RequestParts};
 use crate::response::{self, Row, cors};
@@ -93,7 +100,7 @@ pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
 
 /// The stages, in order.
 async fn answer(
-    app: &App,
+    app: &Arc<App>,
     incoming: &Incoming<'_>,
     body: Body,
     seen: &mut Seen,
@@ -102,6 +109,9 @@ async fn answer(
     let tenant = tenant::identify(app, incoming.headers)?;
     seen.tenant = Some(tenant.tenant().0);
     seen.stages.mark(Stage::Auth);
+    if let Some(hit) = cached::at_once(app, incoming, &tenant, seen) {
+        return Ok(hit);
+    }
 
     let request = ApiRequest::parse(&incoming.parts(), &app.config.api)?;
     let body = read_body(body, app.config.limits.body_bytes_max, incoming.deadline).await?;
@@ -139,12 +149,12 @@ async fn answer(
             wanted: request.wanted(),
             deadline: incoming.deadline,
         };
-        let why = match serve::serve(&work, &mut seen.stages).await {
-            Ok(served) => {
-                seen.stages.mark(Stage::Transaction);
-                seen.token = served.token;
-                let row = Row::read(&served.answer);
-                let made = response::build(&app.config.api, &request, &plan, row);
+        let done = match request.method.reads() {
+            true => read(&work, incoming, &request, &plan, &model, seen).await,
+            false => change(&work, &request, &plan, seen).await,
+        };
+        let why = match done {
+            Ok(made) => {
                 seen.stages.mark(Stage::Response);
                 return made;
             }
@@ -206,6 +216,75 @@ async fn answer(
         wait(app, stay, reason, &target).await?;
         seen.stages.mark(Stage::Hold);
     }
+}
+
+/// Stages 5 to 9 of a read: from a cache, or from the shard.
+async fn read(
+    work: &Work<'_>,
+    incoming: &Incoming<'_>,
+    request: &ApiRequest,
+    plan: &Plan,
+    model: &plan::Model,
+    seen: &mut Seen,
+) -> Result<Result<http::Response<Bytes>, Error>, Failed> {
+    let (app, catalog) = (work.app, model.catalog());
+    let question = cached::question(
+        app,
+        work.tenant,
+        work.target,
+        catalog,
+        plan,
+        work.statement,
+        &work.guard,
+    );
+    let control = Control::parse(incoming.headers);
+    let stages = &mut seen.stages;
+    let (got, question) = match question.map(Arc::new) {
+        None => (cached::direct(work, stages, Level::Bypassed).await?, None),
+        Some(question) => {
+            let got = cached::read(&question, work, &control, stages).await?;
+            (got, Some(question))
+        }
+    };
+    let old = got.hit.as_ref().and_then(|hit| hit.old);
+    let made = response::build(&app.config.api, request, plan, got.row);
+    Ok(made.map(|mut made| {
+        if let Some(question) = question.filter(|_| got.hit.is_some() && request.token.is_none()) {
+            let key = Key::of_request(
+                work.tenant,
+                work.target.epoch,
+                catalog,
+                incoming.method,
+                incoming.path,
+                incoming.query,
+                incoming.headers,
+            );
+            app.cache
+                .remember(key, question, request.clone(), plan.clone());
+        }
+        if app.cache.is_on() {
+            label::put(made.headers_mut(), got.level, old);
+        }
+        made
+    }))
+}
+
+/// Stages 6 to 9 of what may change something.
+async fn change(
+    work: &Work<'_>,
+    request: &ApiRequest,
+    plan: &Plan,
+    seen: &mut Seen,
+) -> Result<Result<http::Response<Bytes>, Error>, Failed> {
+    let served = serve::serve(work, &mut seen.stages).await?;
+    seen.stages.mark(Stage::Transaction);
+    seen.token = served.token;
+    if plan.form == Form::Write {
+        visible::wait(work, plan, request.prefer.visibility_self, &served).await;
+        seen.stages.mark(Stage::Visible);
+    }
+    let row = Row::read(&served.answer);
+    Ok(response::build(&work.app.config.api, request, plan, row))
 }
 
 /// How often a request that was sent is sent again after its node failed.
@@ -393,18 +472,22 @@ enum Stage {
     Auth,
     Parse,
     Plan,
+    Cache,
     Pool,
     Transaction,
+    Visible,
     Hold,
     Response,
 }
 
-const STAGES: [&str; 7] = [
+const STAGES: [&str; 9] = [
     "auth",
     "parse",
     "plan",
+    "cache",
     "pool",
     "transaction",
+    "visible",
     "hold",
     "response",
 ];
