@@ -1,6 +1,6 @@
 //! Where a tenant lives: the ring's answer, or an exception to it.
 //!
-//! At most tenants' exceptions are kept in memory, and those in 32 bytes each:
+//! At most tenants' exceptions are kept in memory, and those in 40 bytes each:
 //! sorted in 256 buckets, so that a change copies one bucket, and a look-up is
 //! a short binary search.
 
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{Epoch, RegionId, ShardId, TenantId};
+use crate::quota::Limits;
 
 /// Where a tenant lives now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub struct Placement {
     pub region: RegionId,
     /// Whether it is served.
     pub state: TenantState,
+    /// What it may use.
+    pub limits: Limits,
 }
 
 /// A tenant's state.
@@ -35,6 +38,8 @@ pub enum TenantState {
     Suspended,
     /// Gone.
     Deleted,
+    /// Its rows are being put on its shard; not served yet.
+    Importing,
 }
 
 impl TenantState {
@@ -45,14 +50,21 @@ impl TenantState {
             Self::Active => "active",
             Self::Suspended => "suspended",
             Self::Deleted => "deleted",
+            Self::Importing => "importing",
         }
     }
 
     /// The state of that name.
     pub fn parse(name: &str) -> Option<Self> {
-        [Self::Creating, Self::Active, Self::Suspended, Self::Deleted]
-            .into_iter()
-            .find(|state| state.name() == name)
+        [
+            Self::Creating,
+            Self::Active,
+            Self::Suspended,
+            Self::Deleted,
+            Self::Importing,
+        ]
+        .into_iter()
+        .find(|state| state.name() == name)
     }
 }
 
@@ -69,6 +81,8 @@ pub struct Exception {
     pub region: u16,
     /// Its state.
     pub state: TenantState,
+    /// Number of its limits in the snapshot's sets.
+    pub limits: u32,
 }
 
 /// A change to one tenant: its exception, or that it has none any longer.
@@ -168,6 +182,7 @@ mod tests {
             shard: 1,
             region: 0,
             state: TenantState::Active,
+            limits: 0,
         }
     }
 
