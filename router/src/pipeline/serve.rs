@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tenancy::auth::TenantContext;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::{Stage, Stages};
@@ -24,6 +24,8 @@ use crate::shards::{Primary, Reign};
 use crate::sql::Statement;
 use crate::token::{Generation, Token};
 
+/// Longest wait for what a node that is no longer the primary says of a write.
+const LAST_WORD_MAX: Duration = Duration::from_millis(300);
 /// Longest wait for one of a replica's connections: the primary has some, too.
 const REPLICA_WAIT_MAX: Duration = Duration::from_millis(50);
 
@@ -232,10 +234,13 @@ async fn at_primary(work: &Work<'_>, stages: &mut Stages) -> Result<Served, Fail
         true => ExecuteError::Unknown,
         false => ExecuteError::Lost(None),
     };
+    let running = run(work, connection, Some(reign));
+    tokio::pin!(running);
     let answered = tokio::select! {
         biased;
-        answered = run(work, connection, Some(reign)) => answered,
-        () = gone.cancelled() => Err(left),
+        answered = &mut running => answered,
+        // A node that shuts down in order still says how each transaction ended.
+        () = gone.cancelled() => timeout(LAST_WORD_MAX, running).await.unwrap_or(Err(left)),
     };
     match answered {
         Ok(answer) => {
