@@ -161,10 +161,20 @@ impl Access {
 
     /// Deferred constraints are checked before a rollback too, so that a dry
     /// run reports what a real one would.
+    fn check(self) -> Option<&'static str> {
+        match self {
+            Self::Write | Self::ReadOnly => None,
+            Self::WriteAndRollBack => Some("SET CONSTRAINTS ALL IMMEDIATE"),
+        }
+    }
+
+    /// A message of its own: behind a statement that fails, as the check does in
+    /// a transaction that was aborted before, the rest of a message is skipped,
+    /// and the transaction would stay open.
     fn end(self) -> &'static str {
         match self {
             Self::Write | Self::ReadOnly => "COMMIT",
-            Self::WriteAndRollBack => "SET CONSTRAINTS ALL IMMEDIATE; ROLLBACK",
+            Self::WriteAndRollBack => "ROLLBACK",
         }
     }
 }
@@ -327,12 +337,19 @@ async fn run_transaction(
     let (client, driver) = connection
         .start()
         .map_err(|error| before_commit(error.into()))?;
+    let check = async {
+        match access.check() {
+            Some(check) => client.batch_execute(check).await,
+            None => Ok(()),
+        }
+    };
     // Polled in order, so sent in order; none waits for another's answer.
     let steps = async {
         tokio::join!(
             client.batch_execute(access.begin()),
             one_row(client, &prepared.enter, &entering),
             one_row(client, &prepared.statement, &values),
+            check,
             client.batch_execute(access.end()),
             async {
                 match &prepared.position {
@@ -342,7 +359,7 @@ async fn run_transaction(
             },
         )
     };
-    let (begun, entered, row, ended, position) = driver.drive(steps).await;
+    let (begun, entered, row, checked, ended, position) = driver.drive(steps).await;
     let lost = ended.as_ref().is_err_and(|e| e.as_db_error().is_none());
     if !lost {
         settle(connection, &position);
@@ -355,6 +372,7 @@ async fn run_transaction(
         .map_err(FailedStep::Postgres)
         .and(entered.map(|_| ()))
         .and(row)
+        .and_then(|row| checked.map(|()| row).map_err(FailedStep::Postgres))
         .map_err(before_commit);
     match (steps, ended) {
         (Ok(row), Ok(())) => Ok(Answer {

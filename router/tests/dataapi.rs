@@ -122,6 +122,23 @@ async fn tenants_do_not_see_each_other() {
     shop.cluster.down().await;
 }
 
+/// A dry run that Postgres refuses ends its transaction, too: the next request
+/// on that connection is none of its business.
+#[tokio::test]
+async fn a_refused_dry_run_leaves_its_connection_usable() {
+    let shop = Shop::open().await;
+    let dry = [("prefer", "tx=rollback")];
+    let refused = shop
+        .send("POST", "/playlists", &dry, r#"{"id": "no number"}"#)
+        .await;
+    assert_eq!(refused.status, 400, "{}", refused.body);
+    let again = shop
+        .send("POST", "/playlists", &dry, r#"{"title": "x"}"#)
+        .await;
+    assert_eq!(again.status, 201, "{}", again.body);
+    shop.cluster.down().await;
+}
+
 /// The text of a statement is a function of the request's shape: nothing that
 /// a client wrote stands in it. (Small limits do, as numbers that the router
 /// read and printed; see ops/decisions.)
