@@ -398,6 +398,7 @@ begin
     perform ringfence.protect_partition(part);
   end loop;
   perform ringfence.set_replica_identity(t);
+  perform ringfence.open_schema_of(t);
 
   if not exists (
     select from pg_class c, aclexplode(c.relacl) a join pg_roles r on r.oid = a.grantee
@@ -411,6 +412,23 @@ begin
       execute format('grant usage, select on sequence %s to authenticated, service_role', owned);
     end loop;
   end if;
+end
+$$;
+
+-- The API's roles may name what is in the schema of t; only what was granted
+-- there is open to them.
+create or replace function ringfence.open_schema_of(t regclass) returns void
+language plpgsql as $$
+declare
+  grantee text;
+  space text;
+begin
+  select n.nspname into space from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = t;
+  foreach grantee in array array['ringfence_api', 'ringfence_router', 'ringfence_mover', 'ringfence_worker'] loop
+    if not has_schema_privilege(grantee, space, 'usage') then
+      execute format('grant usage on schema %I to %I', space, grantee);
+    end if;
+  end loop;
 end
 $$;
 
@@ -457,6 +475,7 @@ begin
     execute format('revoke insert, update, delete, truncate, references, trigger on %s from %s', t, grantee.name);
   end loop;
   execute format('grant select on %s to authenticated, service_role', t);
+  perform ringfence.open_schema_of(t);
 end
 $$;
 
@@ -496,9 +515,11 @@ create event trigger ringfence_forget_relations on sql_drop
 revoke all on function ringfence.distribute(regclass, uuid), ringfence.reference(regclass),
   ringfence.protect(regclass, boolean), ringfence.protect_partition(regclass), ringfence.rebuild_keys(regclass),
   ringfence.set_replica_identity(regclass), ringfence.foreign_keys_of(regclass), ringfence.oid_of(jsonb, text),
-  ringfence.tenant_foreign_key_sql(jsonb), ringfence.refuse_unless_distributable(regclass) from public;
+  ringfence.tenant_foreign_key_sql(jsonb), ringfence.refuse_unless_distributable(regclass),
+  ringfence.open_schema_of(regclass) from public;
 grant execute on function ringfence.distribute(regclass, uuid), ringfence.reference(regclass),
   ringfence.protect(regclass, boolean), ringfence.protect_partition(regclass), ringfence.rebuild_keys(regclass),
   ringfence.set_replica_identity(regclass), ringfence.foreign_keys_of(regclass), ringfence.oid_of(jsonb, text),
-  ringfence.tenant_foreign_key_sql(jsonb), ringfence.refuse_unless_distributable(regclass)
+  ringfence.tenant_foreign_key_sql(jsonb), ringfence.refuse_unless_distributable(regclass),
+  ringfence.open_schema_of(regclass)
   to ringfence_owner, ringfence_migrator;

@@ -315,8 +315,10 @@ select a.attrelid as relation, a.attnum as number, a.attname::text as name,
   pg_catalog.format_type(a.atttypid, a.atttypmod) as type_name,
   pg_catalog.format_type(b.base, -1) as base_type,
   not (a.attnotnull or b.required) as nullable,
-  case when a.attidentity <> '' then pg_catalog.format('nextval(%L::regclass)',
-      pg_catalog.pg_get_serial_sequence(pg_catalog.format('%I.%I', n.nspname, c.relname), a.attname))
+  -- Not pg_get_serial_sequence, which fails without USAGE on the schema.
+  case when a.attidentity <> '' then (select pg_catalog.format('nextval(%L::regclass)', s.objid::regclass)
+      from pg_catalog.pg_depend s where s.classid = 'pg_catalog.pg_class'::regclass and s.deptype = 'i'
+        and s.refclassid = s.classid and s.refobjid = a.attrelid and s.refobjsubid = a.attnum)
     when a.attgenerated = '' then coalesce(pg_catalog.pg_get_expr(d.adbin, d.adrelid), t.typdefault) end as \"default\",
   a.attgenerated <> '' or a.attidentity = 'a' as generated,
   array(select e.enumlabel::text from pg_catalog.pg_enum e where e.enumtypid = b.base order by e.enumsortorder) as enum_labels,

@@ -134,6 +134,29 @@ async fn the_crm() {
     insta::assert_snapshot!(outline(&catalog));
 }
 
+/// A schema that nobody was given USAGE on neither stops the load of the others
+/// nor hides the tables in it that were distributed.
+#[tokio::test]
+async fn a_schema_without_grants_stops_no_load() {
+    let shard = Shard::with(
+        "create schema app; create table app.t (id int generated always as identity primary key);
+         select ringfence.distribute('app.t');
+         create schema closed; create table closed.u (id int generated always as identity primary key);",
+    )
+    .await;
+    let router = shard.router().await;
+    let schemas = ["public", "app", "closed"];
+    let catalog = schema::introspect::load(&router, &schemas).await.unwrap();
+    let table = &catalog.relations[&QualifiedName::new("app", "t")];
+    let default = table.columns[0].default.as_deref();
+    assert_eq!(default, Some("nextval('app.t_id_seq'::regclass)"));
+    let row = router.query_one(
+        "select has_schema_privilege('authenticated', 'app', 'usage')",
+        &[],
+    );
+    assert!(row.await.unwrap().get::<_, bool>(0));
+}
+
 #[tokio::test]
 async fn types_defaults_and_functions() {
     let shard = Shard::with(
