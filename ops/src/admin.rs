@@ -9,6 +9,10 @@ use crate::error::{Error, Result};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 const CONNECT: Duration = Duration::from_secs(5);
+/// Longest stream of events; who wants more asks again.
+const EVENTS_MAX: Duration = Duration::from_secs(3_600);
+/// Longest event.
+const EVENT_BYTES_MAX: usize = 16 << 20;
 
 /// The admin API of one worker.
 #[derive(Clone, Debug)]
@@ -59,6 +63,58 @@ impl Admin {
         self.send(Method::POST, path, &[], Some(body)).await
     }
 
+    /// Deletes `/admin/v1` + `path`; `query` is encoded as needed.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`], or what the API answered.
+    pub async fn delete(&self, path: &str, query: &[(&str, &str)]) -> Result<Value> {
+        self.send(Method::DELETE, path, query, None).await
+    }
+
+    /// Reads server-sent events, each a JSON value, until `on_event` says false
+    /// or the other side ends.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`], or what the API answered instead.
+    pub async fn events(&self, path: &str, mut on_event: impl FnMut(Value) -> bool) -> Result<()> {
+        let unreachable = |source| self.unreachable(source);
+        let url = format!("{}/admin/v1{path}", self.url);
+        let request = self.client.get(url).bearer_auth(&self.token);
+        let mut response = request
+            .timeout(EVENTS_MAX)
+            .send()
+            .await
+            .map_err(unreachable)?;
+        let status = response.status();
+        if !status.is_success() {
+            let text = response.text().await.map_err(unreachable)?;
+            return Err(refusal(status, &text));
+        }
+        let mut lines = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
+            lines.extend_from_slice(&chunk);
+            if lines.len() > EVENT_BYTES_MAX {
+                return Ok(());
+            }
+            while let Some(end) = lines.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = lines.drain(..=end).collect();
+                let data = line.strip_prefix(b"data:");
+                let event = data.and_then(|data| serde_json::from_slice(data).ok());
+                if event.is_some_and(|event| !on_event(event)) {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn unreachable(&self, source: reqwest::Error) -> Error {
+        Error::Unreachable {
+            url: self.url.clone(),
+            source,
+        }
+    }
+
     /// Takes the items out of a list's answer to `request`.
     ///
     /// # Errors
@@ -80,10 +136,7 @@ impl Admin {
         query: &[(&str, &str)],
         body: Option<&Value>,
     ) -> Result<Value> {
-        let unreachable = |source| Error::Unreachable {
-            url: self.url.clone(),
-            source,
-        };
+        let unreachable = |source| self.unreachable(source);
         let request_name = format!("{method} {path}");
         let mut url = reqwest::Url::parse(&format!("{}/admin/v1{path}", self.url))
             .map_err(|e| Error::Usage(format!("{} is not an address: {e}", self.url)))?;

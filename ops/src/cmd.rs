@@ -1,5 +1,6 @@
 //! The command tree: one file a command.
 
+pub mod job;
 pub mod key;
 pub mod local;
 pub mod node;
@@ -58,12 +59,15 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Tenants: create, list, show, suspend, resume.
+    /// Tenants: create, list, show, suspend, resume, delete.
     #[command(subcommand)]
     Tenant(tenant::Command),
     /// API keys of tenants: create, list, revoke.
     #[command(subcommand)]
     Key(key::Command),
+    /// What workers do over many steps: list, show, cancel, retry.
+    #[command(subcommand)]
+    Job(job::Command),
     /// Shards: list, add.
     #[command(subcommand)]
     Shard(shard::Command),
@@ -90,6 +94,7 @@ impl Cli {
         let output = match self.command {
             Command::Tenant(command) => command.run(&admin()?, global.no_input).await,
             Command::Key(command) => command.run(&admin()?, global.no_input).await,
+            Command::Job(command) => command.run(&admin()?).await,
             Command::Shard(command) => command.run(&admin()?).await,
             Command::Node(command) => command.run(&admin()?).await,
             Command::Ring(command) => command.run(&admin()?).await,

@@ -137,6 +137,18 @@ pub enum Error {
         /// What to do.
         hint: Option<String>,
     },
+    /// A job that was waited for did not do what it was made for.
+    #[error("job {id} is {status}: {why}{}", extra(None, .advice.as_deref()))]
+    Job {
+        /// Its id.
+        id: String,
+        /// Where it stands.
+        status: String,
+        /// Why.
+        why: String,
+        /// What to do.
+        advice: Option<String>,
+    },
     /// The admin API answered with something else than its contract says.
     #[error("the admin API's answer to {request} has no usable {field}")]
     Answer {
@@ -193,6 +205,7 @@ impl Error {
             | Self::Postgres { .. }
             | Self::Supervisor(_)
             | Self::Answer { .. }
+            | Self::Job { .. }
             | Self::Declined => Exit::Failed,
         }
     }

@@ -36,7 +36,9 @@ pub fn locate(app: &App, tenant: TenantId, moved: Option<&Moved>) -> Result<Targ
     match placement.state {
         TenantState::Active => {}
         TenantState::Suspended => return Err(Error::Suspended),
-        TenantState::Creating | TenantState::Deleted => return Err(Error::NoTenant),
+        TenantState::Creating | TenantState::Importing | TenantState::Deleted => {
+            return Err(Error::NoTenant);
+        }
     }
     let newer = moved.filter(|moved| moved.epoch > placement.epoch.0);
     let (shard, epoch) = match newer {

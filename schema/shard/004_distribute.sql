@@ -79,6 +79,24 @@ begin
 end
 $$;
 
+-- The mover's rights on one table or partition: it copies tenants' rows, and
+-- deletes those of a tenant that is gone.
+create or replace function ringfence.open_to_mover(t regclass) returns void
+language plpgsql set client_min_messages = warning as $$
+declare
+  home name := (select n.nspname from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = t);
+begin
+  if exists (select from ringfence.relation r where r.relid = t and r.kind = 'reference') then
+    execute format('grant select on %s to ringfence_mover', t);
+  else
+    execute format('grant select, insert, update, delete on %s to ringfence_mover', t);
+  end if;
+  if not has_schema_privilege('ringfence_mover', home, 'usage') then
+    execute format('grant usage on schema %I to ringfence_mover', home);
+  end if;
+end
+$$;
+
 -- A foreign key as a value: enough to make it again, with or without the tenant.
 create or replace function ringfence.foreign_keys_of(t regclass)
 returns setof jsonb
@@ -392,6 +410,7 @@ begin
   end loop;
 
   perform ringfence.protect(t, own_policies);
+  perform ringfence.open_to_mover(t);
   -- AFTER, so that it sees what other triggers made of the row.
   execute format('create trigger ringfence_refuse_tenant_change after update on %s for each row when (old.tenant_id is distinct from new.tenant_id) execute function ringfence.refuse_tenant_change()', t);
   for part in select p.relid from pg_partition_tree(t) p where p.relid <> t loop
@@ -438,6 +457,7 @@ create or replace function ringfence.protect_partition(part regclass) returns vo
 language plpgsql as $$
 begin
   perform ringfence.protect(part, false);
+  perform ringfence.open_to_mover(part);
   execute format('revoke all on %s from anon, authenticated, service_role, ringfence_api, public', part);
 end
 $$;
@@ -467,6 +487,7 @@ begin
       hint = 'Drop that foreign key, or distribute this table, too.';
   end if;
   insert into ringfence.relation values (t, 'reference', null, false);
+  perform ringfence.open_to_mover(t);
   for grantee in
     select distinct coalesce(quote_ident(r.rolname), 'public') as name
     from pg_class c, aclexplode(c.relacl) a left join pg_roles r on r.oid = a.grantee
@@ -512,12 +533,12 @@ drop event trigger if exists ringfence_forget_relations;
 create event trigger ringfence_forget_relations on sql_drop
   execute function ringfence.keep_relations();
 
-revoke all on function ringfence.distribute(regclass, uuid), ringfence.reference(regclass),
+revoke all on function ringfence.distribute(regclass, uuid), ringfence.reference(regclass), ringfence.open_to_mover(regclass),
   ringfence.protect(regclass, boolean), ringfence.protect_partition(regclass), ringfence.rebuild_keys(regclass),
   ringfence.set_replica_identity(regclass), ringfence.foreign_keys_of(regclass), ringfence.oid_of(jsonb, text),
   ringfence.tenant_foreign_key_sql(jsonb), ringfence.refuse_unless_distributable(regclass),
   ringfence.open_schema_of(regclass) from public;
-grant execute on function ringfence.distribute(regclass, uuid), ringfence.reference(regclass),
+grant execute on function ringfence.distribute(regclass, uuid), ringfence.reference(regclass), ringfence.open_to_mover(regclass),
   ringfence.protect(regclass, boolean), ringfence.protect_partition(regclass), ringfence.rebuild_keys(regclass),
   ringfence.set_replica_identity(regclass), ringfence.foreign_keys_of(regclass), ringfence.oid_of(jsonb, text),
   ringfence.tenant_foreign_key_sql(jsonb), ringfence.refuse_unless_distributable(regclass),

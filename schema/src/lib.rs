@@ -11,3 +11,4 @@ pub mod introspect;
 pub mod lint;
 pub mod migration;
 pub mod shard;
+pub mod tenant_tables;

@@ -9,7 +9,7 @@ use tokio_postgres::{Client, IsolationLevel};
 use crate::ident::{Ident, Literal};
 
 /// The files, in order.
-const FILES: [(&str, &str); 7] = [
+const FILES: &[(&str, &str)] = &[
     ("001_roles", include_str!("../shard/001_roles.sql")),
     ("002_fence", include_str!("../shard/002_fence.sql")),
     ("003_changes", include_str!("../shard/003_changes.sql")),
@@ -19,7 +19,9 @@ const FILES: [(&str, &str); 7] = [
     ),
     ("005_node", include_str!("../shard/005_node.sql")),
     ("006_position", include_str!("../shard/006_position.sql")),
+    ("008_jobs", include_str!("../shard/008_jobs.sql")),
     ("020_api", include_str!("../shard/020_api.sql")),
+    ("090_mover", include_str!("../shard/090_mover.sql")),
 ];
 
 /// Key of the advisory lock that installers of one shard queue for.
@@ -102,7 +104,7 @@ pub async fn install(
         )
         .await?;
     let mut files = Vec::new();
-    for (file, sql) in FILES {
+    for &(file, sql) in FILES {
         let current = transaction
             .query_opt(
                 "select from ringfence.installed where file = $1 and digest = encode(sha256(convert_to($2, 'UTF8')), 'hex')",

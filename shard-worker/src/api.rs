@@ -2,6 +2,7 @@
 //! reads what is; reconcilers do the rest.
 
 mod fleet;
+mod jobs;
 mod keys;
 mod tenants;
 
@@ -25,11 +26,19 @@ pub fn routes(app: Arc<App>, metrics: PrometheusHandle) -> Router {
     let admin = Router::new()
         .route("/tenants", get(tenants::list).post(tenants::create))
         .route("/tenants:bulk", post(tenants::create_many))
-        .route("/tenants/{tenant}", get(tenants::show))
+        .route(
+            "/tenants/{tenant}",
+            get(tenants::show).delete(tenants::delete),
+        )
         .route("/tenants/{tenant}/suspend", post(tenants::suspend))
         .route("/tenants/{tenant}/resume", post(tenants::resume))
         .route("/tenants/{tenant}/keys", get(keys::list).post(keys::create))
         .route("/keys/{key}/revoke", post(keys::revoke))
+        .route("/jobs", get(jobs::list))
+        .route("/jobs/{job}", get(jobs::show))
+        .route("/jobs/{job}/events", get(jobs::events))
+        .route("/jobs/{job}/cancel", post(jobs::cancel))
+        .route("/jobs/{job}/retry", post(jobs::retry))
         .route("/shards", get(fleet::shards).post(fleet::add_shard))
         .route("/nodes", get(fleet::nodes))
         .route("/members", get(fleet::members))

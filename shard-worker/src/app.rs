@@ -5,14 +5,20 @@ use std::sync::Arc;
 use tenancy::auth::KeyRing;
 use tenancy::control::Control;
 use tenancy::members::Members;
+use tokio::sync::Semaphore;
 use tokio::sync::watch;
 
+use crate::config::Jobs;
+use crate::job::News;
+use crate::job::metrics::JobMetrics;
 use crate::shard::Logins;
 
 /// Shared handles.
 pub struct App {
     /// This worker's name.
     pub name: String,
+    /// This process, as the owner of leases: the name, and what no other process has.
+    pub owner: String,
     /// Bearer token of the admin API.
     pub admin_token: String,
     /// The control database.
@@ -23,4 +29,12 @@ pub struct App {
     pub members: watch::Receiver<Arc<Members>>,
     /// Mints API keys.
     pub keys: KeyRing,
+    /// How jobs are run.
+    pub jobs: Jobs,
+    /// Wakes who waits for a job.
+    pub job_news: News,
+    /// Places of those who watch a job over HTTP.
+    pub job_watchers: Arc<Semaphore>,
+    /// What is counted of jobs.
+    pub job_metrics: JobMetrics,
 }

@@ -43,9 +43,31 @@ pub struct Config {
     /// How shards are connected to.
     #[serde(default)]
     pub shards: Shards,
+    /// How jobs are run.
+    #[serde(default)]
+    pub jobs: Jobs,
     /// `json` or `text`.
     #[serde(default)]
     pub log: LogFormat,
+}
+
+/// How jobs are run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Jobs {
+    /// As many run at once on this worker.
+    pub at_once_max: usize,
+    /// As many requests may watch jobs' progress.
+    pub watchers_max: usize,
+}
+
+impl Default for Jobs {
+    fn default() -> Self {
+        Self {
+            at_once_max: 4,
+            watchers_max: 200,
+        }
+    }
 }
 
 /// The control database.

@@ -18,6 +18,9 @@ pub enum Error {
     /// The body or the path is not what the route takes.
     #[error("{0}")]
     BadRequest(String),
+    /// As many watch jobs as may.
+    #[error("too many requests watch jobs")]
+    TooManyWatchers,
     /// There is no such route.
     #[error("there is no such route")]
     NoRoute,
@@ -36,6 +39,7 @@ impl Error {
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::TooManyWatchers => StatusCode::SERVICE_UNAVAILABLE,
             Self::Control(error) => match error {
                 ControlError::Unreachable(_) | ControlError::Dsn(_) => {
                     StatusCode::SERVICE_UNAVAILABLE
@@ -55,6 +59,7 @@ impl Error {
             Self::Unauthorized => "RF400",
             Self::BadRequest(_) => "RF401",
             Self::NoRoute => "RF402",
+            Self::TooManyWatchers => "RF403",
             Self::Control(error) => match error {
                 ControlError::Unreachable(_) | ControlError::Dsn(_) => "RF410",
                 ControlError::Postgres(_) => "RF411",

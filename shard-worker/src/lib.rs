@@ -7,6 +7,8 @@ pub mod api;
 pub mod app;
 pub mod config;
 pub mod error;
+pub mod job;
 pub mod nodes;
 pub mod reconcile;
 pub mod shard;
+pub mod tenant_delete;

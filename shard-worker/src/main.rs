@@ -10,6 +10,8 @@ use clap::Parser;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use shard_worker::app::App;
 use shard_worker::config::{Config, LogFormat, Secrets};
+use shard_worker::job::metrics::JobMetrics;
+use shard_worker::job::{self, News};
 use shard_worker::shard::Logins;
 use shard_worker::{api, nodes, reconcile};
 use tenancy::auth::KeyRing;
@@ -18,6 +20,7 @@ use tenancy::members::{self, Members};
 use tenancy::tls::Tls;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -72,9 +75,11 @@ async fn run(args: Args) -> anyhow::Result<()> {
     upgrade_control(&control_config, &control_tls, &secrets).await?;
 
     let members = watch::Sender::<Arc<Members>>::default();
+    let stop = CancellationToken::new();
     let app = Arc::new(App {
         members: members.subscribe(),
         name: config.name.clone(),
+        owner: format!("{}/{}", config.name, uuid::Uuid::new_v4().simple()),
         control: Control::new(&secrets.control_dsn, &control_tls)?,
         logins: Logins {
             tls: Tls::new(&config.shards.tls).context("shards")?,
@@ -85,8 +90,11 @@ async fn run(args: Args) -> anyhow::Result<()> {
         },
         keys: KeyRing::new(&secrets.key_secret),
         admin_token: secrets.admin_token,
+        job_news: News::listen(control_config.clone(), control_tls.clone(), stop.clone()),
+        job_watchers: Arc::new(Semaphore::new(config.jobs.watchers_max)),
+        job_metrics: JobMetrics::new(),
+        jobs: config.jobs.clone(),
     });
-    let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
     tasks.spawn(members::follow(
         control_config,
@@ -96,6 +104,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         stop.clone(),
     ));
     tasks.spawn(reconcile::run(app.clone(), stop.clone()));
+    tasks.spawn(job::run(app.clone(), stop.clone()));
     tasks.spawn(nodes::observe(
         app.control.clone(),
         app.logins.clone(),

@@ -134,6 +134,13 @@ impl Logins {
         .await
     }
 
+    /// A session on the primary that may take and delete any tenant's rows.
+    pub async fn as_mover(&self, shard: &str, nodes: &[Address]) -> Result<Client, ShardError> {
+        let password = self.roles.mover.as_deref();
+        self.primary(shard, nodes, "ringfence_mover", password)
+            .await
+    }
+
     async fn as_worker(&self, shard: &str, nodes: &[Address]) -> Result<Client, ShardError> {
         let password = self.roles.worker.as_deref();
         self.primary(shard, nodes, "ringfence_worker", password)

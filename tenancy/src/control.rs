@@ -5,6 +5,7 @@
 
 mod fleet;
 mod keys;
+mod lifecycle;
 mod tenants;
 
 use std::time::Duration;
@@ -15,6 +16,9 @@ use tokio_postgres::Transaction;
 
 pub use fleet::{MemberInfo, NewNode, NewShard, NodeInfo, Observation, Seen, ShardInfo};
 pub use keys::{KeyInfo, NewKey};
+pub use lifecycle::{
+    Forgotten, close_tenant, forget_import, forget_tenant, open_import, reopen_tenant,
+};
 pub use tenants::{NewTenant, TenantInfo, TenantPage};
 
 use crate::tls::{DsnError, Tls};
@@ -149,11 +153,25 @@ async fn audit(
     before: Option<Value>,
     after: Option<Value>,
 ) -> Result<(), ControlError> {
+    write_audit(transaction, actor, action, object, before, after, "done").await
+}
+
+/// One line of the audit log: who did what to what, what it was before, what
+/// it is after, and how it ended.
+pub async fn write_audit(
+    transaction: &Transaction<'_>,
+    actor: &Actor,
+    action: &str,
+    object: &str,
+    before: Option<Value>,
+    after: Option<Value>,
+    result: &str,
+) -> Result<(), ControlError> {
     transaction
         .execute(
             "insert into ringfence.audit (actor, action, object, before, after, result)
-             values ($1, $2, $3, $4, $5, 'done')",
-            &[&actor.0, &action, &object, &before, &after],
+             values ($1, $2, $3, $4, $5, $6)",
+            &[&actor.0, &action, &object, &before, &after, &result],
         )
         .await?;
     Ok(())

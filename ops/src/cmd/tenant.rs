@@ -4,8 +4,9 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::Answer;
+use super::{Answer, job};
 use crate::admin::{Admin, segment};
+use crate::error::Error;
 use crate::output::{Column, Output, show};
 use crate::safety::confirm;
 
@@ -55,6 +56,17 @@ pub enum Command {
     Resume {
         /// Slug or id.
         tenant: String,
+    },
+    /// Delete a tenant and all its data, for good. Its requests get 404 at once.
+    Delete {
+        /// Slug or id.
+        tenant: String,
+        /// The same once more.
+        #[arg(long, value_name = "TENANT")]
+        confirm: String,
+        /// Show progress until it is over, then the certificate of what was deleted.
+        #[arg(long)]
+        wait: bool,
     },
 }
 
@@ -106,6 +118,21 @@ impl Command {
                 change(admin, &tenant, "/suspend").await
             }
             Self::Resume { tenant } => change(admin, &tenant, "/resume").await,
+            Self::Delete {
+                tenant,
+                confirm,
+                wait,
+            } => {
+                if confirm != tenant {
+                    return Err(Error::Usage(format!(
+                        "to delete {tenant} and all its data, say --confirm {tenant}"
+                    )));
+                }
+                let job = admin
+                    .delete(&path(&tenant, ""), &[("confirm", &confirm)])
+                    .await?;
+                Ok(job::record(job::started(admin, job, wait).await?))
+            }
         }
     }
 }

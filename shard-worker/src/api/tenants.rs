@@ -7,13 +7,15 @@ use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
-use tenancy::control::{NewTenant, TenantInfo, TenantPage};
+use tenancy::control::{ControlError, NewTenant, TenantInfo, TenantPage, close_tenant};
 use uuid::Uuid;
 
 use super::actor;
 use crate::app::App;
 use crate::error::Error;
+use crate::job::{self, JobInfo, Kind, NewJob};
 use crate::reconcile;
+use crate::tenant_delete::TenantDelete;
 
 /// Most tenants that one bulk request makes.
 const BULK_MAX: u32 = 1_000_000;
@@ -120,6 +122,41 @@ pub(super) async fn show(
     Path(tenant): Path<String>,
 ) -> Result<Json<TenantInfo>, Error> {
     Ok(Json(app.control.tenant(&tenant).await?))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Delete {
+    /// The tenant's slug or id once more.
+    confirm: String,
+}
+
+/// 202 with the job that deletes it. The tenant is refused with 404 from now on.
+pub(super) async fn delete(
+    State(app): State<Arc<App>>,
+    Path(tenant): Path<String>,
+    query: Result<Query<Delete>, QueryRejection>,
+) -> Result<(StatusCode, Json<JobInfo>), Error> {
+    let Query(query) = query.map_err(|error| Error::BadRequest(error.body_text()))?;
+    if query.confirm != tenant {
+        return Err(Error::BadRequest(format!(
+            "to delete {tenant} and all its data, say confirm={tenant}"
+        )));
+    }
+    let mut client = app.control.client().await?;
+    let transaction = client.transaction().await.map_err(ControlError::Postgres)?;
+    let closed = close_tenant(&transaction, &actor(), &tenant).await?;
+    let new = NewJob {
+        kind: Kind::TenantDelete,
+        object: &closed.slug,
+        tenant: Some(closed.id),
+        shards: std::slice::from_ref(&closed.shard),
+        state: &TenantDelete::of(&closed),
+    };
+    let id = job::store::insert(&transaction, &actor(), &new).await?;
+    transaction.commit().await.map_err(ControlError::Postgres)?;
+    let job = job::store::show(&app.control, id).await?;
+    Ok((StatusCode::ACCEPTED, Json(job)))
 }
 
 pub(super) async fn suspend(

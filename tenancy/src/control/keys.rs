@@ -81,7 +81,7 @@ impl Control {
         let mut client = self.client().await?;
         let transaction = client.transaction().await?;
         let version = next_version(&transaction, false).await?;
-        let found = find(&transaction, tenant).await?;
+        let found = find(&*transaction, tenant).await?;
         let tenant = found.ok_or_else(|| not_found(tenant))?;
         let sql = format!(
             "insert into ringfence.api_key (tenant, role, name, expires_at, version)
@@ -101,7 +101,7 @@ impl Control {
     /// A tenant's keys, the newest first, at most 1,000.
     pub async fn keys(&self, tenant: &str) -> Result<Vec<KeyInfo>, ControlError> {
         let client = self.client().await?;
-        let found = find(&client, tenant).await?;
+        let found = find(&**client, tenant).await?;
         let tenant = found.ok_or_else(|| not_found(tenant))?;
         let sql = format!(
             "select {COLUMNS} from ringfence.api_key where tenant = $1 order by id desc limit 1000"

@@ -103,7 +103,7 @@ impl Control {
         let transaction = client.transaction().await?;
         // First the version's row: it keeps the ring as it is until the commit.
         let version = next_version(&transaction, false).await?;
-        if let Some(found) = find(&transaction, &new.slug).await? {
+        if let Some(found) = find(&*transaction, &new.slug).await? {
             return match new.id {
                 Some(id) if id != found.id => Err(ControlError::Conflict(format!(
                     "another tenant has the slug {}",
@@ -279,7 +279,7 @@ impl Control {
     /// The tenant of that slug or id.
     pub async fn tenant(&self, name: &str) -> Result<TenantInfo, ControlError> {
         let client = self.client().await?;
-        find(&client, name).await?.ok_or_else(|| not_found(name))
+        find(&**client, name).await?.ok_or_else(|| not_found(name))
     }
 
     /// A page of tenants whose slug or name holds `search`, after the slug `after`.
@@ -331,7 +331,7 @@ impl Control {
         let mut client = self.client().await?;
         let transaction = client.transaction().await?;
         let version = next_version(&transaction, false).await?;
-        let before = find(&transaction, name)
+        let before = find(&*transaction, name)
             .await?
             .ok_or_else(|| not_found(name))?;
         if before.state == to.name() {
@@ -377,7 +377,7 @@ pub(super) fn not_found(name: &str) -> ControlError {
 }
 
 pub(super) async fn find(
-    client: &impl deadpool_postgres::GenericClient,
+    client: &impl tokio_postgres::GenericClient,
     name: &str,
 ) -> Result<Option<TenantInfo>, ControlError> {
     let id = Uuid::parse_str(name).ok();

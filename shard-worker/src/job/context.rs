@@ -1,0 +1,168 @@
+//! What a job's step works with: the job, its place in the control database,
+//! and sessions on shards that only the lease's holder has.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tenancy::control::{Control, ShardInfo};
+use tokio::sync::{Mutex, MutexGuard, OwnedMutexGuard};
+use tokio_postgres::{Client, Transaction};
+use uuid::Uuid;
+
+use super::lease::Lease;
+use super::store::{self, Claimed, Place};
+use super::{JobError, Machine};
+use crate::app::App;
+use crate::reconcile;
+use crate::shard::ShardError;
+
+/// Longest wait for the end of a session that another worker left behind, ms.
+const TERMINATE_MAX_MS: i64 = 2_000;
+/// Longest wait for a statement that takes or looks for the job's lock.
+const LOCK_MAX: Duration = Duration::from_secs(5);
+
+type Sessions = HashMap<String, Arc<Mutex<Client>>>;
+
+/// A job that this worker holds the lease of.
+pub struct Context {
+    app: Arc<App>,
+    job: Claimed,
+    place: Mutex<Place>,
+    pub(super) lease: Lease,
+    sessions: Mutex<Sessions>,
+}
+
+impl Context {
+    pub(super) fn new(app: Arc<App>, job: Claimed) -> Self {
+        let lease = Lease::hold(app.control.clone(), job.id, app.owner.clone());
+        let place = Place {
+            id: job.id,
+            owner: app.owner.clone(),
+            revision: job.revision,
+        };
+        Self {
+            app,
+            job,
+            lease,
+            place: Mutex::new(place),
+            sessions: Mutex::default(),
+        }
+    }
+
+    /// The job.
+    pub fn job(&self) -> &Claimed {
+        &self.job
+    }
+
+    /// The worker's handles.
+    pub fn app(&self) -> &App {
+        &self.app
+    }
+
+    /// The control database.
+    pub fn control(&self) -> &Control {
+        &self.app.control
+    }
+
+    /// Writes how far a long step is.
+    pub async fn save<S: Machine>(&self, state: &S) -> Result<(), JobError> {
+        let mut place = self.place.lock().await;
+        let client = self.control().client().await?;
+        match store::save(&**client, &mut place, state).await? {
+            true => Ok(()),
+            false => Err(JobError::Lost),
+        }
+    }
+
+    /// Commits a change to the control database together with the state that
+    /// knows of it: both are there, or neither.
+    pub async fn commit<S: Machine>(
+        &self,
+        transaction: deadpool_postgres::Transaction<'_>,
+        state: &S,
+    ) -> Result<(), JobError> {
+        let mut place = self.place.lock().await;
+        if !store::save(&*transaction, &mut place, state).await? {
+            return Err(JobError::Lost);
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    pub(super) async fn place(&self) -> MutexGuard<'_, Place> {
+        self.place.lock().await
+    }
+
+    /// A session as `ringfence_mover` on the shard's primary. It holds the
+    /// job's advisory lock there, so no other worker works for this job on
+    /// this shard: a session that had the lock before is ended first, and
+    /// since the lease was looked at after that, a later holder will end this
+    /// one before it begins.
+    pub async fn shard(&self, shard: &str) -> Result<OwnedMutexGuard<Client>, JobError> {
+        let mut sessions = self.sessions.lock().await;
+        if let Some(session) = sessions.get(shard) {
+            let session = session.clone().lock_owned().await;
+            if !session.is_closed() {
+                return Ok(session);
+            }
+        }
+        let info = self.shard_info(shard).await?;
+        let nodes = reconcile::addresses(&info);
+        let client = self.app.logins.as_mover(shard, &nodes).await?;
+        let locked = tokio::time::timeout(LOCK_MAX, lock(&client, self.job.id)).await;
+        if !locked.map_err(|_| ShardError::Slow)?? {
+            return Err(JobError::Wait(format!(
+                "another worker's session still works for this job on shard {shard}"
+            )));
+        }
+        if !store::is_held(self.control(), self.job.id, &self.app.owner).await? {
+            return Err(JobError::Lost);
+        }
+        let session = Arc::new(Mutex::new(client));
+        sessions.insert(shard.to_owned(), session.clone());
+        Ok(session.lock_owned().await)
+    }
+
+    /// Ends all sessions: one may be in the middle of a statement.
+    pub(super) async fn drop_sessions(&self) {
+        self.sessions.lock().await.clear();
+    }
+
+    /// The shard's row with its nodes.
+    pub async fn shard_info(&self, shard: &str) -> Result<ShardInfo, JobError> {
+        let shards = self.control().shards().await?;
+        let found = shards.into_iter().find(|info| info.id == shard);
+        found.ok_or_else(|| JobError::Refused(format!("there is no shard {shard} any longer")))
+    }
+}
+
+/// Takes the job's lock on a shard; false where another session won't end.
+async fn lock(client: &Client, job: Uuid) -> Result<bool, tokio_postgres::Error> {
+    const TRY: &str =
+        "select pg_try_advisory_lock(hashtextextended('ringfence job ' || $1::uuid::text, 0))";
+    if client.query_one(TRY, &[&job]).await?.get(0) {
+        return Ok(true);
+    }
+    client
+        .execute(
+            "select pg_terminate_backend(l.pid, $2)
+             from pg_locks l, hashtextextended('ringfence job ' || $1::uuid::text, 0) as key
+             where l.locktype = 'advisory' and l.objsubid = 1 and l.granted
+               and l.database = (select oid from pg_database where datname = current_database())
+               and l.classid::bigint = (key >> 32) & 4294967295 and l.objid::bigint = key & 4294967295
+               and l.pid <> pg_backend_pid()",
+            &[&job, &TERMINATE_MAX_MS],
+        )
+        .await?;
+    Ok(client.query_one(TRY, &[&job]).await?.get(0))
+}
+
+/// Sets what a mover's transaction needs: neither triggers nor foreign keys
+/// fire, as when Postgres replicates rows, so that they are taken and given as
+/// they are, in any order.
+pub async fn as_replica(transaction: &Transaction<'_>) -> Result<(), tokio_postgres::Error> {
+    transaction
+        .batch_execute("set local session_replication_role = replica")
+        .await
+}

@@ -1,0 +1,512 @@
+//! Jobs' rows: inserted, claimed, renewed, changed with compare-and-set.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+use tenancy::control::{Actor, Control, ControlError, write_audit};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{Row, Transaction};
+use uuid::Uuid;
+
+use super::{End, Kind, Machine, Progress, SHARD_AT_ONCE_MAX};
+
+/// A worker that is silent for so long has lost its jobs.
+pub const LEASE: Duration = Duration::from_secs(5);
+/// Most jobs that one page holds.
+const PAGE_MAX: i64 = 500;
+/// Claimers queue for this lock, so that bounds hold exactly.
+const CLAIM_LOCK: i64 = 0x7269_6e67_0003;
+
+const COLUMNS: &str = "id, kind, object, tenant, shards, actor,
+  case when status = 'open' and lease_until > now() then 'running'
+       when status = 'open' then 'waiting' else status end as status,
+  phase, progress, attempt, cancel_requested, problem, result, lease_owner, revision, done,
+  to_char(created_at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"') as created_at,
+  to_char(changed_at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"') as changed_at,
+  extract(epoch from case when done then changed_at else now() end - created_at)::float8 as seconds";
+
+/// A job to insert.
+#[derive(Debug)]
+pub struct NewJob<'a, S> {
+    /// Its kind.
+    pub kind: Kind,
+    /// What it is done to, for people.
+    pub object: &'a str,
+    /// The tenant that has no other open job meanwhile.
+    pub tenant: Option<Uuid>,
+    /// Shards that it works on.
+    pub shards: &'a [String],
+    /// Its first state.
+    pub state: &'a S,
+}
+
+/// A job as people and programs see it.
+#[derive(Clone, Debug, Serialize)]
+pub struct JobInfo {
+    /// Its id.
+    pub id: Uuid,
+    /// Its kind.
+    pub kind: String,
+    /// What it is done to.
+    pub object: String,
+    /// The tenant, where it is about one.
+    pub tenant: Option<Uuid>,
+    /// Shards that it works on.
+    pub shards: Vec<String>,
+    /// Who asked for it.
+    pub actor: String,
+    /// `waiting`, `running`, `stuck`, `done`, `failed` or `cancelled`.
+    pub status: String,
+    /// The state's name.
+    pub phase: String,
+    /// How far the state is: `done`, `total`, `unit`.
+    pub progress: Option<Value>,
+    /// Tries since the last progress.
+    pub attempt: i32,
+    /// Someone asked for its end.
+    pub cancel_requested: bool,
+    /// The last error: `code`, `message`, `advice`.
+    pub problem: Option<Value>,
+    /// What came of it.
+    pub result: Option<Value>,
+    /// The worker that runs it, or ran it last.
+    pub worker: Option<String>,
+    /// Rises with each transition.
+    pub revision: i64,
+    /// It is over.
+    pub done: bool,
+    /// When it was asked for, UTC.
+    pub created_at: String,
+    /// When its row last changed, UTC.
+    pub changed_at: String,
+    /// Seconds from `created_at` to its end, or to now.
+    pub seconds: f64,
+}
+
+impl JobInfo {
+    fn from_row(row: &Row) -> Self {
+        Self {
+            id: row.get("id"),
+            kind: row.get("kind"),
+            object: row.get("object"),
+            tenant: row.get("tenant"),
+            shards: row.get("shards"),
+            actor: row.get("actor"),
+            status: row.get("status"),
+            phase: row.get("phase"),
+            progress: row.get("progress"),
+            attempt: row.get("attempt"),
+            cancel_requested: row.get("cancel_requested"),
+            problem: row.get("problem"),
+            result: row.get("result"),
+            worker: row.get("lease_owner"),
+            revision: row.get("revision"),
+            done: row.get("done"),
+            created_at: row.get("created_at"),
+            changed_at: row.get("changed_at"),
+            seconds: row.get("seconds"),
+        }
+    }
+}
+
+/// A job whose lease was taken.
+#[derive(Clone, Debug)]
+pub struct Claimed {
+    /// Its id.
+    pub id: Uuid,
+    /// Its kind.
+    pub kind: Kind,
+    /// What it is done to.
+    pub object: String,
+    /// Who asked for it.
+    pub actor: Actor,
+    /// Its state, as JSON.
+    pub state: Value,
+    /// Tries since the last progress, this one included.
+    pub attempt: i32,
+    /// The row's revision after the claim.
+    pub revision: i64,
+}
+
+/// What a renewal found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renewed {
+    /// The lease was prolonged.
+    Kept {
+        /// Someone asked for the job's end.
+        cancel: bool,
+    },
+    /// It is another's, or the job is over.
+    Lost,
+}
+
+/// Writes a job's row in the transaction of the intent that it stands for.
+///
+/// # Errors
+/// [`ControlError::Conflict`] where the tenant has an open job already.
+pub async fn insert<S: Machine>(
+    transaction: &Transaction<'_>,
+    actor: &Actor,
+    new: &NewJob<'_, S>,
+) -> Result<Uuid, ControlError> {
+    let state = value(new.state)?;
+    let (phase, progress) = phase(new.state);
+    let row = transaction
+        .query_one(
+            "insert into ringfence.job (kind, object, tenant, shards, actor, state, phase, progress)
+             values ($1, $2, $3, $4, $5, $6, $7, $8) returning id",
+            &[
+                &new.kind.name(),
+                &new.object,
+                &new.tenant,
+                &new.shards,
+                &actor.0,
+                &state,
+                &phase,
+                &progress,
+            ],
+        )
+        .await
+        .map_err(|error| match error.code() {
+            Some(&SqlState::UNIQUE_VIOLATION) => ControlError::Conflict(format!(
+                "tenant {} has another job under way: `ringfence job list` shows it",
+                new.object
+            )),
+            _ => ControlError::Postgres(error),
+        })?;
+    let id: Uuid = row.get(0);
+    let after = json!({ "job": id, "state": state });
+    let action = format!("{}.start", new.kind.name());
+    write_audit(
+        transaction,
+        actor,
+        &action,
+        new.object,
+        None,
+        Some(after),
+        "done",
+    )
+    .await?;
+    Ok(id)
+}
+
+/// Takes the lease of the job that has waited longest, if bounds let one run.
+pub async fn claim(control: &Control, owner: &str) -> Result<Option<Claimed>, ControlError> {
+    let kinds: Vec<&str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
+    let bounds: Vec<i32> = Kind::ALL.iter().map(|kind| kind.at_once_max()).collect();
+    let mut client = control.client().await?;
+    let transaction = client.transaction().await?;
+    let locked = transaction
+        .query_one("select pg_try_advisory_xact_lock($1)", &[&CLAIM_LOCK])
+        .await?;
+    if !locked.get::<_, bool>(0) {
+        // Another worker claims just now: what it leaves is for the next look.
+        return Ok(None);
+    }
+    let row = transaction
+        .query_opt(
+            "with bound as (select * from unnest($1::text[], $2::int[]) as b (kind, at_once)),
+               running as (select kind, shards from ringfence.job where not done and lease_until > now())
+             update ringfence.job set lease_owner = $3,
+               lease_until = now() + $4 * interval '1 millisecond',
+               attempt = attempt + 1, revision = revision + 1, changed_at = now()
+             where id = (
+               select j.id from ringfence.job j join bound using (kind)
+               where j.status = 'open' and j.due_at <= now()
+                 and (j.lease_until is null or j.lease_until <= now())
+                 and (select count(*) from running r where r.kind = j.kind) < bound.at_once
+                 and not exists (
+                   select from unnest(j.shards) s (shard)
+                   where (select count(*) from running r where s.shard = any(r.shards)) >= $5)
+               order by j.due_at, j.created_at limit 1)
+             returning id, kind, object, actor, state, attempt, revision",
+            &[
+                &kinds,
+                &bounds,
+                &owner,
+                &millis(LEASE),
+                &SHARD_AT_ONCE_MAX,
+            ],
+        )
+        .await?;
+    transaction.commit().await?;
+    Ok(row.and_then(|row| {
+        Some(Claimed {
+            id: row.get("id"),
+            kind: Kind::parse(row.get("kind"))?,
+            object: row.get("object"),
+            actor: Actor(row.get("actor")),
+            state: row.get("state"),
+            attempt: row.get("attempt"),
+            revision: row.get("revision"),
+        })
+    }))
+}
+
+/// Prolongs a lease.
+pub async fn renew(control: &Control, id: Uuid, owner: &str) -> Result<Renewed, ControlError> {
+    let row = control
+        .client()
+        .await?
+        .query_opt(
+            "update ringfence.job set lease_until = now() + $3 * interval '1 millisecond'
+             where id = $1 and lease_owner = $2 and status = 'open' returning cancel_requested",
+            &[&id, &owner, &millis(LEASE)],
+        )
+        .await?;
+    Ok(match row {
+        Some(row) => Renewed::Kept { cancel: row.get(0) },
+        None => Renewed::Lost,
+    })
+}
+
+/// Whether the lease is this owner's, now.
+pub async fn is_held(control: &Control, id: Uuid, owner: &str) -> Result<bool, ControlError> {
+    let row = control
+        .client()
+        .await?
+        .query_opt(
+            "select from ringfence.job
+             where id = $1 and lease_owner = $2 and lease_until > now() and status = 'open'",
+            &[&id, &owner],
+        )
+        .await?;
+    Ok(row.is_some())
+}
+
+/// A holder's place in the row: what its next write is compared with.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The job.
+    pub id: Uuid,
+    /// The holder.
+    pub owner: String,
+    /// The revision that it wrote or claimed last.
+    pub revision: i64,
+}
+
+/// How a holder leaves its job.
+#[derive(Clone, Copy, Debug)]
+pub enum Leave<'a> {
+    /// Others may take it, after this time.
+    Later(Duration),
+    /// Others may try after this time; the error is shown meanwhile.
+    Retry(Duration, &'a Value),
+    /// It waits for a person.
+    Stuck(&'a Value),
+}
+
+/// Writes a state; false where the row is another's by now.
+pub async fn save<S: Machine>(
+    client: &impl tokio_postgres::GenericClient,
+    place: &mut Place,
+    state: &S,
+) -> Result<bool, ControlError> {
+    let (phase, progress) = phase(state);
+    let changed = client
+        .execute(
+            "update ringfence.job set state = $4, phase = $5, progress = $6, problem = null,
+               attempt = 1, revision = revision + 1, changed_at = now()
+             where id = $1 and lease_owner = $2 and revision = $3 and not done",
+            &[
+                &place.id,
+                &place.owner,
+                &place.revision,
+                &value(state)?,
+                &phase,
+                &progress,
+            ],
+        )
+        .await?;
+    place.revision += 1;
+    Ok(changed == 1)
+}
+
+/// Gives the lease back.
+pub async fn leave(
+    control: &Control,
+    place: &Place,
+    leave: Leave<'_>,
+) -> Result<bool, ControlError> {
+    let (status, wait, problem) = match leave {
+        Leave::Later(wait) => ("open", wait, None),
+        Leave::Retry(wait, problem) => ("open", wait, Some(problem)),
+        Leave::Stuck(problem) => ("stuck", Duration::ZERO, Some(problem)),
+    };
+    let changed = control
+        .client()
+        .await?
+        .execute(
+            "update ringfence.job set status = $4, lease_until = null,
+               due_at = now() + $5 * interval '1 millisecond', problem = coalesce($6, problem),
+               revision = revision + 1, changed_at = now()
+             where id = $1 and lease_owner = $2 and revision = $3 and not done",
+            &[
+                &place.id,
+                &place.owner,
+                &place.revision,
+                &status,
+                &millis(wait),
+                &problem,
+            ],
+        )
+        .await?;
+    Ok(changed == 1)
+}
+
+/// Writes the last state, how it ended, and the audit log's line of it.
+pub async fn finish<S: Machine>(
+    control: &Control,
+    job: &Claimed,
+    place: &mut Place,
+    state: &S,
+    end: &End,
+    result: &Value,
+) -> Result<bool, ControlError> {
+    let mut client = control.client().await?;
+    let transaction = client.transaction().await?;
+    if !save(&*transaction, place, state).await? {
+        return Ok(false);
+    }
+    let (status, problem) = match end {
+        End::Done => ("done", None),
+        End::Cancelled => ("cancelled", None),
+        End::Failed(why) => ("failed", Some(json!({ "message": why }))),
+    };
+    transaction
+        .execute(
+            "update ringfence.job set status = $2, done = true, lease_until = null,
+               result = $3, problem = $4 where id = $1",
+            &[&place.id, &status, &result, &problem],
+        )
+        .await?;
+    let action = format!("{}.end", job.kind.name());
+    let outcome = match end {
+        End::Failed(why) => format!("failed: {why}"),
+        End::Done | End::Cancelled => status.to_owned(),
+    };
+    let after = json!({ "job": place.id, "result": result });
+    write_audit(
+        &transaction,
+        &job.actor,
+        &action,
+        &job.object,
+        None,
+        Some(after),
+        &outcome,
+    )
+    .await?;
+    transaction.commit().await?;
+    Ok(true)
+}
+
+/// What a list is narrowed to.
+#[derive(Debug, Default)]
+pub struct Wanted<'a> {
+    /// Only jobs that are not over.
+    pub open: bool,
+    /// Only jobs of this kind.
+    pub kind: Option<&'a str>,
+    /// At most so many, newest first.
+    pub limit: i64,
+}
+
+/// Jobs, newest first.
+pub async fn list(control: &Control, wanted: &Wanted<'_>) -> Result<Vec<JobInfo>, ControlError> {
+    let sql = format!(
+        "select {COLUMNS} from ringfence.job
+         where (not $1 or not done) and ($2::text is null or kind = $2)
+         order by created_at desc, id limit $3"
+    );
+    let limit = wanted.limit.clamp(1, PAGE_MAX);
+    let client = control.client().await?;
+    let rows = client
+        .query(&sql, &[&wanted.open, &wanted.kind, &limit])
+        .await?;
+    Ok(rows.iter().map(JobInfo::from_row).collect())
+}
+
+/// One job.
+pub async fn show(control: &Control, id: Uuid) -> Result<JobInfo, ControlError> {
+    let sql = format!("select {COLUMNS} from ringfence.job where id = $1");
+    let row = control.client().await?.query_opt(&sql, &[&id]).await?;
+    row.as_ref()
+        .map(JobInfo::from_row)
+        .ok_or_else(|| not_found(id))
+}
+
+/// Asks for a job's end: its own machine says whether it can be had.
+pub async fn cancel(control: &Control, actor: &Actor, id: Uuid) -> Result<JobInfo, ControlError> {
+    let asked = "cancel_requested = true";
+    change_open(control, actor, id, "job.cancel", asked).await?;
+    show(control, id).await
+}
+
+/// Has a job that waits for a person, or for its next try, tried at once.
+pub async fn retry(control: &Control, actor: &Actor, id: Uuid) -> Result<JobInfo, ControlError> {
+    let again = "attempt = 0";
+    change_open(control, actor, id, "job.retry", again).await?;
+    show(control, id).await
+}
+
+async fn change_open(
+    control: &Control,
+    actor: &Actor,
+    id: Uuid,
+    action: &str,
+    set: &str,
+) -> Result<(), ControlError> {
+    let before = show(control, id).await?;
+    let mut client = control.client().await?;
+    let transaction = client.transaction().await?;
+    // The revision stays: the holder's own writes must not fail for this.
+    let sql = format!(
+        "update ringfence.job set {set}, status = 'open', due_at = least(due_at, now())
+         where id = $1 and not done"
+    );
+    if transaction.execute(&sql, &[&id]).await? == 0 {
+        return Err(ControlError::Conflict(format!(
+            "job {id} is {} already",
+            before.status
+        )));
+    }
+    transaction
+        .execute("select pg_notify('ringfence_job', $1)", &[&id.to_string()])
+        .await?;
+    let note = json!({ "job": id, "status": before.status, "phase": before.phase });
+    write_audit(
+        &transaction,
+        actor,
+        action,
+        &before.object,
+        Some(note),
+        None,
+        "done",
+    )
+    .await?;
+    transaction.commit().await?;
+    Ok(())
+}
+
+fn phase<S: Machine>(state: &S) -> (&'static str, Option<Value>) {
+    let (phase, progress) = state.phase();
+    let known = progress != Progress::default();
+    (phase, known.then(|| json!(progress)))
+}
+
+fn value<S: Machine>(state: &S) -> Result<Value, ControlError> {
+    serde_json::to_value(state)
+        .map_err(|error| ControlError::Invalid(format!("a job's state can't be written: {error}")))
+}
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+fn not_found(id: Uuid) -> ControlError {
+    ControlError::NotFound {
+        kind: "job",
+        name: id.to_string(),
+    }
+}

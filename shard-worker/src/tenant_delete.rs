@@ -1,0 +1,304 @@
+//! Deletes a tenant from everywhere, and says what it deleted.
+//!
+//! ```text
+//!   Closing ──► Deleting ──► Forgetting ──► Done
+//!      │cancel   (shard by shard, the tenant's own first)
+//!      ▼
+//!   Reopening ──► Reopened
+//! ```
+//!
+//! The control row says `deleted` since the intent was written, so routers
+//! answer 404. *Closing* takes the fence away under the tenant's exclusive lock:
+//! no write is under way afterwards and none can begin, and the fence's change,
+//! which is published like any other, makes every cached answer of the tenant
+//! invalid. From then on there is only forward. *Deleting* removes rows in
+//! batches; what each batch removed is counted on the shard in its own
+//! transaction, so the certificate is exact however often a worker dies.
+
+mod rows;
+
+use schema::tenant_tables::tenant_tables;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tenancy::control::{TenantInfo, forget_tenant, reopen_tenant};
+use tenancy::placement::TenantState;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::job::{Context, End, JobError, Machine, Progress, Step, Unit};
+
+pub use rows::{Swept, delete_for, delete_marks};
+
+/// The states.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum TenantDelete {
+    /// Its fence is taken away.
+    Closing {
+        /// Who.
+        tenant: Doomed,
+    },
+    /// Its rows are deleted, on these shards still.
+    Deleting {
+        /// Who.
+        tenant: Doomed,
+        /// Shards to do, the present one first.
+        shards: Vec<String>,
+        /// What was removed on those that are done.
+        certificate: Vec<ShardCertificate>,
+        /// Rows removed on the present one.
+        rows: u64,
+        /// Rows that were expected there.
+        expected: u64,
+    },
+    /// The control database forgets it.
+    Forgetting {
+        /// Who.
+        tenant: Doomed,
+        /// What was removed from shards.
+        certificate: Vec<ShardCertificate>,
+    },
+    /// Nothing of it is left.
+    Done,
+    /// It was cancelled in time: the tenant is served as before.
+    Reopening {
+        /// Who.
+        tenant: Doomed,
+    },
+    /// The tenant is as it was.
+    Reopened,
+}
+
+/// The tenant, as it was before.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Doomed {
+    /// Its id.
+    pub id: Uuid,
+    /// Its slug.
+    pub slug: String,
+    /// Its shard.
+    pub shard: String,
+    /// Its epoch.
+    pub epoch: i64,
+    /// Its state.
+    pub was: TenantState,
+}
+
+/// What was removed from one shard.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardCertificate {
+    /// The shard.
+    pub shard: String,
+    /// Tables and rows; those without a row are left out.
+    pub tables: Vec<(String, i64)>,
+    /// Tables that were looked at, and hold no row of the tenant now.
+    pub empty_tables: usize,
+}
+
+impl TenantDelete {
+    /// The first state for a tenant that has just been closed.
+    pub fn of(tenant: &TenantInfo) -> Self {
+        Self::Closing {
+            tenant: Doomed {
+                id: tenant.id,
+                slug: tenant.slug.clone(),
+                shard: tenant.shard.clone(),
+                epoch: tenant.epoch,
+                was: TenantState::parse(&tenant.state).unwrap_or(TenantState::Active),
+            },
+        }
+    }
+}
+
+impl Machine for TenantDelete {
+    fn phase(&self) -> (&'static str, Progress) {
+        let none = Progress::default();
+        match self {
+            Self::Closing { .. } => ("closing", none),
+            Self::Deleting { rows, expected, .. } => (
+                "deleting",
+                Progress {
+                    done: *rows,
+                    total: (*expected).max(*rows),
+                    unit: Unit::Rows,
+                },
+            ),
+            Self::Forgetting { .. } => ("forgetting", none),
+            Self::Done => ("done", none),
+            Self::Reopening { .. } => ("reopening", none),
+            Self::Reopened => ("reopened", none),
+        }
+    }
+
+    async fn step(&self, context: &Context) -> Result<Step<Self>, JobError> {
+        match self {
+            Self::Closing { tenant } => close(context, tenant).await,
+            Self::Deleting {
+                tenant,
+                shards,
+                certificate,
+                ..
+            } => delete(context, tenant, shards, certificate).await,
+            Self::Forgetting {
+                tenant,
+                certificate,
+            } => forget(context, tenant, certificate).await,
+            Self::Reopening { tenant } => reopen(context, tenant).await,
+            Self::Done => Ok(Step::End(Self::Done, End::Done, Value::Null)),
+            Self::Reopened => Ok(Step::End(Self::Reopened, End::Cancelled, Value::Null)),
+        }
+    }
+
+    fn cancelled(&self) -> Option<Self> {
+        match self {
+            Self::Closing { tenant } => Some(Self::Reopening {
+                tenant: tenant.clone(),
+            }),
+            Self::Deleting { .. }
+            | Self::Forgetting { .. }
+            | Self::Done
+            | Self::Reopening { .. }
+            | Self::Reopened => None,
+        }
+    }
+}
+
+/// Takes the fence away once no write is under way.
+async fn close(context: &Context, tenant: &Doomed) -> Result<Step<TenantDelete>, JobError> {
+    let mut session = context.shard(&tenant.shard).await?;
+    let transaction = session.transaction().await?;
+    // New writes don't queue behind this: they are told to try again.
+    transaction
+        .batch_execute("set local lock_timeout = '5s'")
+        .await?;
+    transaction
+        .execute(
+            "select pg_advisory_xact_lock(uuid_hash_extended($1, 0))",
+            &[&tenant.id],
+        )
+        .await?;
+    rows::delete_fence(&transaction, context.job().id, tenant.id).await?;
+    transaction.commit().await?;
+    let all = context.control().shards().await?;
+    let others = all.into_iter().map(|shard| shard.id);
+    let mut shards = vec![tenant.shard.clone()];
+    // Others may hold what a move left behind.
+    shards.extend(others.filter(|shard| *shard != tenant.shard));
+    Ok(Step::Next(TenantDelete::Deleting {
+        tenant: tenant.clone(),
+        shards,
+        certificate: Vec::new(),
+        rows: 0,
+        expected: 0,
+    }))
+}
+
+/// Deletes for a while on the first of `shards`.
+async fn delete(
+    context: &Context,
+    tenant: &Doomed,
+    shards: &[String],
+    certificate: &[ShardCertificate],
+) -> Result<Step<TenantDelete>, JobError> {
+    let Some((shard, others)) = shards.split_first() else {
+        return Ok(Step::Next(TenantDelete::Forgetting {
+            tenant: tenant.clone(),
+            certificate: certificate.to_vec(),
+        }));
+    };
+    let job = context.job().id;
+    let mut session = context.shard(shard).await?;
+    let tables = tenant_tables(&*session).await?;
+    let until = Instant::now() + rows::STEP;
+    let swept = delete_for(&mut session, job, &tables, tenant.id, until).await?;
+    let mut next = certificate.to_vec();
+    let (left, done, expected) = match swept {
+        Swept::More { rows, expected } => (shards.to_vec(), rows, expected),
+        Swept::Empty { deleted } => {
+            next.push(ShardCertificate {
+                shard: shard.clone(),
+                tables: deleted,
+                empty_tables: tables.len(),
+            });
+            (others.to_vec(), 0, 0)
+        }
+    };
+    Ok(Step::Next(TenantDelete::Deleting {
+        tenant: tenant.clone(),
+        shards: left,
+        certificate: next,
+        rows: done,
+        expected,
+    }))
+}
+
+async fn forget(
+    context: &Context,
+    tenant: &Doomed,
+    certificate: &[ShardCertificate],
+) -> Result<Step<TenantDelete>, JobError> {
+    for shard in certificate {
+        let session = context.shard(&shard.shard).await?;
+        delete_marks(&session, context.job().id).await?;
+    }
+    let mut client = context.control().client().await?;
+    let transaction = client.transaction().await?;
+    let forgotten = forget_tenant(&transaction, tenant.id).await?;
+    let state = TenantDelete::Forgetting {
+        tenant: tenant.clone(),
+        certificate: certificate.to_vec(),
+    };
+    context.commit(transaction, &state).await?;
+    let rows: i64 = certificate
+        .iter()
+        .flat_map(|shard| &shard.tables)
+        .map(|(_, rows)| rows)
+        .sum();
+    let tables = |shard: &ShardCertificate| -> Vec<Value> {
+        let tables = shard.tables.iter();
+        tables
+            .map(|(table, rows)| json!({ "table": table, "rows": rows }))
+            .collect()
+    };
+    let shards: Vec<Value> = certificate
+        .iter()
+        .map(|shard| json!({ "shard": shard.shard, "tables": tables(shard), "tables_verified_empty": shard.empty_tables }))
+        .collect();
+    let certificate = json!({
+        "tenant": tenant.id,
+        "slug": tenant.slug,
+        "rows": rows,
+        "shards": shards,
+        "control": { "api_keys": forgotten.keys, "issuers": forgotten.issuers },
+        "caches": "no entry answers since the fence was taken away; entries expire by themselves",
+        "kept": "the audit log, and the id, so that requests are answered with 404",
+    });
+    Ok(Step::End(TenantDelete::Done, End::Done, certificate))
+}
+
+/// Puts the fence back, where it is gone already, and the control row.
+async fn reopen(context: &Context, tenant: &Doomed) -> Result<Step<TenantDelete>, JobError> {
+    if tenant.was != TenantState::Creating {
+        let session = context.shard(&tenant.shard).await?;
+        session
+            .execute(
+                "insert into ringfence.fence (tenant_id, epoch, suspended) values ($1, $2, $3)
+                 on conflict (tenant_id) do nothing",
+                &[
+                    &tenant.id,
+                    &tenant.epoch,
+                    &(tenant.was == TenantState::Suspended),
+                ],
+            )
+            .await?;
+    }
+    let mut client = context.control().client().await?;
+    let transaction = client.transaction().await?;
+    reopen_tenant(&transaction, tenant.id, tenant.was).await?;
+    context.commit(transaction, &TenantDelete::Reopened).await?;
+    Ok(Step::End(
+        TenantDelete::Reopened,
+        End::Cancelled,
+        Value::Null,
+    ))
+}

@@ -1,0 +1,6 @@
+//! Jobs and tenants' lives on real servers, with workers that die.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
+mod delete;
+mod stage;
