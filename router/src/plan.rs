@@ -111,6 +111,13 @@ impl Node {
     pub fn grouped(&self) -> bool {
         self.outputs.iter().any(|output| output.aggregate.is_some())
     }
+
+    /// Rows are aggregated to exactly one, which is there also for none.
+    pub fn one_group(&self) -> bool {
+        let aggregated =
+            |output: &Output| output.aggregate.is_some() || output.value == Value::Rows;
+        !self.outputs.is_empty() && self.outputs.iter().all(aggregated)
+    }
 }
 
 /// Where rows come from.
@@ -309,9 +316,10 @@ pub fn plan(
             let relation = planner.relation(name)?;
             (Action::Options(relation_methods(relation)), Form::Read)
         }
-        (Target::Function(name), Method::Options) => {
-            (Action::Options(planner.function_methods(name)?), Form::Read)
-        }
+        (Target::Function(name), Method::Options) => (
+            Action::Options(planner.function_methods(name, payload)?),
+            Form::Read,
+        ),
         (Target::Relation(name), Method::Get | Method::Head) => {
             let relation = planner.relation(name)?;
             (Action::Read(planner.read(relation)?), Form::Read)

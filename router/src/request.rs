@@ -135,7 +135,7 @@ impl ApiRequest {
         let query = Query::parse(parts.query, call && method.reads())?;
         let page = match method {
             Method::Get => query.page().intersect(page::header(parts.headers)?)?,
-            _ => query.page(),
+            _ => query.page().intersect(Page::default())?,
         };
         Ok(Self {
             method,
@@ -194,12 +194,12 @@ impl Target {
     }
 }
 
-/// Reads are told by Accept-Profile, everything else by Content-Profile.
+/// Writes and calls by POST are told by Content-Profile, all else by Accept-Profile.
 /// `public` always names the default schema: official clients send it unasked.
 fn schema(parts: &RequestParts<'_>, config: &Api) -> Result<(String, bool), Error> {
     let header = match parts.method.as_str() {
-        "GET" | "HEAD" => "accept-profile",
-        _ => "content-profile",
+        "POST" | "PATCH" | "PUT" | "DELETE" => "content-profile",
+        _ => "accept-profile",
     };
     let default = config.schemas.first().cloned().unwrap_or_default();
     let Some(named) = parts.headers.get(header).and_then(|v| v.to_str().ok()) else {

@@ -9,7 +9,8 @@ mod settings;
 
 use bytes::Bytes;
 use http::header::{
-    ALLOW, CONTENT_LENGTH, CONTENT_LOCATION, CONTENT_RANGE, CONTENT_TYPE, LOCATION, VARY,
+    ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW, CONTENT_LENGTH, CONTENT_LOCATION, CONTENT_RANGE,
+    CONTENT_TYPE, LOCATION, VARY,
 };
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
@@ -80,15 +81,17 @@ pub fn build(
     match &plan.action {
         Action::Read(_) => {
             singular(plan, &row)?;
-            answer.status = read_status(request, &row)?;
+            answer.status = read_status(request, &row);
             answer.header(CONTENT_RANGE, &content_range(request, &row));
             answer.header(CONTENT_LOCATION, &location::content(config, request));
             answer.content(plan, &row);
+            answer.refuse_range(plan, request, &row);
         }
         Action::Call(call) => call_answer(&mut answer, request, plan, call, &row)?,
         Action::Write(write) => write_answer(&mut answer, config, request, plan, write, &row),
         Action::Options(methods) => {
             answer.header(ALLOW, &methods.join(","));
+            answer.header(ACCESS_CONTROL_ALLOW_ORIGIN, "*");
             return Ok(answer.finish());
         }
         Action::Describe => {}
@@ -96,7 +99,8 @@ pub fn build(
     if let Some(applied) = applied(config, request, plan) {
         answer.header_name("preference-applied", &applied);
     }
-    if config.schemas.len() > 1 || request.schema_named {
+    let negotiated = config.schemas.len() > 1 || request.schema_named;
+    if negotiated && answer.headers.contains_key(CONTENT_TYPE) {
         answer.header_name("content-profile", &request.schema);
     }
     answer
@@ -163,6 +167,18 @@ impl Draft {
         }
     }
 
+    /// A page behind the last row: the error is the body of an answer that
+    /// otherwise says what it would have said, the total above all.
+    fn refuse_range(&mut self, plan: &Plan, request: &ApiRequest, row: &Row) {
+        if let (StatusCode::RANGE_NOT_SATISFIABLE, Some(total)) = (self.status, row.total) {
+            let offset = request.page.first();
+            let error = Error::Range(RangeProblem::OutOfBounds { offset, total });
+            if plan.body {
+                self.body = error.response(false).into_body();
+            }
+        }
+    }
+
     fn finish(self) -> Response<Bytes> {
         let mut response = Response::new(self.body);
         *response.status_mut() = self.status;
@@ -181,12 +197,13 @@ fn call_answer(
     if call.set {
         singular(plan, row)?;
     }
-    answer.status = read_status(request, row)?;
+    answer.status = read_status(request, row);
     answer.header(CONTENT_RANGE, &content_range(request, row));
     if call.void {
         answer.status = StatusCode::NO_CONTENT;
     } else {
         answer.content(plan, row);
+        answer.refuse_range(plan, request, row);
     }
     Ok(())
 }
@@ -239,23 +256,18 @@ fn singular(plan: &Plan, row: &Row) -> Result<(), Error> {
     }
 }
 
-fn read_status(request: &ApiRequest, row: &Row) -> Result<StatusCode, Error> {
-    let Some(total) = row.total else {
-        return Ok(StatusCode::OK);
-    };
-    let offset = request.page.first();
-    if offset > total {
-        return Err(Error::Range(RangeProblem::OutOfBounds { offset, total }));
+fn read_status(request: &ApiRequest, row: &Row) -> StatusCode {
+    match row.total {
+        None => StatusCode::OK,
+        Some(total) if request.page.first() > total => StatusCode::RANGE_NOT_SATISFIABLE,
+        Some(total) if row.page < total => StatusCode::PARTIAL_CONTENT,
+        Some(_) => StatusCode::OK,
     }
-    Ok(match row.page < total {
-        true => StatusCode::PARTIAL_CONTENT,
-        false => StatusCode::OK,
-    })
 }
 
 fn content_range(request: &ApiRequest, row: &Row) -> String {
     let total = row.total.map_or("*".to_owned(), |total| total.to_string());
-    if row.page == 0 {
+    if row.page == 0 || row.total == Some(0) {
         return format!("*/{total}");
     }
     let first = request.page.first();

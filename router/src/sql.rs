@@ -80,7 +80,7 @@ fn read(sql: &mut Fragment, plan: &Plan, node: &crate::plan::Node) {
 
 /// Without a page all rows are in the answer, and counting twice is needless.
 fn total(sql: &mut Fragment, node: &crate::plan::Node) {
-    if node.page.is_whole() && !node.grouped() {
+    if node.page.is_whole() {
         sql.push("pg_catalog.count(*) as total, ");
         return;
     }

@@ -42,7 +42,8 @@ impl Refusal {
         let detail = error.detail().map(str::to_owned);
         Self {
             sqlstate: error.code().code().to_owned(),
-            message: error.message().to_owned(),
+            // The statement qualifies what users write without a schema.
+            message: error.message().replace("pg_catalog.", ""),
             detail: match hidden {
                 Some(hidden) => detail.and_then(|text| hidden.take_from(&text)),
                 None => detail,
@@ -61,7 +62,7 @@ impl Refusal {
         if let Some(detail) = &self.detail {
             report.details = Value::String(detail.clone());
         }
-        if self.sqlstate == "42501" && self.anonymous {
+        if report.status == StatusCode::UNAUTHORIZED {
             report = report.header(WWW_AUTHENTICATE, "Bearer");
         }
         report

@@ -112,21 +112,17 @@ impl<'a> Planner<'a> {
     }
 
     /// Methods of a function: reading ones only where it can't write.
-    pub(super) fn function_methods(&self, name: &str) -> Result<Vec<&'static str>, Error> {
-        let wanted = QualifiedName::new(self.request.schema.as_str(), name);
-        match self
-            .model
-            .catalog()
-            .functions
-            .get(&wanted)
-            .map(Vec::as_slice)
-        {
-            Some([first, ..]) if first.volatility == Volatility::Volatile => {
-                Ok(vec!["OPTIONS", "POST"])
-            }
-            Some([_, ..]) => Ok(vec!["OPTIONS", "GET", "HEAD", "POST"]),
-            Some([]) | None => Err(self.no_function(name, &[])),
-        }
+    pub(super) fn function_methods(
+        &self,
+        name: &str,
+        payload: &Payload,
+    ) -> Result<Vec<&'static str>, Error> {
+        let given = self.given(payload);
+        let (function, _) = self.choose(name, &given, payload)?;
+        Ok(match function.volatility {
+            Volatility::Volatile => vec!["OPTIONS", "POST"],
+            Volatility::Stable | Volatility::Immutable => vec!["OPTIONS", "GET", "HEAD", "POST"],
+        })
     }
 
     /// The names of the arguments.
@@ -223,6 +219,7 @@ impl<'a> Planner<'a> {
         };
         let query = &self.request.query;
         let wants = Wants::of(query);
+        wants.check_paths(&query.select)?;
         let mut node = self.level(rows, Source::Produced, &query.select, wants)?;
         node.page = self.call_page(function);
         Ok(Some(node))
@@ -285,7 +282,7 @@ impl<'a> Planner<'a> {
 fn takes(function: &Function, given: &[&str]) -> bool {
     let parameters = &function.parameters;
     let named = parameters.iter().all(|p| !p.name.as_str().is_empty());
-    let required = parameters.iter().filter(|p| p.required && !p.variadic);
+    let required = parameters.iter().filter(|p| p.required);
     let mut required = required.map(|p| p.name.as_str());
     let known = |name: &&str| parameters.iter().any(|p| p.name.as_str() == *name);
     (named || given.is_empty() && parameters.is_empty())

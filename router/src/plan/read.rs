@@ -86,6 +86,17 @@ impl<'a> Wants<'a> {
         }
     }
 
+    /// Whether every path leads to an embed, asked in PostgREST's order, so that
+    /// of several wrong paths the same one is told, and before relationships.
+    pub(super) fn check_paths(&self, items: &[Item]) -> Result<(), Error> {
+        let filters = self.filters.iter().rev().map(|(path, ..)| path);
+        let order = self.order.iter().rev().map(|(path, _)| path);
+        let pages = self.pages.iter().map(|(path, _)| path);
+        let logic = self.logic.iter().rev().map(|(path, _)| path);
+        let mut paths = filters.chain(order).chain(pages).chain(logic);
+        paths.try_for_each(|path| leads_to_embed(path, items))
+    }
+
     /// A path that leads to no embed is an error.
     fn check_all_taken(&self) -> Result<(), Error> {
         let filters = self.filters.iter().map(|(path, ..)| path);
@@ -108,7 +119,7 @@ struct Named<'a> {
 
 impl Named<'_> {
     fn is(&self, name: &str) -> bool {
-        self.alias == Some(name) || self.target == name
+        self.alias.unwrap_or(self.target) == name
     }
 }
 
@@ -117,6 +128,8 @@ impl<'a> Planner<'a> {
     pub(super) fn read(&mut self, relation: &'a Relation) -> Result<Node, Error> {
         let query = &self.request.query;
         let page = self.request.page.capped(self.config.rows_max);
+        Wants::of(query).check_paths(&query.select)?;
+        self.check_relationships(relation, &query.select)?;
         let mut node = self.level(
             RowType::Relation(relation),
             Source::of(relation),
@@ -125,6 +138,30 @@ impl<'a> Planner<'a> {
         )?;
         node.page = page;
         Ok(node)
+    }
+
+    /// Whether each embed has its relationship: told before all else that is
+    /// wrong with what it selects.
+    pub(super) fn check_relationships(
+        &self,
+        origin: &Relation,
+        items: &[Item],
+    ) -> Result<(), Error> {
+        for item in items {
+            let Item::Embed(embed) = item else {
+                continue;
+            };
+            let (hint, schema) = (embed.hint.as_deref(), &self.request.schema);
+            let found = relationship::find(self.model, schema, &origin.name, &embed.target, hint)?;
+            let target = match found {
+                Found::Key(key) => &key.target,
+                Found::Computed(computed) => &computed.foreign_table,
+            };
+            if let Some(target) = self.model.catalog().relations.get(target) {
+                self.check_relationships(target, &embed.items)?;
+            }
+        }
+        Ok(())
     }
 
     /// A level and those below it.
@@ -165,14 +202,20 @@ impl<'a> Planner<'a> {
         wants.check_all_taken()?;
         outputs.extend(behind);
         hoist(&mut embeds, &outputs);
-        for (_, field, operation) in &wants.filters {
-            conditions.push(self.leaf(rows, &names, field, operation)?);
-        }
         for (_, tree) in &wants.logic {
             conditions.push(self.tree(rows, &names, tree)?);
         }
+        for (_, field, operation) in &wants.filters {
+            conditions.push(self.leaf(rows, &names, field, operation)?);
+        }
         let mut order = Vec::new();
-        for term in wants.order.iter().flat_map(|(_, terms)| *terms) {
+        // Of several orders of one level the first is the one.
+        for term in wants
+            .order
+            .first()
+            .into_iter()
+            .flat_map(|(_, terms)| *terms)
+        {
             order.push(self.order_term(rows, &names, &embeds, items, term)?);
         }
         let page = wants.pages.first().map(|(_, page)| *page);
@@ -411,10 +454,7 @@ impl<'a> Planner<'a> {
         let (embed, field) = match &term.relation {
             None => (None, rows.expect(self.model, &term.field)?),
             Some(name) => {
-                let index = names.iter().position(|named| match named.alias {
-                    Some(alias) => alias == name,
-                    None => named.target == name,
-                });
+                let index = names.iter().position(|named| named.is(name));
                 let not_embedded = || Error::NotEmbedded(name.clone());
                 let index = index.ok_or_else(not_embedded)?;
                 let embed = embeds.get(index).ok_or_else(not_embedded)?;
@@ -459,6 +499,22 @@ impl<'a> Planner<'a> {
         };
         let relation = self.model.catalog().relations.get(target)?;
         Some(RowType::Relation(relation))
+    }
+}
+
+fn leads_to_embed(path: &[String], items: &[Item]) -> Result<(), Error> {
+    let Some((name, rest)) = path.split_first() else {
+        return Ok(());
+    };
+    let named = items.iter().find_map(|item| match item {
+        Item::Embed(embed) if embed.alias.as_ref() == Some(name) || embed.target == *name => {
+            Some(embed)
+        }
+        Item::Embed(_) | Item::All | Item::Field { .. } => None,
+    });
+    match named {
+        Some(embed) => leads_to_embed(rest, &embed.items),
+        None => Err(Error::NotEmbedded(name.clone())),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use schema::catalog::{Catalog, ForeignKey, Relation};
+use schema::catalog::{Catalog, ForeignKey, Relation, RelationKind};
 use schema::ident::{Ident, QualifiedName};
 
 use super::model::{Model, Relationship};
@@ -152,10 +152,12 @@ fn through(junction: &Relation, first: &ForeignKey, second: &ForeignKey) -> Rela
 }
 
 impl Relationship {
-    fn sort_key(&self) -> (&QualifiedName, &Ident, Option<&Ident>, &'static str) {
+    /// Foreign keys come before junctions, then names decide.
+    fn sort_key(&self) -> (&QualifiedName, bool, &Ident, Option<&Ident>, &'static str) {
         let Constraints { first, second } = &self.constraints;
         (
             &self.target,
+            second.is_some(),
             first,
             second.as_ref(),
             self.cardinality.words(),
@@ -184,29 +186,36 @@ impl Relationship {
         self.constraints.second.is_none() && self.constraints.first.as_str() == name
     }
 
-    /// `target(…)`: a relation's name, a constraint's, or the origin's column.
+    /// `target(…)`: a relation's name, or for tables a constraint's or the
+    /// origin's column.
     ///
     /// Of a self reference's two directions, the relation's name means the
     /// many rows that refer to this one, the column the one that it refers to.
-    fn matches_target(&self, target: &str) -> bool {
-        let is_self = self.origin == self.target;
-        if self.target.name.as_str() == target && !(is_self && self.to_one()) {
-            return true;
-        }
-        if self.through_view || (is_self && !self.to_one()) {
-            return false;
-        }
+    fn matches_target(&self, target: &str, target_is_view: bool) -> bool {
+        let by_name = self.target.name.as_str() == target;
         let by_column = self.single_columns().is_some_and(|(own, _)| own == target);
-        self.has_constraint(target) || by_column
+        if self.origin == self.target {
+            return match self.cardinality {
+                Cardinality::OneToMany => by_name,
+                Cardinality::ManyToOne => by_column,
+                Cardinality::OneToOne | Cardinality::ManyToMany => false,
+            };
+        }
+        by_name || !target_is_view && (self.has_constraint(target) || by_column)
     }
 
-    /// `relation!hint(…)`.
+    /// `relation!hint(…)`. A self reference's hint is the column that refers.
     fn matches_hint(&self, target: &str, hint: &str) -> bool {
-        let is_self = self.origin == self.target;
         if self.target.name.as_str() != target {
-            return !is_self && self.matches_target(target) && self.hinted(hint);
+            return false;
         }
-        !(is_self && self.to_one()) && self.hinted(hint)
+        if self.origin == self.target {
+            let by_column = self
+                .single_columns()
+                .is_some_and(|(_, other)| other == hint);
+            return self.cardinality == Cardinality::OneToMany && by_column;
+        }
+        self.hinted(hint)
     }
 
     fn hinted(&self, hint: &str) -> bool {
@@ -268,6 +277,11 @@ impl Relationship {
     }
 }
 
+fn is_view(model: &Model, name: &QualifiedName) -> bool {
+    let relation = model.catalog().relations.get(name);
+    relation.is_some_and(|relation| relation.kind == RelationKind::View)
+}
+
 /// What an embed's name resolves to.
 pub(super) enum Found<'a> {
     /// Keys.
@@ -295,7 +309,7 @@ pub(super) fn find<'a>(
     let fitting: Vec<&Relationship> = reachable
         .filter(|relationship| match hint {
             Some(hint) => relationship.matches_hint(target, hint),
-            None => relationship.matches_target(target),
+            None => relationship.matches_target(target, is_view(model, &relationship.target)),
         })
         .collect();
     match fitting.as_slice() {

@@ -123,6 +123,9 @@ impl<'a> Planner<'a> {
         relation: &'a Relation,
         payload: &Payload,
     ) -> Result<Write, Error> {
+        let select = &self.request.query.select;
+        Wants::of(&self.request.query).check_paths(select)?;
+        self.check_relationships(relation, select)?;
         let change = match self.request.method {
             Method::Post => self.insert(relation, payload)?,
             Method::Put => self.put(relation, payload)?,
@@ -248,10 +251,7 @@ impl<'a> Planner<'a> {
             Some(names) => {
                 let columns = names.iter().map(|name| match relation.column(name) {
                     Some(column) => Ok(column.name.clone()),
-                    None => Err(Error::NoColumn {
-                        relation: relation.name.name.as_str().to_owned(),
-                        column: name.clone(),
-                    }),
+                    None => Err(Error::NoTargetColumn(name.clone())),
                 });
                 columns.collect::<Result<Vec<_>, _>>()?
             }

@@ -42,16 +42,24 @@ impl Page {
         Ok(())
     }
 
-    /// The rows that are in both.
+    /// The rows that are in both, this being the parameters' page and the other
+    /// one the header's. A limit of zero is legal without an offset, and then the
+    /// header does not count.
     pub(super) fn intersect(self, other: Self) -> Result<Self, Error> {
+        if self.limit == Some(0) && self.first() == 0 {
+            return Ok(self);
+        }
+        if self.limit == Some(0) {
+            return Err(Error::Range(RangeProblem::NegativeLimit));
+        }
         let first = self.first().max(other.first());
         let end = |page: Self| page.limit.map(|limit| page.first().saturating_add(limit));
         let end = match (end(self), end(other)) {
             (Some(a), Some(b)) => Some(a.min(b)),
             (a, b) => a.or(b),
         };
-        if end.is_some_and(|end| end < first) {
-            return Err(Error::Range(RangeProblem::Reversed));
+        if end.is_some_and(|end| end <= first) {
+            return Err(Error::Range(RangeProblem::NegativeLimit));
         }
         Ok(Self {
             limit: end.map(|end| end - first),

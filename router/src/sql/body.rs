@@ -59,7 +59,8 @@ pub(super) fn values(sql: &mut Fragment, plan: &Plan, set: bool) {
     }
     sql.push(match (&plan.media, set) {
         (MediaType::Csv, _) => {
-            ", 'pgrst_scalar' || E'\\n' || coalesce(pg_catalog.string_agg(r.value::text, E'\\n'), '')"
+            ", 'pgrst_scalar' || E'\\n' || coalesce(pg_catalog.string_agg(\
+             pg_catalog.substr(r::text, 2, pg_catalog.length(r::text) - 2), E'\\n'), '')"
         }
         (_, true) => ", coalesce(pg_catalog.json_agg(r.value), '[]')::text",
         (_, false) => ", coalesce((pg_catalog.json_agg(r.value)->0)::text, 'null')",
@@ -102,9 +103,10 @@ fn one(sql: &mut Fragment, node: &Node) {
         sql.push("coalesce(pg_catalog.json_agg(r)->0, 'null')");
         return;
     }
-    sql.push("coalesce(");
+    // Several rows are refused, but not before their text was read as JSON.
+    sql.push("case when pg_catalog.count(*) = 1 then ");
     texts(sql, &node.outputs);
-    sql.push(", 'null')");
+    sql.push(" else 'null' end");
 }
 
 /// All rows' objects, joined as `json_agg` joins them.

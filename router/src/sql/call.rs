@@ -7,12 +7,21 @@ use super::fragment::Fragment;
 use super::level::{self, Origin, Terms, WHOLE_ROW};
 use crate::plan::{Arguments, Call, Node, Plan, Rows};
 
+/// Rows of a set.
+const ALL: &str = "pg_catalog.count(*)";
+/// A function of one row gives one, even where a condition takes it away.
+const ONE: &str = "greatest(pg_catalog.count(*), 1)";
+
 /// The statement of a call.
 pub(super) fn call(sql: &mut Fragment, plan: &Plan, call: &Call) {
     match &call.node {
         Some(node) if plan.count && call.set => counted(sql, plan, call, node),
         Some(node) => {
             sql.push("select ");
+            if plan.count {
+                sql.push(if call.set { ALL } else { ONE });
+                sql.push(" as total, ");
+            }
             page(sql, plan, call);
             if call.set {
                 body::rows(sql, plan, node);
@@ -92,12 +101,13 @@ fn value(sql: &mut Fragment, call: &Call) {
 
 /// How many rows came; refused where they are not as many as they may be.
 fn page(sql: &mut Fragment, plan: &Plan, call: &Call) {
+    if !call.set {
+        sql.push(ONE);
+        sql.push(" as page");
+        return;
+    }
     let singular = matches!(plan.media, crate::request::accept::MediaType::Object { .. });
-    super::write::affected(
-        sql,
-        singular && plan.form.writes() && call.set,
-        call.max_affected,
-    );
+    super::write::affected(sql, singular && plan.form.writes(), call.max_affected);
     sql.push(" as page");
 }
 

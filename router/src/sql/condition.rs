@@ -29,6 +29,10 @@ pub(super) fn condition(sql: &mut Fragment, scope: Scope, embeds: &[Embed], one:
             let Some(embed) = embeds.get(*embed) else {
                 return;
             };
+            // Rows that are aggregated to one always give that one.
+            if embed.node.one_group() {
+                return sql.push(if *negated { "false" } else { "true" });
+            }
             sql.push(if *negated { "not exists (" } else { "exists (" });
             let below = Scope::below(sql);
             sql.push("select 1");

@@ -243,7 +243,7 @@ fn select(sql: &mut Fragment, node: &Node, scope: Scope, place: Place<'_>) {
     }
     conditions(sql, node, scope, place);
     if node.grouped() {
-        group(sql, node);
+        group(sql, node, scope);
     }
     order(sql, node, scope);
     match place {
@@ -421,14 +421,28 @@ fn below(sql: &mut Fragment, parent: Scope, embed: &Embed) {
     select(sql, &embed.node, scope, place);
 }
 
-fn group(sql: &mut Fragment, node: &Node) {
+fn group(sql: &mut Fragment, node: &Node, scope: Scope) {
     let outputs = node.outputs.iter().zip(1..);
     let plain = outputs
         .filter(|(output, _)| output.aggregate.is_none() && !matches!(output.value, Value::Rows));
-    let positions: Vec<usize> = plain.map(|(_, position)| position).collect();
-    if !positions.is_empty() {
+    let plain: Vec<(&Output, usize)> = plain.collect();
+    if !plain.is_empty() {
         sql.push(" group by ");
-        sql.list(", ", positions, |sql, position| sql.position(position));
+        sql.list(", ", plain, |sql, (output, position)| {
+            match (&output.value, &output.key) {
+                // A cast without an alias is made of what is grouped by.
+                (
+                    Value::Field {
+                        field,
+                        cast: Some(_),
+                    },
+                    Key::Model(_),
+                ) if field.path.is_empty() => {
+                    self::field(sql, scope, field);
+                }
+                _ => sql.position(position),
+            }
+        });
     }
 }
 

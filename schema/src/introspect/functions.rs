@@ -71,7 +71,7 @@ fn parameters(raw: &RawFunction) -> Vec<Parameter> {
             name: Ident::new(raw.arg_names.get(*n).map_or("", String::as_str)),
             type_name: raw.arg_type_names[*n].as_str().into(),
             base_type: raw.arg_base_types[*n].as_str().into(),
-            required: position < required && !variadic,
+            required: position < required,
             variadic,
         }
     };

@@ -7,6 +7,10 @@ use crate::error::Error;
 /// Rows as a JSON array of objects of texts; `NULL` is null.
 pub(super) fn to_json(body: &[u8]) -> Result<String, Error> {
     let text = std::str::from_utf8(body).map_err(|_| malformed("not UTF-8"))?;
+    // A header that is not ended might go on.
+    if !text.contains(['\n', '\r']) {
+        return Err(Error::Body("parse error (not enough input) at \"\"".into()));
+    }
     let mut records = records(text)?.into_iter();
     let header = records.next().ok_or_else(|| malformed("no header"))?;
     let mut rows = Vec::new();
