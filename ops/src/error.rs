@@ -165,6 +165,9 @@ pub enum Error {
     Usage(String),
 }
 
+/// Codes of the admin API that say that the control database is not there.
+const CONTROL_DOWN: [&str; 2] = ["RF410", "RF415"];
+
 /// What a shell learns from the exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -177,7 +180,7 @@ pub enum Exit {
     Usage = 2,
     /// The named thing does not exist.
     NotFound = 3,
-    /// The admin API, or the local cluster, is not there.
+    /// The admin API, its control database, or the local cluster is not there.
     Unreachable = 4,
     /// The token is missing, wrong or not allowed to.
     Denied = 5,
@@ -190,6 +193,8 @@ impl Error {
             Self::Usage(_) | Self::Shape { .. } => Exit::Usage,
             Self::UnknownNode { .. } => Exit::NotFound,
             Self::NotUp { .. } | Self::Unreachable { .. } => Exit::Unreachable,
+            // The worker is there, but not what it needs to do anything.
+            Self::Api { code, .. } if CONTROL_DOWN.contains(&code.as_str()) => Exit::Unreachable,
             Self::Api { status, .. } => match *status {
                 StatusCode::NOT_FOUND => Exit::NotFound,
                 StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Exit::Denied,

@@ -5,11 +5,13 @@
 //! `router-1`, `redis-1`; they can be killed, frozen and started again one by one. All of
 //! them end with the cluster, also when its process is killed.
 
+mod authority;
 mod bring_up;
 mod config;
 mod demo;
 mod folder;
 mod layout;
+mod network;
 mod postgres;
 mod process;
 mod redis;
@@ -25,9 +27,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::authority::Authority;
+pub use self::network::Condition;
+
 pub use self::layout::{Node, PORT_BASE, Ports, Role, Shape};
 
 use self::folder::{Folder, Remembered, append, log_end};
+use self::network::Network;
 use self::postgres::Postgres;
 use self::process::Nursery;
 use self::secrets::Secrets;
@@ -80,6 +86,12 @@ pub struct Options {
     /// Commits wait until any one replica has them on disk; needs two replicas,
     /// so that the loss of one node stops nobody. Stays set in a kept folder.
     pub sync: bool,
+    /// Puts a proxy before each node, so that its network can be cut; all
+    /// traffic then takes a detour through this process.
+    pub network: bool,
+    /// Services reach the Postgres servers by TLS only, verified against the
+    /// cluster's own authority.
+    pub tls: bool,
     /// What runs in it.
     pub content: Content,
     /// Called with what is being done.
@@ -118,6 +130,8 @@ impl Default for Options {
             fresh: false,
             fsync: false,
             sync: false,
+            network: false,
+            tls: false,
             content: Content::Demo {
                 extra: 0,
                 rows: None,
@@ -177,6 +191,8 @@ pub struct Cluster {
     content: Content,
     fsync: bool,
     sync: bool,
+    authority: Option<Authority>,
+    network: Option<Network>,
     report: fn(&str),
     temporary: bool,
     folder: Folder,
@@ -241,7 +257,7 @@ impl Cluster {
             Some(before) => Ports::From(before.port_base),
             None => Ports::From(PORT_BASE),
         });
-        let nodes = layout::nodes(shape, ports).map_err(Error::Usage)?;
+        let nodes = layout::nodes(shape, ports, options.network).map_err(Error::Usage)?;
         let needed = |node: &&Node| {
             options.content != Content::Servers || matches!(node.role, Role::Redis { .. })
         };
@@ -258,6 +274,12 @@ impl Cluster {
             .filter(|n| n.is_postgres() && !Postgres::is_made(&folder, n));
         folder.check_space(SPARE_MIB + NODE_MIB * new.count() as u64)?;
         check_ports(&nodes)?;
+        let ca_file = folder.path.join("ca.pem");
+        let authority = options.tls.then(|| Authority::new(&ca_file)).transpose()?;
+        let network = match options.network {
+            true => Some(start_network(&nodes)?),
+            false => None,
+        };
         if let Ports::From(port_base) = ports {
             folder.remember(Remembered { shape, port_base })?;
         }
@@ -271,6 +293,8 @@ impl Cluster {
             content: options.content,
             fsync: options.fsync,
             sync: options.sync,
+            authority,
+            network,
             report: options.report,
             temporary,
             folder,
@@ -370,6 +394,25 @@ impl Cluster {
             process::thaw(process.child.id(), warden);
         }
         Ok(())
+    }
+
+    /// Breaks a node's network, or mends it.
+    ///
+    /// # Errors
+    /// An unknown node, or one without a proxy before it.
+    pub fn set_network(&self, node: &str, condition: Condition) -> Result<()> {
+        let node = &self.find(node)?.name;
+        let set = self
+            .network
+            .as_ref()
+            .map(|network| network.set(node, condition));
+        match set {
+            Some(true) => Ok(()),
+            _ => Err(Error::NodeState {
+                node: node.clone(),
+                state: "reached without a proxy: start the cluster with --network",
+            }),
+        }
     }
 
     /// Starts a node that is down, with the data that it has, and waits until
@@ -595,6 +638,11 @@ impl Cluster {
         self.secrets.jwt()
     }
 
+    /// The authority's certificate, where services speak TLS to Postgres.
+    pub fn ca_file(&self) -> Option<&Path> {
+        self.authority.as_ref().map(Authority::file)
+    }
+
     /// Superuser's connection string of the control database.
     pub fn control_dsn(&self) -> String {
         self.dsn("control", "postgres").unwrap_or_default()
@@ -776,6 +824,13 @@ fn check_ports(nodes: &[Node]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A proxy before each node that listens elsewhere than others reach it.
+fn start_network(nodes: &[Node]) -> Result<Network> {
+    let proxied = nodes.iter().filter(|node| node.port != node.own_port);
+    let links = proxied.map(|node| (node.name.clone(), node.port, node.own_port));
+    Network::start(links.collect()).map_err(io("put proxies before the nodes"))
 }
 
 fn require_setpriv() -> Result<()> {

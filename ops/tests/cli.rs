@@ -110,7 +110,10 @@ async fn tenants_keys_and_fleet() {
     );
     assert_eq!(cli.json(&["node", "list"])[0]["name"], "s1-primary");
     assert_eq!(cli.json(&["ring", "show"])[0]["share"], 1.0);
-    let is_ok = || cli.json(&["status"])[0]["status"] == "ok";
+    let is_ok = || {
+        let status = cli.json(&["status"]);
+        status["shards"][0]["status"] == "ok" && status["workers"][0]["status"] == "ok"
+    };
     let seen = (0..60).any(|_| {
         is_ok() || {
             std::thread::sleep(std::time::Duration::from_millis(250));
@@ -126,6 +129,25 @@ async fn tenants_keys_and_fleet() {
     assert_eq!(cli.refused(&["tenant", "create", "Not A Slug"]).0, 1);
     assert_eq!(cli.refused(&["tenant", "list", "--limit", "0"]).0, 2);
     assert_eq!(cli.refused(&["tenant", "list", "--token", "wrong"]).0, 5);
+
+    // Without the control database nothing is changed, and that is said.
+    cluster.kill("control").await.unwrap();
+    for args in [
+        &["tenant", "create", "late"][..],
+        &["key", "create", "acme"],
+        &["tenant", "suspend", "acme"],
+        &["status"],
+    ] {
+        let (code, message) = cli.refused(args);
+        assert_eq!(code, 4, "{args:?}: {message}");
+        let said = message.contains("RF410") && message.contains("hint: Nothing was changed");
+        assert!(said, "{args:?}: {message}");
+    }
+    cluster.start_node("control").await.unwrap();
+    let (code, message) = cli.refused(&["tenant", "show", "late"]);
+    assert_eq!(code, 3, "{message}");
+    assert_eq!(cli.json(&["tenant", "create", "late"])["state"], "active");
+
     cluster.kill("worker-1").await.unwrap();
     let (code, message) = cli.refused(&["tenant", "list"]);
     assert_eq!(code, 4, "{message}");

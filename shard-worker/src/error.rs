@@ -44,6 +44,7 @@ impl Error {
                 ControlError::Unreachable(_) | ControlError::Dsn(_) => {
                     StatusCode::SERVICE_UNAVAILABLE
                 }
+                ControlError::Postgres(error) if is_lost(error) => StatusCode::SERVICE_UNAVAILABLE,
                 ControlError::Postgres(_) => StatusCode::INTERNAL_SERVER_ERROR,
                 ControlError::NotFound { .. } => StatusCode::NOT_FOUND,
                 ControlError::Conflict(_) => StatusCode::CONFLICT,
@@ -62,6 +63,7 @@ impl Error {
             Self::TooManyWatchers => "RF403",
             Self::Control(error) => match error {
                 ControlError::Unreachable(_) | ControlError::Dsn(_) => "RF410",
+                ControlError::Postgres(error) if is_lost(error) => "RF415",
                 ControlError::Postgres(_) => "RF411",
                 ControlError::NotFound { .. } => "RF412",
                 ControlError::Conflict(_) => "RF413",
@@ -78,8 +80,22 @@ impl Error {
             Self::Control(ControlError::Unreachable(_)) => {
                 Some("Nothing was changed. Try again once the control database is back.")
             }
+            Self::Control(ControlError::Postgres(error)) if is_lost(error) => Some(
+                "The control database went away meanwhile: it may have been done. Look, once it is back.",
+            ),
             Self::Shard(_) => Some("What was begun is finished by itself once the shard is back."),
             _ => None,
+        }
+    }
+}
+
+/// The connection ended before the answer: nobody knows what became of it.
+fn is_lost(error: &tokio_postgres::Error) -> bool {
+    match error.code() {
+        Some(code) => code.code().starts_with("57P0"),
+        None => {
+            error.is_closed()
+                || std::error::Error::source(error).is_some_and(|e| e.is::<std::io::Error>())
         }
     }
 }

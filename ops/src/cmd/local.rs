@@ -78,6 +78,22 @@ enum Command {
         /// Such as s1-primary, s1-replica1, router-1, worker-1, redis-1, control
         node: String,
     },
+    /// Cut a node's network: nothing that is sent to it arrives, nobody is told
+    Cut {
+        /// Such as s1-primary, s1-replica1, router-1, worker-1, control
+        node: String,
+        /// Let all arrive late by so many milliseconds instead
+        #[arg(long, value_name = "MS", conflicts_with = "refuse")]
+        slow: Option<u64>,
+        /// Close its connections, and new ones too, instead
+        #[arg(long)]
+        refuse: bool,
+    },
+    /// Mend a node's network
+    Heal {
+        /// Such as s1-primary, s1-replica1, router-1, worker-1, control
+        node: String,
+    },
     /// Make a replica its shard's primary; the old one should be down
     Promote {
         /// Such as s1-replica1
@@ -123,6 +139,12 @@ struct Up {
     /// Commits wait for one of at least two replicas
     #[arg(long)]
     sync: bool,
+    /// Put a proxy before each node, so that `cut` can break its network
+    #[arg(long)]
+    network: bool,
+    /// Services reach Postgres by TLS only, verified against an authority made for it
+    #[arg(long)]
+    tls: bool,
 }
 
 impl Local {
@@ -144,6 +166,16 @@ impl Local {
             Command::Cont { node } => Order::Cont(node),
             Command::Start { node } => Order::Start(node),
             Command::Promote { node } => Order::Promote(node),
+            Command::Cut {
+                node,
+                slow: Some(ms),
+                ..
+            } => Order::Slow(node, ms),
+            Command::Cut {
+                node, refuse: true, ..
+            } => Order::Refuse(node),
+            Command::Cut { node, .. } => Order::Cut(node),
+            Command::Heal { node } => Order::Heal(node),
         };
         let status = supervisor::ask(&folder, &order).await?;
         Ok(Some(nodes(&status)))
@@ -236,6 +268,8 @@ impl Up {
             fresh: self.fresh,
             fsync: !self.no_fsync,
             sync: self.sync,
+            network: self.network,
+            tls: self.tls,
             content: Content::Demo {
                 extra: self.tenants,
                 rows: self.rows,
@@ -264,6 +298,8 @@ impl Up {
             ("--fresh", self.fresh),
             ("--no-fsync", self.no_fsync),
             ("--sync", self.sync),
+            ("--network", self.network),
+            ("--tls", self.tls),
         ];
         let switches = switches.into_iter().filter(|(_, on)| *on);
         numbers

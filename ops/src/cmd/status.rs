@@ -1,4 +1,4 @@
-//! `ringfence status`: the fleet on one screen.
+//! `ringfence status`: shards, nodes, routers and workers on one screen.
 
 use std::io::{Write, stdout};
 use std::time::Duration;
@@ -43,6 +43,36 @@ const SHARDS: &[Column] = &[
     ("why", |s| show(&s["why"])),
 ];
 
+const NODES: &[Column] = &[
+    ("node", |n| show(&n["name"])),
+    ("shard", |n| show(&n["shard"])),
+    ("role", |n| show(&n["role"])),
+    ("timeline", |n| show(&n["timeline"])),
+    ("replay lsn", |n| show(&n["replay_lsn"])),
+    ("lag", lag),
+    ("seen", ago),
+    ("error", |n| show(&n["error"])),
+];
+
+const MEMBERS: &[Column] = &[
+    ("", |m| show(&m["kind"])),
+    ("name", |m| show(&m["name"])),
+    ("region", |m| show(&m["region"])),
+    ("address", |m| show(&m["admin_url"])),
+    ("version", |m| show(&m["version"])),
+    ("up for", |m| duration(&m["started_seconds_ago"])),
+    ("seen", ago),
+    ("status", |m| show(&m["status"])),
+];
+
+/// More nodes than this are too many for a screen: then only those in trouble
+/// are listed.
+const NODES_MAX: usize = 40;
+
+/// A router or worker without a heartbeat for so long counts as lost, in
+/// seconds: what other members wait (`tenancy::members`).
+const SILENT_MAX: f64 = 6.0;
+
 impl Status {
     pub(super) async fn run(self, admin: &Admin, format: Format) -> Answer {
         if !self.watch {
@@ -63,12 +93,65 @@ impl Status {
 async fn look(admin: &Admin) -> Answer {
     let mut shards = admin.get("/shards", &[]).await?;
     let mut nodes = admin.get("/nodes", &[]).await?;
-    let shards = admin.items(&mut shards, "GET /shards")?;
-    let nodes = admin.items(&mut nodes, "GET /nodes")?;
+    let mut members = admin.get("/members", &[]).await?;
+    Ok(screen(
+        &admin.items(&mut shards, "GET /shards")?,
+        admin.items(&mut nodes, "GET /nodes")?,
+        admin.items(&mut members, "GET /members")?,
+    ))
+}
+
+fn screen(shards: &[Value], nodes: Vec<Value>, mut members: Vec<Value>) -> Output {
     let states: Vec<Value> = shards.iter().map(|shard| state(shard, &nodes)).collect();
     let well = states.iter().filter(|s| s["status"] == "ok").count();
-    let count = states.len();
-    Ok(Output::list(states, SHARDS).note(format!("{well} of {count} shards are ok")))
+    let note = format!("{well} of {} shards are ok", states.len());
+    for member in &mut members {
+        let seen = member["seen_seconds_ago"].as_f64();
+        let alive = seen.is_some_and(|seconds| seconds <= SILENT_MAX);
+        member["status"] = json!(if alive { "ok" } else { "lost" });
+    }
+    let of_kind = |kind| -> Vec<Value> {
+        let own = members.iter().filter(|member| member["kind"] == kind);
+        own.cloned().collect()
+    };
+    let json = json!({
+        "shards": states,
+        "nodes": nodes,
+        "routers": of_kind("router"),
+        "workers": of_kind("worker"),
+    });
+    let listed: Vec<Value> = match nodes.len() {
+        0..=NODES_MAX => nodes,
+        _ => nodes.into_iter().filter(|node| !is_up(node)).collect(),
+    };
+    let tables = [
+        Output::list(states, SHARDS).text,
+        Output::list(listed, NODES).text,
+        Output::list(members, MEMBERS).text,
+    ];
+    Output {
+        json,
+        text: tables.join("\n"),
+        note: Some(note),
+    }
+}
+
+/// How long ago something was seen.
+fn ago(item: &Value) -> String {
+    match item["seen_seconds_ago"].as_f64() {
+        None => "never".into(),
+        Some(seconds) => format!("{seconds:.1} s ago"),
+    }
+}
+
+fn duration(seconds: &Value) -> String {
+    match seconds.as_f64() {
+        None => "-".into(),
+        Some(seconds) if seconds < 120.0 => format!("{seconds:.0} s"),
+        Some(seconds) if seconds < 7_200.0 => format!("{:.0} min", seconds / 60.0),
+        Some(seconds) if seconds < 172_800.0 => format!("{:.0} h", seconds / 3_600.0),
+        Some(seconds) => format!("{:.0} d", seconds / 86_400.0),
+    }
 }
 
 /// What a shard's nodes say of it: `ok`, `degraded` when a replica is missing,
@@ -161,7 +244,19 @@ mod tests {
         ];
         let shards = ["s1", "s2", "s3", "s4", "s5"];
         let shards = shards.map(|id| json!({"id": id, "region": "local", "tenants": 7}));
-        let states = shards.iter().map(|shard| state(shard, &nodes)).collect();
-        insta::assert_snapshot!(Output::list(states, SHARDS).text);
+        let member = |kind: &str, name: &str, seen: f64| {
+            json!({
+                "kind": kind, "name": name, "region": null, "admin_url": format!("http://{name}:7500"),
+                "version": "0.1.0", "started_seconds_ago": 7_000.0, "seen_seconds_ago": seen,
+            })
+        };
+        let members = [
+            member("router", "router-1", 0.4),
+            member("router", "router-2", 40.0),
+            member("worker", "worker-1", 1.0),
+        ];
+        let screen = screen(&shards, nodes.to_vec(), members.to_vec());
+        assert_eq!(screen.json["routers"][1]["status"], "lost");
+        insta::assert_snapshot!(screen.text);
     }
 }

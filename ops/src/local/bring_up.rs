@@ -150,7 +150,8 @@ impl Cluster {
     pub(super) async fn start_and_wait(&self, node: &Node) -> Result<()> {
         let command = match node.role {
             Role::Control | Role::Primary { .. } | Role::Replica { .. } => {
-                self.postgres.serve(&self.folder, node, self.fsync)
+                self.postgres
+                    .serve(&self.folder, node, self.fsync, self.authority.as_ref())?
             }
             Role::Redis { bus_port } => {
                 redis::serve(&self.folder, node, bus_port, self.secrets.redis())?
@@ -158,7 +159,14 @@ impl Cluster {
             Role::Worker | Role::Router { .. } => {
                 let control = self.find("control")?;
                 let redis = self.redis_urls();
-                service::serve(&self.folder, node, control, &redis, &self.secrets)?
+                service::serve(
+                    &self.folder,
+                    node,
+                    control,
+                    &redis,
+                    self.ca_file(),
+                    &self.secrets,
+                )?
             }
         };
         self.spawn(node, command)?;

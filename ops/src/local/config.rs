@@ -1,8 +1,11 @@
 //! Configuration files of the services, and the servers' settings: the only
 //! place that knows their keys.
 
+use std::path::{Path, PathBuf};
+
 use serde::Serialize;
 
+use super::layout::Node;
 use super::secrets::Secrets;
 
 /// Settings of every Postgres node, control database included.
@@ -41,6 +44,16 @@ host all         all 127.0.0.1/32 scram-sha-256
 host replication all 127.0.0.1/32 scram-sha-256
 ";
 
+/// The same where services must encrypt. The superuser's tools on this machine
+/// need not.
+pub(crate) const PG_HBA_TLS_CONF: &str = "\
+# Written by `ringfence local`.
+host    all         postgres 127.0.0.1/32 scram-sha-256
+host    replication postgres 127.0.0.1/32 scram-sha-256
+hostssl all         all      127.0.0.1/32 scram-sha-256
+hostssl replication all      127.0.0.1/32 scram-sha-256
+";
+
 #[derive(Serialize)]
 struct Router<'a> {
     name: &'a str,
@@ -63,17 +76,20 @@ struct RouterCache<'a> {
 struct RouterControl {
     dsn: String,
     snapshot_file: String,
+    tls: Tls,
 }
 
 #[derive(Serialize)]
 struct RouterShards {
     password_file: String,
+    tls: Tls,
 }
 
 #[derive(Serialize)]
 struct Worker<'a> {
     name: &'a str,
     listen: String,
+    advertise: String,
     admin_token_file: String,
     stream_secret_file: String,
     control: WorkerControl,
@@ -84,6 +100,7 @@ struct Worker<'a> {
 #[derive(Serialize)]
 struct WorkerControl {
     dsn: String,
+    tls: Tls,
 }
 
 #[derive(Serialize)]
@@ -93,6 +110,14 @@ struct WorkerShards {
     worker_password_file: String,
     migrator_password_file: String,
     mover_password_file: String,
+    tls: Tls,
+}
+
+#[derive(Serialize)]
+struct Tls {
+    mode: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ca_file: Option<PathBuf>,
 }
 
 #[derive(Serialize)]
@@ -108,6 +133,7 @@ pub(crate) fn router(
     admin_port: u16,
     dsn: String,
     redis_urls: &[String],
+    tls: Option<&Path>,
     secrets: &Secrets,
 ) -> Result<String, toml::ser::Error> {
     toml::to_string(&Router {
@@ -118,10 +144,12 @@ pub(crate) fn router(
             dsn,
             // Relative to the node's own folder, where it runs.
             snapshot_file: "snapshot".into(),
+            tls: verified(tls),
         },
         auth: auth(secrets),
         shards: RouterShards {
             password_file: file(secrets, "router"),
+            tls: verified(tls),
         },
         cache: RouterCache {
             redis_urls,
@@ -133,19 +161,24 @@ pub(crate) fn router(
 
 /// A worker's file. `dsn` is the control database's, for its owner.
 pub(crate) fn worker(
-    name: &str,
-    port: u16,
+    node: &Node,
     dsn: String,
+    tls: Option<&Path>,
     secrets: &Secrets,
 ) -> Result<String, toml::ser::Error> {
     toml::to_string(&Worker {
-        name,
-        listen: loopback(port),
+        name: &node.name,
+        listen: loopback(node.own_port),
+        advertise: format!("http://{}", loopback(node.port)),
         admin_token_file: file(secrets, "admin-token"),
         stream_secret_file: file(secrets, "stream-secret"),
-        control: WorkerControl { dsn },
+        control: WorkerControl {
+            dsn,
+            tls: verified(tls),
+        },
         auth: auth(secrets),
         shards: WorkerShards {
+            tls: verified(tls),
             superuser_password_file: file(secrets, "superuser"),
             router_password_file: file(secrets, "router"),
             worker_password_file: file(secrets, "worker"),
@@ -153,6 +186,17 @@ pub(crate) fn worker(
             mover_password_file: file(secrets, "mover"),
         },
     })
+}
+
+/// Verified against the authority in that file, or not encrypted.
+fn verified(ca_file: Option<&Path>) -> Tls {
+    Tls {
+        mode: match ca_file {
+            Some(_) => "verify-full",
+            None => "disable",
+        },
+        ca_file: ca_file.map(Path::to_owned),
+    }
 }
 
 fn auth(secrets: &Secrets) -> Auth {

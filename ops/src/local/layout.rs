@@ -90,8 +90,10 @@ pub struct Node {
     pub name: String,
     /// What it is started as. A shard's replica may have been promoted since.
     pub role: Role,
-    /// Where it listens.
+    /// Where others reach it.
     pub port: u16,
+    /// Where its process listens: the same, unless a proxy is in between.
+    pub own_port: u16,
 }
 
 impl Node {
@@ -111,21 +113,22 @@ impl Node {
         }
     }
 
-    /// Every port that it listens on.
+    /// Every port that its process listens on.
     pub fn ports(&self) -> Vec<u16> {
         match self.role {
-            Role::Router { admin_port } => vec![self.port, admin_port],
-            Role::Redis { bus_port } => vec![self.port, bus_port],
-            _ => vec![self.port],
+            Role::Router { admin_port } => vec![self.own_port, admin_port],
+            Role::Redis { bus_port } => vec![self.own_port, bus_port],
+            _ => vec![self.own_port],
         }
     }
 }
 
-/// All nodes of a cluster, in the order in which they are listed.
+/// All nodes of a cluster, in the order in which they are listed. Where they
+/// are `proxied`, all but Redis' listen elsewhere than others reach them.
 ///
 /// # Errors
 /// In words, where the shape is beyond what the ports can hold.
-pub(super) fn nodes(shape: Shape, ports: Ports) -> Result<Vec<Node>, String> {
+pub(super) fn nodes(shape: Shape, ports: Ports, proxied: bool) -> Result<Vec<Node>, String> {
     let Shape {
         shards,
         replicas,
@@ -163,6 +166,7 @@ pub(super) fn nodes(shape: Shape, ports: Ports) -> Result<Vec<Node>, String> {
         name: "control".into(),
         role: Role::Control,
         port: port(300)?,
+        own_port: 0,
     }];
     for n in 0..shards {
         let shard = format!("s{}", n + 1);
@@ -182,7 +186,12 @@ pub(super) fn nodes(shape: Shape, ports: Ports) -> Result<Vec<Node>, String> {
                 ),
             };
             let port = port(310 + 10 * n + r)?;
-            nodes.push(Node { name, role, port });
+            nodes.push(Node {
+                name,
+                role,
+                port,
+                own_port: 0,
+            });
         }
     }
     for n in 0..2 * redis {
@@ -192,6 +201,7 @@ pub(super) fn nodes(shape: Shape, ports: Ports) -> Result<Vec<Node>, String> {
                 bus_port: port(240 + n)?,
             },
             port: port(220 + n)?,
+            own_port: 0,
         });
     }
     for n in 0..workers {
@@ -199,6 +209,7 @@ pub(super) fn nodes(shape: Shape, ports: Ports) -> Result<Vec<Node>, String> {
             name: format!("worker-{}", n + 1),
             role: Role::Worker,
             port: port(200 + n)?,
+            own_port: 0,
         });
     }
     for n in 0..routers {
@@ -208,7 +219,15 @@ pub(super) fn nodes(shape: Shape, ports: Ports) -> Result<Vec<Node>, String> {
                 admin_port: port(100 + n)?,
             },
             port: port(n)?,
+            own_port: 0,
         });
+    }
+    let mut own = Source::search();
+    for node in &mut nodes {
+        node.own_port = match proxied && !matches!(node.role, Role::Redis { .. }) {
+            true => own.port(0)?,
+            false => node.port,
+        };
     }
     Ok(nodes)
 }
@@ -259,7 +278,7 @@ mod tests {
 
     #[test]
     fn default_cluster_has_documented_names_and_ports() {
-        let nodes = nodes(Shape::default(), Ports::From(PORT_BASE)).unwrap();
+        let nodes = nodes(Shape::default(), Ports::From(PORT_BASE), false).unwrap();
         let listed: Vec<_> = nodes
             .iter()
             .map(|n| format!("{} {:?}", n.name, n.ports()))
@@ -297,7 +316,7 @@ mod tests {
             redis: 10,
         };
         for ports in [Ports::From(PORT_BASE), Ports::Free] {
-            let mut all: Vec<_> = nodes(shape, ports)
+            let mut all: Vec<_> = nodes(shape, ports, false)
                 .unwrap()
                 .iter()
                 .flat_map(Node::ports)
@@ -327,7 +346,10 @@ mod tests {
                 workers,
                 redis,
             };
-            assert!(nodes(shape, Ports::From(PORT_BASE)).is_err(), "{shape:?}");
+            assert!(
+                nodes(shape, Ports::From(PORT_BASE), false).is_err(),
+                "{shape:?}"
+            );
         }
     }
 }

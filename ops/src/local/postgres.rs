@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use tokio_postgres::{Client, Config, NoTls};
 
-use super::config::{PG_HBA_CONF, POSTGRESQL_CONF};
+use super::authority::Authority;
+use super::config::{PG_HBA_CONF, PG_HBA_TLS_CONF, POSTGRESQL_CONF};
 use super::folder::{Folder, append, log_end};
 use super::layout::Node;
 use super::process::{Identity, Nursery, command};
@@ -136,15 +137,36 @@ impl Postgres {
     }
 
     /// The command that serves a node's data folder.
-    pub(crate) fn serve(&self, folder: &Folder, node: &Node, fsync: bool) -> Command {
+    ///
+    /// Whether it speaks TLS is said here, as is who may connect: a kept folder
+    /// may be served with it today and without it tomorrow.
+    pub(crate) fn serve(
+        &self,
+        folder: &Folder,
+        node: &Node,
+        fsync: bool,
+        tls: Option<&Authority>,
+    ) -> Result<Command> {
+        let data = folder.node(&node.name).join("data");
+        let rules = match tls {
+            Some(_) => PG_HBA_TLS_CONF,
+            None => PG_HBA_CONF,
+        };
+        self.write(&data.join("pg_hba.conf"), rules)?;
         let mut server = self.program("postgres", &folder.node(&node.name));
-        let port = node.port.to_string();
+        let port = node.own_port.to_string();
         server.args(["-D", "data", "-p", &port, "-c"]);
         server.arg(format!("cluster_name={}", node.name));
         if !fsync {
             server.args(["-c", "fsync=off", "-c", "full_page_writes=off"]);
         }
-        server
+        if let Some(authority) = tls {
+            let (certificate, key) = authority.issue("127.0.0.1")?;
+            self.write(&data.join("server.crt"), &certificate)?;
+            self.write(&data.join("server.key"), &key)?;
+            server.args(["-c", "ssl=on"]);
+        }
+        Ok(server)
     }
 
     fn program(&self, name: &str, dir: &Path) -> Command {
@@ -199,7 +221,8 @@ pub(crate) fn dsn(user: &str, password: &str, node: &Node, database: &str) -> St
 pub(crate) async fn connect(node: &Node, database: &str, password: &str) -> Result<Client> {
     let (client, connection) = Config::new()
         .host("127.0.0.1")
-        .port(node.port)
+        // Past a proxy: what a network does to others must not stop this.
+        .port(node.own_port)
         .user("postgres")
         .password(password)
         .dbname(database)

@@ -171,6 +171,7 @@ mod tests {
                 name: format!("redis-{}", n + 1),
                 role: Role::Redis { bus_port: 200 + n },
                 port: 100 + n,
+                own_port: 100 + n,
             })
             .collect();
         let nodes: Vec<&Node> = nodes.iter().collect();

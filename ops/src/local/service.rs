@@ -18,6 +18,7 @@ pub(crate) fn serve(
     node: &Node,
     control: &Node,
     redis_urls: &[String],
+    tls: Option<&Path>,
     secrets: &Secrets,
 ) -> Result<Command> {
     let superuser_dsn = || dsn("postgres", secrets.superuser(), control, CONTROL_DATABASE);
@@ -34,16 +35,17 @@ pub(crate) fn serve(
             "ringfence-router",
             config::router(
                 &node.name,
-                node.port,
+                node.own_port,
                 admin_port,
                 router_dsn(),
                 redis_urls,
+                tls,
                 secrets,
             ),
         ),
         _ => (
             "ringfence-worker",
-            config::worker(&node.name, node.port, superuser_dsn(), secrets),
+            config::worker(node, superuser_dsn(), tls, secrets),
         ),
     };
     let text = text.map_err(|e| Error::Usage(format!("{}: {e}", node.name)))?;
@@ -87,7 +89,7 @@ fn program(role: &Role) -> Option<&'static str> {
 pub(crate) fn ready_url(node: &Node) -> String {
     let port = match node.role {
         Role::Router { admin_port } => admin_port,
-        _ => node.port,
+        _ => node.own_port,
     };
     format!("http://127.0.0.1:{port}/ready")
 }

@@ -16,7 +16,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-use super::{Cluster, NodeStatus, Options, folder, process};
+use super::{Cluster, Condition, NodeStatus, Options, folder, process};
 use crate::error::{Error, Result, io};
 
 /// Longest wait for an answer: a node that is started may have to recover.
@@ -42,6 +42,14 @@ pub enum Order {
     Start(String),
     /// Make a replica the primary.
     Promote(String),
+    /// Cut a node's network.
+    Cut(String),
+    /// Close its connections, and new ones.
+    Refuse(String),
+    /// Let all arrive late, by milliseconds.
+    Slow(String, u64),
+    /// Mend a node's network.
+    Heal(String),
     /// Stop everything, and end.
     Down,
 }
@@ -275,6 +283,12 @@ async fn answer(
         Ok(Order::Cont(node)) => cluster.cont(&node),
         Ok(Order::Start(node)) => cluster.start_node(&node).await,
         Ok(Order::Promote(node)) => cluster.promote(&node).await,
+        Ok(Order::Cut(node)) => cluster.set_network(&node, Condition::Cut),
+        Ok(Order::Refuse(node)) => cluster.set_network(&node, Condition::Refused),
+        Ok(Order::Slow(node, ms)) => {
+            cluster.set_network(&node, Condition::Slow(Duration::from_millis(ms)))
+        }
+        Ok(Order::Heal(node)) => cluster.set_network(&node, Condition::Well),
         Ok(Order::Down) => {
             stop.send_replace(true);
             Ok(())
