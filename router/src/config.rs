@@ -295,6 +295,13 @@ pub struct Limits {
     pub body_ms_max: u64,
     /// Largest request body.
     pub body_bytes_max: usize,
+    /// How long the answer to a write with an Idempotency-Key is kept.
+    pub idempotency_seconds: u32,
+    /// Keys of one tenant that are kept at once; counted by a sample of one in a
+    /// thousand, so take it for a tenth more or less.
+    pub idempotency_keys_max: u64,
+    /// Largest body of an answer that is kept; a write that answers more is refused.
+    pub idempotency_body_bytes_max: usize,
     /// How long in-flight requests may take to finish at shutdown.
     pub drain_ms_max: u64,
 }
@@ -398,6 +405,9 @@ impl Default for Limits {
             headers_ms_max: 10_000,
             body_ms_max: 10_000,
             body_bytes_max: 16 << 20,
+            idempotency_seconds: 86_400,
+            idempotency_keys_max: 1_000_000,
+            idempotency_body_bytes_max: 1 << 20,
             drain_ms_max: 10_000,
         }
     }

@@ -227,6 +227,21 @@ pub enum Error {
     /// The body did not arrive in time.
     #[error("The request body did not arrive in time")]
     BodyTooSlow,
+    /// The header Idempotency-Key holds no key.
+    #[error("The Idempotency-Key header is not a key")]
+    IdempotencyKey {
+        /// Longest key, in bytes.
+        max: usize,
+    },
+    /// The first request with this Idempotency-Key takes longer than others wait for it.
+    #[error("A request with this Idempotency-Key is still being answered")]
+    SameKey,
+    /// The row is not in the state that If-Match names.
+    #[error("The row is not as If-Match says")]
+    PreconditionFailed,
+    /// If-Match on something that can't be compared with a row.
+    #[error("If-Match can't be kept here")]
+    Precondition(&'static str),
     /// A fault of the router's own.
     #[error("Internal error")]
     Internal {
@@ -476,15 +491,33 @@ impl Error {
             Self::NoSchema => report(503, "PGRST002").header(RETRY_AFTER, "1"),
             Self::BodyTooSlow => report(408, "RF022").header(CONNECTION, "close"),
             Self::BodyTooLarge { .. } => report(413, "PGRST102"),
+            Self::IdempotencyKey { max } => report(400, "RF030").details(format!(
+                "It takes one value of 1 to {max} characters, ASCII and printable"
+            )),
+            Self::SameKey => report(409, "RF032")
+                .hint("Ask again in a moment.".to_owned())
+                .header(RETRY_AFTER, "1"),
+            Self::PreconditionFailed => report(412, "RF040")
+                .details("The tag was made for other columns, or not for one row".to_owned())
+                .hint("Read the row anew, with the same select.".to_owned()),
+            Self::Precondition(why) => report(400, "RF041").details(*why).hint(
+                "It takes the tag of one row, on a PATCH or DELETE that names the row's whole key."
+                    .to_owned(),
+            ),
             Self::Internal { .. } => report(500, "XX000"),
         }
+    }
+
+    /// Whether the shard refused the statement itself, so that nothing was written.
+    pub fn is_the_shards(&self) -> bool {
+        matches!(self, Self::Postgres(refusal) if !refusal.sqlstate.starts_with("57"))
     }
 
     /// Whether the same request may well succeed in a moment, having written nothing.
     pub fn retry(&self) -> bool {
         matches!(
             self,
-            Self::Unavailable { .. } | Self::Overloaded | Self::NoSchema
+            Self::Unavailable { .. } | Self::Overloaded | Self::NoSchema | Self::SameKey
         )
     }
 

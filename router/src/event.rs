@@ -31,6 +31,10 @@ pub enum Event<'a> {
         /// Why.
         reason: FallBack,
     },
+    /// An Idempotency-Key had an effect.
+    Key(KeyUse),
+    /// A client's copy of an answer was still good: 304.
+    NotModified,
     /// A shard's schema model was loaded.
     SchemaLoaded {
         /// The shard.
@@ -88,6 +92,19 @@ pub enum HoldReason {
     StalePlacement,
     /// The shard has no primary just now, or lost it under the request.
     NoPrimary,
+    /// A request with the same Idempotency-Key is still being answered.
+    SameKey,
+}
+
+/// What an Idempotency-Key did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyUse {
+    /// The first answer was given again.
+    Replayed,
+    /// It was another request's key.
+    Refused,
+    /// A write of unknown outcome was tried again under its key.
+    Resolved,
 }
 
 /// What a node is to its shard.
@@ -216,6 +233,8 @@ impl Events {
             Event::Held { reason } => tracing::debug!(?reason, "request held"),
             Event::Read { .. } => {}
             Event::FellBack { reason } => tracing::debug!(?reason, "read given to the primary"),
+            Event::Key(used) => tracing::debug!(?used, "idempotency key"),
+            Event::NotModified => {}
             Event::SchemaLoaded {
                 shard,
                 fingerprint,

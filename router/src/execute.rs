@@ -34,6 +34,19 @@ pub struct Guard {
     pub claims: Bytes,
     /// Further settings, as a Postgres array literal of names and values.
     pub settings: Option<Bytes>,
+    /// The key of a write: whether it was answered already is looked up first.
+    pub claim: Option<Claim>,
+}
+
+/// An Idempotency-Key that is to be claimed behind the guard.
+#[derive(Clone, Debug)]
+pub struct Claim {
+    /// The key.
+    pub key: Bytes,
+    /// The request's digest, as a bytea literal.
+    pub fingerprint: Bytes,
+    /// Keys that a tenant may have, in decimal.
+    pub keys_max: Bytes,
 }
 
 /// A value in Postgres' text format, of whatever type the server infers.
@@ -117,6 +130,14 @@ impl ExecuteError {
         }
     }
 
+    /// What Postgres refused it with.
+    pub fn sqlstate(&self) -> Option<&str> {
+        match self {
+            Self::Refused(error) => Some(error.code().code()),
+            Self::Deadline | Self::Lost(_) | Self::NotBegun(_) | Self::Unknown => None,
+        }
+    }
+
     /// Whether a model older than the schema can be the cause.
     pub fn may_be_stale_plan(&self) -> bool {
         matches!(self, Self::Refused(error) if [
@@ -148,8 +169,14 @@ impl Access {
         }
     }
 
-    fn enter(self) -> &'static str {
+    fn enter(self, claims: bool) -> &'static str {
         match self {
+            // The key is looked up behind the lock and the fence, hence the nesting.
+            Self::Write if claims => {
+                "select ringfence.claim(\
+                 ringfence.enter($1::uuid, $2::bigint, 'write', $3::text, $4::text[]), \
+                 $5::text, $6::bytea, $7::bigint)"
+            }
             Self::Write | Self::WriteAndRollBack => {
                 "select ringfence.enter($1::uuid, $2::bigint, 'write', $3::text, $4::text[])"
             }
@@ -255,7 +282,7 @@ pub async fn transact(
         // The transaction was rolled back: nothing was written.
         Err(ExecuteError::Refused(error)) if plan_is_stale(Some(&error)) => {
             connection.forget(&text);
-            connection.forget(access.enter());
+            connection.forget(access.enter(guard.claim.is_some()));
             transact_once(&mut connection, &guard, access, &text, &params, deadline).await
         }
         done => done,
@@ -270,9 +297,10 @@ async fn transact_once(
     params: &[Text],
     deadline: Instant,
 ) -> Result<Answer, ExecuteError> {
+    let entering = access.enter(guard.claim.is_some());
     let prepare = async {
         let enter = connection
-            .prepare(access.enter(), &GUARD_TYPES, || access.enter().to_owned())
+            .prepare(entering, &GUARD_TYPES, || entering.to_owned())
             .await?;
         let statement = connection
             .prepare(text, &GUARD_TYPES, || text.to_owned())
@@ -332,7 +360,7 @@ async fn run_transaction(
     prepared: &Steps,
     params: &[Text],
 ) -> Result<Answer, ExecuteError> {
-    let entering = guard.values(&[]);
+    let entering = guard.claiming_values();
     let values = guard.tenant_values(params);
     let (client, driver) = connection
         .start()
@@ -361,7 +389,8 @@ async fn run_transaction(
     };
     let (begun, entered, row, checked, ended, position) = driver.drive(steps).await;
     let lost = ended.as_ref().is_err_and(|e| e.as_db_error().is_none());
-    if !lost {
+    // One that can't begin is in no state to be used again.
+    if !lost && begun.is_ok() {
         settle(connection, &position);
     }
     let position = position.ok().flatten();
@@ -421,6 +450,16 @@ impl Guard {
             Value::Null,
         ]);
         values.extend(params.iter().map(Value::of));
+        values
+    }
+
+    /// What `enter` takes, and `claim` where there is a key.
+    fn claiming_values(&self) -> Vec<Value<'_>> {
+        let mut values = self.values(&[]);
+        if let Some(claim) = &self.claim {
+            let claimed = [&claim.key, &claim.fingerprint, &claim.keys_max];
+            values.extend(claimed.map(|bytes| Value::Text(bytes)));
+        }
         values
     }
 

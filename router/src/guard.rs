@@ -53,6 +53,7 @@ pub fn guard(
         epoch,
         claims: Bytes::copy_from_slice(tenant.claims().as_bytes()),
         settings: (!settings.is_empty()).then(|| array_literal(&settings)),
+        claim: None,
     }
 }
 

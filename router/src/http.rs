@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::response::Response;
-use http::{HeaderValue, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
@@ -20,9 +20,11 @@ use tower_http::compression::predicate::SizeAbove;
 
 use crate::app::App;
 use crate::pipeline;
+use crate::tag;
 
-/// Largest request head; longer ones are answered 431 by hyper.
-const HEAD_BYTES_MAX: usize = 64 << 10;
+/// Largest request head, which has room for the longest URL and as many bytes of
+/// headers; longer ones are answered 431 by hyper.
+const HEAD_BYTES_MAX: usize = 128 << 10;
 /// Bytes from which a body is compressed; smaller ones fit one packet anyway.
 const COMPRESSED_BYTES_MIN: u16 = 1 << 10;
 
@@ -62,11 +64,13 @@ pub async fn serve(
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(bounds.headers_max)
-        .max_buf_size(HEAD_BYTES_MAX)
-        .pipeline_flush(true);
+        // Not `pipeline_flush`: it keeps back an answer for as long as something
+        // unread lies behind the request, so also one that refuses a bad head.
+        .max_buf_size(HEAD_BYTES_MAX);
     builder
         .http2()
         .timer(TokioTimer::new())
+        .max_header_list_size(HEAD_BYTES_MAX as u32)
         .keep_alive_interval(Some(Duration::from_secs(30)))
         .max_concurrent_streams(250);
     let graceful = GracefulShutdown::new();
@@ -115,7 +119,7 @@ fn compressed(routes: Router) -> Router {
     routes
         .layer(axum::middleware::map_response(set_range_aside))
         .layer(compression)
-        .layer(axum::middleware::map_response(put_range_back))
+        .layer(axum::middleware::map_response(finish))
 }
 
 /// The `Content-Range` of an answer while it is being compressed.
@@ -131,11 +135,27 @@ async fn set_range_aside(mut response: Response) -> Response {
     response
 }
 
-async fn put_range_back(mut response: Response) -> Response {
+async fn finish(mut response: Response) -> Response {
     if let Some(RowRange(range)) = response.extensions_mut().remove() {
         response.headers_mut().insert(header::CONTENT_RANGE, range);
     }
+    if response.status() == StatusCode::NOT_MODIFIED {
+        // The copy was sent with it, where it was large.
+        let coding = HeaderValue::from_static("accept-encoding");
+        response.headers_mut().append(header::VARY, coding);
+    }
+    tag_coding(response.headers_mut());
     response
+}
+
+/// Bytes in another coding are another representation: it has a tag of its own.
+fn tag_coding(headers: &mut HeaderMap) {
+    let coding = headers.get(header::CONTENT_ENCODING);
+    let coding = coding.and_then(|coding| coding.to_str().ok());
+    let coded = coding.and_then(|coding| tag::coded(headers.get(header::ETAG)?, coding));
+    if let Some(coded) = coded {
+        headers.insert(header::ETAG, coded);
+    }
 }
 
 #[cfg(test)]

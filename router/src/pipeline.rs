@@ -15,7 +15,7 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName};
-use http::{HeaderMap, HeaderValue, Method};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tenancy::auth::TenantContext;
 use tokio::time::{Instant as Deadline, timeout_at};
@@ -23,16 +23,18 @@ use tokio::time::{Instant as Deadline, timeout_at};
 use crate::app::App;
 use crate::config::Limits;
 use crate::error::{Error, Hidden, Refusal};
-use crate::event::{Event, HoldReason, RequestDone, Route};
+use crate::event::{Event, HoldReason, KeyUse, RequestDone, Route};
 use crate::execute::ExecuteError;
 use crate::guard::{self, Visible};
 use crate::hold::Held;
+use crate::idempotency::{self, Keep};
 use crate::placement::{self, Moved, Target};
-use crate::plan::{self, Plan};
+use crate::plan::{self, Form, Plan};
 use crate::request::body;
 use crate::request::{ApiRequest, RequestParts};
 use crate::response::{self, Row, cors};
 use crate::sql;
+use crate::tag;
 use crate::tenant;
 use crate::token::{self, Token};
 use serve::{Failed, Work};
@@ -60,6 +62,11 @@ pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
         Some(_) => answer(&app, &incoming, body, &mut seen).await,
         None => Err(Error::Path),
     };
+    let answered = match answered {
+        // Only what the shard itself says of the second try settles the first.
+        Err(error) if seen.unknown && !error.is_the_shards() => Err(Error::OutcomeUnknown),
+        other => other,
+    };
     let mut response = answered.unwrap_or_else(|error| {
         let response = error.response(head.method == Method::HEAD);
         seen.code = Some(error.report().code.into_owned());
@@ -69,6 +76,10 @@ pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
         }
         response
     });
+    response = tag::conditional(&head.method, &head.headers, response);
+    if response.status() == StatusCode::NOT_MODIFIED {
+        app.events.emit(&Event::NotModified);
+    }
     seen.stages.finish(&mut response, &id);
     if let Some(token) = seen.token.map(|token| token.to_string().try_into()) {
         let name = HeaderName::from_static(token::HEADER);
@@ -106,6 +117,15 @@ async fn answer(
 
     let request = ApiRequest::parse(&incoming.parts(), &app.config.api)?;
     let body = read_body(body, &app.config.limits, incoming.deadline).await?;
+    let keep = match request.method.writes() {
+        true => Keep::read(
+            &incoming.parts(),
+            &body,
+            tenant.claims(),
+            &app.config.limits,
+        )?,
+        false => None,
+    };
     let payload = body::parse(&request, incoming.content_type(), body)?;
     seen.stages.mark(Stage::Parse);
 
@@ -113,17 +133,23 @@ async fn answer(
     let mut held = None;
     let mut replanned = false;
     let mut lost = 0;
+    let mut answered_before = false;
     loop {
         let target = placement::locate(app, tenant.tenant(), moved.as_ref())?;
         seen.shard = Some(target.shard.id.clone());
         let model = target.shard.model().ok_or(Error::NoSchema)?;
         let plan = plan::plan(&model, &app.config.api, &request, &payload)?;
-        let Some(statement) = sql::statement(&plan) else {
+        let keep = keep.as_ref().filter(|_| plan.form == Form::Write);
+        let statement = match keep {
+            Some(keep) if answered_before => Some(keep.kept()),
+            keep => sql::statement(&plan, keep),
+        };
+        let Some(statement) = statement else {
             return response::without_rows(&app.config.api, &model, &request, &plan);
         };
         seen.stages.mark(Stage::Plan);
 
-        let guard = guard::guard(
+        let mut guard = guard::guard(
             &tenant,
             target.epoch,
             &request,
@@ -131,6 +157,7 @@ async fn answer(
             model.catalog(),
             app.default_schema(),
         );
+        guard.claim = keep.filter(|_| !answered_before).map(Keep::claim);
         let work = Work {
             app,
             target: &target,
@@ -141,11 +168,20 @@ async fn answer(
             deadline: incoming.deadline,
         };
         let why = match serve::serve(&work, &mut seen.stages).await {
+            // It expired since it was found.
+            Ok(served) if answered_before && served.answer.number("page").is_none() => {
+                answered_before = false;
+                continue;
+            }
             Ok(served) => {
                 seen.stages.mark(Stage::Transaction);
                 seen.token = served.token;
                 let row = Row::read(&served.answer);
-                let made = response::build(&app.config.api, &request, &plan, row);
+                let mut made = response::build(&app.config.api, &request, &plan, row);
+                if answered_before {
+                    app.events.emit(&Event::Key(KeyUse::Replayed));
+                    made = made.map(idempotency::replayed);
+                }
                 seen.stages.mark(Stage::Response);
                 return made;
             }
@@ -168,9 +204,21 @@ async fn answer(
                 lost += 1;
                 Refused::NoPrimary
             }
+            // Under its key a write can be tried again: it finds what became of it.
+            Err(Failed::Execute(ExecuteError::Unknown)) if keep.is_some() && lost < LOST_MAX => {
+                lost += 1;
+                seen.unknown = true;
+                app.events.emit(&Event::Key(KeyUse::Resolved));
+                Refused::NoPrimary
+            }
             Err(Failed::Execute(error)) => match refused_placement(&error) {
                 Some(why) => why,
-                None => return Err(failed(error, &tenant, &plan)),
+                None => {
+                    if error.sqlstate() == Some(idempotency::OTHER_REQUEST) {
+                        app.events.emit(&Event::Key(KeyUse::Refused));
+                    }
+                    return Err(failed(error, &tenant, &plan));
+                }
             },
             Err(Failed::NoPrimary) => Refused::NoPrimary,
             Err(Failed::LostWrite { token, left_at }) => {
@@ -184,6 +232,11 @@ async fn answer(
         };
         seen.stages.mark(Stage::Transaction);
         let reason = match why {
+            Refused::Answered => {
+                answered_before = true;
+                continue;
+            }
+            Refused::SameKey => HoldReason::SameKey,
             Refused::Suspended => return Err(Error::Suspended),
             Refused::Moved(to) => {
                 // Followed at once: only a shard that is not known yet is waited for.
@@ -240,6 +293,10 @@ async fn wait(
                 .err()
                 .map(|_| "the shard has no primary")
         }
+        HoldReason::SameKey => {
+            let ended = stay.pause(std::future::pending()).await;
+            return ended.map_err(|_| Error::SameKey);
+        }
         HoldReason::Fenced | HoldReason::Moved | HoldReason::StalePlacement => {
             let mut versions = app.placements.versions();
             versions.mark_unchanged();
@@ -267,9 +324,13 @@ enum Refused {
     Fenced,
     Moved(Moved),
     Suspended,
+    /// The first request with this key was answered.
+    Answered,
+    /// It still is being answered.
+    SameKey,
 }
 
-/// The guard's own SQLSTATEs (schema/shard/002_fence.sql).
+/// The guard's own SQLSTATEs (schema/shard/002_fence.sql, 010_idempotency.sql).
 fn refused_placement(error: &ExecuteError) -> Option<Refused> {
     let ExecuteError::Refused(error) = error else {
         return None;
@@ -287,6 +348,8 @@ fn refused_placement(error: &ExecuteError) -> Option<Refused> {
             })
         }
         "RF006" => Refused::Suspended,
+        "RF032" => Refused::SameKey,
+        "RF035" => Refused::Answered,
         _ => return None,
     })
 }
@@ -398,6 +461,8 @@ struct Seen {
     code: Option<String>,
     /// Of what was committed, whatever went wrong with the answer then.
     token: Option<Token>,
+    /// What became of a write was not known at some time.
+    unknown: bool,
     stages: Stages,
 }
 

@@ -32,7 +32,7 @@ pub(crate) use call::array_literal;
 pub use call::{Arguments, Call, Value as ArgumentValue};
 pub use model::{Model, Relationship};
 pub use relationship::{Cardinality, Link};
-pub use write::{Change, Conflict, Returning, Rows, Write, WrittenColumn};
+pub use write::{Change, Conflict, Precondition, Returning, Rows, Write, WrittenColumn};
 
 /// What is to be done, with all names resolved.
 #[derive(Clone, Debug, PartialEq)]

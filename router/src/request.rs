@@ -23,6 +23,7 @@ use percent_encoding::percent_decode_str;
 use crate::config::Api;
 use crate::error::Error;
 use crate::freshness::Wanted;
+use crate::tag::IfMatch;
 use crate::token::{self, Token};
 use accept::MediaType;
 use page::Page;
@@ -65,6 +66,8 @@ pub struct ApiRequest {
     pub canonical_query: String,
     /// The write that a read must see; the header Ringfence-Token.
     pub token: Option<Token>,
+    /// If-Match, where a relation's rows are written.
+    pub if_match: Option<IfMatch>,
 }
 
 /// Methods that are understood.
@@ -148,6 +151,10 @@ impl ApiRequest {
             page,
             canonical_query: query::canonical(parts.query),
             token: token(parts.headers)?,
+            if_match: match method.writes() && !call {
+                true => IfMatch::parse(parts.headers)?,
+                false => None,
+            },
         })
     }
 

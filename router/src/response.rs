@@ -9,8 +9,8 @@ mod settings;
 
 use bytes::Bytes;
 use http::header::{
-    ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW, CONTENT_LENGTH, CONTENT_LOCATION, CONTENT_RANGE,
-    CONTENT_TYPE, LOCATION, VARY,
+    ACCESS_CONTROL_ALLOW_ORIGIN, ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_LOCATION,
+    CONTENT_RANGE, CONTENT_TYPE, ETAG, LOCATION, VARY,
 };
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
@@ -19,8 +19,9 @@ use crate::error::{Error, RangeProblem};
 use crate::execute::Answer;
 use crate::plan::{Action, Call, Change, Model, Plan, Returning, Write};
 use crate::request::accept::MediaType;
-use crate::request::prefer::{Missing, Resolution};
+use crate::request::prefer::{Count, Missing, Resolution};
 use crate::request::{ApiRequest, Method, Target};
+use crate::tag;
 
 /// The row that every statement answers; see the contract in [`crate::sql`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -66,6 +67,9 @@ impl Row {
     }
 }
 
+/// Request headers that shape an answer; the content coding is added with it.
+const VARIES: HeaderValue = HeaderValue::from_static("Accept, Prefer, Range");
+
 /// The answer to a request whose statement gave `row`.
 ///
 /// # Errors
@@ -103,10 +107,9 @@ pub fn build(
     if negotiated && answer.headers.contains_key(CONTENT_TYPE) {
         answer.header_name("content-profile", &request.schema);
     }
-    answer
-        .headers
-        .insert(VARY, HeaderValue::from_static("Accept, Prefer, Range"));
+    answer.headers.insert(VARY, VARIES);
     settings::apply(&mut answer.status, &mut answer.headers, &row)?;
+    tagged(&mut answer, request, plan, &row);
     if plan.body && answer.status != StatusCode::NO_CONTENT {
         let length = HeaderValue::from(answer.body.len());
         answer.headers.insert(CONTENT_LENGTH, length);
@@ -129,9 +132,26 @@ pub fn without_rows(
         row.body = Bytes::from(openapi::document(config, model, &request.schema));
         let mut answer = Draft::new();
         answer.content(plan, &row);
+        answer.headers.insert(VARY, VARIES);
+        tagged(&mut answer, request, plan, &row);
         return Ok(answer.finish());
     }
     build(config, request, plan, row)
+}
+
+/// Names the state of what is answered, unless a function did so itself. An
+/// answer may be kept by its client alone, who has to ask whether it still holds.
+fn tagged(answer: &mut Draft, request: &ApiRequest, plan: &Plan, row: &Row) {
+    if !answer.status.is_success() || answer.headers.contains_key(ETAG) {
+        return;
+    }
+    if let Some(tag) = tag::of(request, plan, row) {
+        answer.headers.insert(ETAG, tag);
+    }
+    if request.method == Method::Get {
+        let private = HeaderValue::from_static("private, no-cache");
+        answer.headers.entry(CACHE_CONTROL).or_insert(private);
+    }
 }
 
 /// A response under construction.
@@ -227,9 +247,9 @@ fn write_answer(
         _ if represented => StatusCode::OK,
         _ => StatusCode::NO_CONTENT,
     };
-    let total = match plan.count {
-        true => row.page.to_string(),
-        false => "*".to_owned(),
+    let total = match request.prefer.count {
+        Some(Count::Exact | Count::Estimated) => row.page.to_string(),
+        Some(Count::Planned) | None => "*".to_owned(),
     };
     let range = match request.method {
         Method::Patch if row.page > 0 => Some(format!("0-{}/{total}", row.page - 1)),

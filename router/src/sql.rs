@@ -32,6 +32,7 @@ mod write;
 
 use bytes::Bytes;
 
+use crate::idempotency::Keep;
 use crate::plan::{Action, Form, Plan};
 use fragment::Fragment;
 
@@ -47,8 +48,14 @@ pub struct Statement {
 }
 
 /// The statement of a plan; none where the answer needs no rows.
-pub fn statement(plan: &Plan) -> Option<Statement> {
+///
+/// A write's answer is kept for an Idempotency-Key where there is one; what
+/// writes nothing, or rolls back, keeps nothing.
+pub fn statement(plan: &Plan, keep: Option<&Keep>) -> Option<Statement> {
     let mut sql = Fragment::new(plan.form == Form::Read);
+    if let Some(keep) = keep.filter(|_| plan.form == Form::Write) {
+        sql = sql.keeping(keep);
+    }
     match &plan.action {
         Action::Read(node) => read(&mut sql, plan, node),
         Action::Write(write) => write::write(&mut sql, plan, write),

@@ -42,6 +42,17 @@ impl Service {
         request.json(&json!({ "name": name })).send().await.unwrap()
     }
 
+    /// The same under a key: what came back, and whether it was replayed.
+    async fn insert_once(&self, router: usize, name: &str) -> (StatusCode, bool) {
+        let request = self.http.post(self.url(router, "companies"));
+        let request = request
+            .header("apikey", self.cluster.key("acme").unwrap())
+            .header("idempotency-key", format!("key of {name}"));
+        let answer = request.json(&json!({ "name": name })).send().await.unwrap();
+        let replayed = answer.headers().contains_key("idempotency-replayed");
+        (answer.status(), replayed)
+    }
+
     /// How many companies of that name the router finds.
     async fn count(&self, router: usize, name: &str) -> usize {
         let url = self.url(router, &format!("companies?select=id&name=eq.{name}"));
@@ -156,5 +167,55 @@ async fn a_write_cut_off_in_flight_is_answered_as_unknown() {
     let (status, error) = write.await.unwrap();
     assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
     assert_eq!(error["code"], "08007", "{error}");
+    Arc::into_inner(service).unwrap().cluster.down().await;
+}
+
+/// Two writes with keys, cut off: one whose COMMIT was done and not answered,
+/// one before it. The router finds out which is which, and neither the client
+/// nor a later retry of its own writes twice.
+#[tokio::test]
+async fn writes_with_keys_are_settled_through_a_failover() {
+    let service = Service::start().await;
+    let dsn = service.cluster.shard_dsn(PRIMARY).unwrap();
+    let (primary, connection) = tokio_postgres::connect(&dsn, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    let setup = "do $do$ begin execute format($f$
+          create function slow() returns trigger language plpgsql as $$ begin
+            if inet_server_port() = %s then perform pg_sleep(60); end if;
+            return new; end $$ $f$, inet_server_port()); end $do$;
+        create trigger slow before insert on companies for each row
+          when (new.name = 'Begun') execute function slow()";
+    primary.batch_execute(setup).await.unwrap();
+    service.caught_up().await;
+    // From now on a COMMIT is carried out, and never answered.
+    let nobody = "alter system set synchronous_standby_names = 'nobody'";
+    primary.batch_execute(nobody).await.unwrap();
+    primary
+        .batch_execute("select pg_reload_conf()")
+        .await
+        .unwrap();
+    let writes = [(0, "Committed"), (1, "Begun")].map(|(router, name)| {
+        let service = service.clone();
+        tokio::spawn(async move { service.insert_once(router, name).await })
+    });
+    let waiting = "select count(*) filter (where wait_event = 'SyncRep') > 0
+        and count(*) filter (where wait_event = 'PgSleep') > 0 from pg_stat_activity";
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !service.sql(PRIMARY, waiting).await.get::<_, bool>(0) {
+        assert!(Instant::now() < deadline, "the writes do not arrive");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    service.caught_up().await;
+    service.cluster.kill(PRIMARY).await.unwrap();
+    service.cluster.promote(REPLICA).await.unwrap();
+
+    let [committed, begun] = writes;
+    assert_eq!(committed.await.unwrap(), (StatusCode::CREATED, true));
+    assert_eq!(begun.await.unwrap(), (StatusCode::CREATED, false));
+    for (router, name) in [(1, "Committed"), (0, "Begun")] {
+        let again = service.insert_once(router, name).await;
+        assert_eq!(again, (StatusCode::CREATED, true));
+        assert_eq!(service.count(router, name).await, 1);
+    }
     Arc::into_inner(service).unwrap().cluster.down().await;
 }

@@ -36,6 +36,25 @@ begin
 end
 $$;
 
+-- What an entity tag says of a row: half a SHA-256 of its JSON, in hexadecimal.
+-- The router makes the same of what it has read (router/src/tag.rs).
+create or replace function ringfence.row_state(json text) returns text
+language sql immutable strict parallel safe as $$
+  select pg_catalog."left"(pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(json, 'UTF8')), 'hex'), 32)
+$$;
+
+-- The row must be there, and as `If-Match` says: else no row was written.
+create or replace function ringfence.require_match(affected bigint) returns bigint
+language plpgsql as $$
+begin
+  if affected operator(pg_catalog.=) 0 then
+    perform ringfence.refuse(412, 'RF040', 'The row is not as If-Match says',
+      'It was changed or deleted since it was read, or can''t be seen.');
+  end if;
+  return affected;
+end
+$$;
+
 -- PUT's body must hold the key that its URL names, and nothing else.
 create or replace function ringfence.require_key(affected bigint) returns bigint
 language plpgsql as $$
@@ -49,6 +68,8 @@ $$;
 
 grant execute on function
   ringfence.refuse(int, text, text, text),
+  ringfence.row_state(text),
+  ringfence.require_match(bigint),
   ringfence.require_one(bigint),
   ringfence.require_at_most(bigint, bigint),
   ringfence.require_key(bigint)

@@ -20,6 +20,10 @@ const FILES: &[(&str, &str)] = &[
     ("005_node", include_str!("../shard/005_node.sql")),
     ("006_position", include_str!("../shard/006_position.sql")),
     ("008_jobs", include_str!("../shard/008_jobs.sql")),
+    (
+        "010_idempotency",
+        include_str!("../shard/010_idempotency.sql"),
+    ),
     ("020_api", include_str!("../shard/020_api.sql")),
     ("090_mover", include_str!("../shard/090_mover.sql")),
 ];

@@ -13,5 +13,6 @@ mod support;
 
 mod shard_distribute;
 mod shard_guard;
+mod shard_idempotency;
 mod shard_install;
 mod shard_isolation;

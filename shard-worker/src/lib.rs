@@ -7,6 +7,7 @@ pub mod api;
 pub mod app;
 pub mod config;
 pub mod error;
+pub mod forget;
 pub mod job;
 pub mod nodes;
 pub mod reconcile;

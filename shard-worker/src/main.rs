@@ -13,7 +13,7 @@ use shard_worker::config::{Config, LogFormat, Secrets};
 use shard_worker::job::metrics::JobMetrics;
 use shard_worker::job::{self, News};
 use shard_worker::shard::Logins;
-use shard_worker::{api, nodes, reconcile};
+use shard_worker::{api, forget, nodes, reconcile};
 use tenancy::auth::KeyRing;
 use tenancy::control::Control;
 use tenancy::members::{self, Members};
@@ -105,6 +105,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     ));
     tasks.spawn(reconcile::run(app.clone(), stop.clone()));
     tasks.spawn(job::run(app.clone(), stop.clone()));
+    tasks.spawn(forget::run(app.clone(), stop.clone()));
     tasks.spawn(nodes::observe(
         app.control.clone(),
         app.logins.clone(),

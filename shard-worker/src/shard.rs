@@ -15,6 +15,11 @@ const FENCE_MAX: Duration = Duration::from_secs(10);
 /// Longest wait for a shard to be prepared.
 const INSTALL_MAX: Duration = Duration::from_secs(120);
 
+/// Keys that are removed by one statement.
+const FORGET_ROWS_MAX: i32 = 1_000;
+/// Statements at most, one after another.
+const FORGET_STEPS_MAX: usize = 100;
+
 /// Why a shard did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ShardError {
@@ -139,6 +144,28 @@ impl Logins {
         let password = self.roles.mover.as_deref();
         self.primary(shard, nodes, "ringfence_mover", password)
             .await
+    }
+
+    /// Removes keys that expired, a bounded number of them; returns how many.
+    pub async fn forget_expired_keys(
+        &self,
+        shard: &str,
+        nodes: &[Address],
+    ) -> Result<u64, ShardError> {
+        let client = self.as_worker(shard, nodes).await?;
+        let mut forgotten = 0;
+        for _ in 0..FORGET_STEPS_MAX {
+            let step = client.query_one(
+                "select ringfence.forget_expired_keys($1)",
+                &[&FORGET_ROWS_MAX],
+            );
+            let count: i64 = in_time(step).await?.get(0);
+            forgotten += count.unsigned_abs();
+            if count < i64::from(FORGET_ROWS_MAX) {
+                break;
+            }
+        }
+        Ok(forgotten)
     }
 
     async fn as_worker(&self, shard: &str, nodes: &[Address]) -> Result<Client, ShardError> {

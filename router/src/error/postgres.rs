@@ -1,6 +1,6 @@
 //! Postgres' own errors: SQLSTATE to status, and what their texts may not show.
 
-use http::header::{HeaderName, WWW_AUTHENTICATE};
+use http::header::{HeaderName, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, StatusCode};
 use serde::Deserialize;
 use serde_json::Value;
@@ -65,6 +65,9 @@ impl Refusal {
         if report.status == StatusCode::UNAUTHORIZED {
             report = report.header(WWW_AUTHENTICATE, "Bearer");
         }
+        if self.sqlstate == "RF032" {
+            report = report.header(RETRY_AFTER, "1");
+        }
         report
     }
 
@@ -93,6 +96,12 @@ impl Refusal {
             ("42P17", _) => 500,
             ("42501", _) if self.anonymous => 401,
             ("42501", _) => 403,
+            // The stack's depth: a value of the request is nested too deeply.
+            ("54001", _) => 400,
+            // Idempotency-Key: in use, too many, another request's, answer too large.
+            ("RF032", _) => 409,
+            ("RF033", _) => 429,
+            ("RF031" | "RF034", _) => 422,
             (_, "08" | "53") => 503,
             (_, "0L" | "0P" | "28") => 403,
             (_, "09" | "25" | "2D" | "38" | "39" | "3B" | "40" | "54" | "55" | "57" | "58") => 500,

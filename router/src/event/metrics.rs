@@ -6,7 +6,7 @@
 use metrics::{Counter, Gauge, Histogram, Unit};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
-use super::{Event, FallBack, HoldReason, Route};
+use super::{Event, FallBack, HoldReason, KeyUse, Route};
 use crate::cache::Level;
 use crate::cache::validity::Unfit;
 
@@ -29,11 +29,15 @@ pub struct Metrics {
     /// Requests being answered.
     pub in_flight: Gauge,
     /// Times that a request was held, to be tried again, by reason.
-    held: [Counter; 4],
+    held: [Counter; 5],
     /// Reads answered, by the node's role.
     reads: [Counter; 2],
     /// Reads given to the primary although a replica might have answered, by reason.
     fell_back: [Counter; 5],
+    /// What Idempotency-Keys did.
+    keys: [Counter; 3],
+    /// Answers that a client's copy still equalled: 304.
+    not_modified: Counter,
     /// Schema models loaded.
     schemas_loaded: Counter,
     /// Schema models that could not be loaded.
@@ -83,6 +87,7 @@ impl Metrics {
             HoldReason::Moved,
             HoldReason::StalePlacement,
             HoldReason::NoPrimary,
+            HoldReason::SameKey,
         ]
         .map(|reason| metrics::counter!("ringfence_requests_held_total", "reason" => reason_name(reason)));
         Self {
@@ -102,6 +107,9 @@ impl Metrics {
             ]
             .map(|reason| metrics::counter!("ringfence_reads_fallen_back_total", "reason" => reason.name())),
             held,
+            keys: ["replayed", "refused", "resolved"]
+                .map(|result| metrics::counter!("ringfence_idempotency_total", "result" => result)),
+            not_modified: metrics::counter!("ringfence_not_modified_total"),
             schemas_loaded: metrics::counter!("ringfence_schema_loads_total", "result" => "ok"),
             schemas_failed: metrics::counter!("ringfence_schema_loads_total", "result" => "failed"),
             primaries_lost: metrics::counter!("ringfence_primaries_lost_total"),
@@ -129,6 +137,13 @@ impl Metrics {
             Event::Held { reason } => self.held[*reason as usize].increment(1),
             Event::Read { by } => self.reads[*by as usize].increment(1),
             Event::FellBack { reason } => self.fell_back[*reason as usize].increment(1),
+            Event::Key(used) => self.keys[match used {
+                KeyUse::Replayed => 0,
+                KeyUse::Refused => 1,
+                KeyUse::Resolved => 2,
+            }]
+            .increment(1),
+            Event::NotModified => self.not_modified.increment(1),
             Event::SchemaLoaded { .. } => self.schemas_loaded.increment(1),
             Event::SchemaFailed { .. } => self.schemas_failed.increment(1),
             Event::PrimaryLost { .. } => self.primaries_lost.increment(1),
@@ -144,6 +159,7 @@ fn reason_name(reason: HoldReason) -> &'static str {
         HoldReason::Moved => "moved",
         HoldReason::StalePlacement => "stale_placement",
         HoldReason::NoPrimary => "no_primary",
+        HoldReason::SameKey => "same_key",
     }
 }
 
@@ -170,6 +186,14 @@ fn describe() {
     counter!(
         "ringfence_reads_fallen_back_total",
         "Reads given to the primary although a replica might have answered, by reason."
+    );
+    counter!(
+        "ringfence_idempotency_total",
+        "Idempotency-Keys whose first answer was given again, which another request had used, or under which a write of unknown outcome was tried again."
+    );
+    counter!(
+        "ringfence_not_modified_total",
+        "Answers that a client's copy still equalled: status 304."
     );
     counter!(
         "ringfence_schema_loads_total",

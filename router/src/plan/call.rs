@@ -84,6 +84,7 @@ impl<'a> Planner<'a> {
                     rows: Rows {
                         text: json.text.clone(),
                         array: json.array,
+                        binary: false,
                     },
                 }
             }

@@ -1,7 +1,7 @@
 //! POST, PATCH, PUT and DELETE on a relation.
 
 use bytes::Bytes;
-use schema::catalog::{Relation, Scope};
+use schema::catalog::{Column, Relation, Scope};
 use schema::ident::{Ident, QualifiedName};
 
 use super::field::RowType;
@@ -11,8 +11,10 @@ use crate::error::Error;
 use crate::request::Method;
 use crate::request::accept::MediaType;
 use crate::request::body::{Json, Payload};
-use crate::request::filter::{Operator, Test};
+use crate::request::filter::{Filter, Operator, Test};
 use crate::request::prefer::{Missing, Resolution, Returning as Return};
+
+use crate::tag::{self, IfMatch};
 
 /// A change of a relation's rows.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,10 +31,26 @@ pub struct Write {
     pub conditions: Level,
     /// What comes back.
     pub returning: Returning,
+    /// What must be true of the row.
+    pub precondition: Option<Precondition>,
     /// Exactly one row must be affected, or nothing is.
     pub singular: bool,
     /// At most as many rows may be affected, or none is.
     pub max_affected: Option<i64>,
+}
+
+/// What If-Match says; where it is not so, nothing is written.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Precondition {
+    /// There is such a row.
+    Exists,
+    /// The row's newest version is in one of these states.
+    State {
+        /// What of the row the states are hashes of.
+        node: Box<Node>,
+        /// In hexadecimal.
+        states: Vec<String>,
+    },
 }
 
 /// The conditions of a write, and the embeds that they refer to.
@@ -88,6 +106,9 @@ pub struct Rows {
     pub text: Bytes,
     /// An array of rows rather than one.
     pub array: bool,
+    /// Read as jsonb, which keeps the last of equal keys: so defaults can stand
+    /// in front of what a row has.
+    pub binary: bool,
 }
 
 /// What happens to rows that are there already.
@@ -139,6 +160,7 @@ impl<'a> Planner<'a> {
             Method::Patch | Method::Delete => self.write_conditions(relation)?,
             _ => Level::default(),
         };
+        let precondition = self.precondition(relation)?;
         let returning = self.returning(relation)?;
         let wanted = self.request.accept.first();
         let (tenant, tenant_hidden) = match &relation.scope {
@@ -155,6 +177,7 @@ impl<'a> Planner<'a> {
             change,
             conditions,
             returning,
+            precondition,
             singular: matches!(wanted, Some(MediaType::Object { .. })),
             max_affected: match self.request.method {
                 Method::Patch | Method::Delete => self.request.prefer.bound(),
@@ -167,7 +190,7 @@ impl<'a> Planner<'a> {
         let json = json(payload)?;
         Ok(Change::Insert {
             columns: self.written_columns(relation, json)?,
-            rows: rows(json),
+            rows: self.rows(json),
             conflict: self.conflict(relation)?,
             key: None,
         })
@@ -181,21 +204,8 @@ impl<'a> Planner<'a> {
         let query = &self.request.query;
         let mut key = Vec::new();
         for filter in &query.filters {
-            let Test::Compare {
-                operator: Operator::Eq,
-                quantifier: None,
-                value,
-            } = &filter.operation.test
-            else {
-                return Err(Error::PutFilters);
-            };
-            let column = relation.column(&filter.field.name);
-            let plain =
-                filter.path.is_empty() && filter.field.path.is_empty() && !filter.operation.negated;
-            match column {
-                Some(column) if plain => key.push((written(column, false), value.clone())),
-                Some(_) | None => return Err(Error::PutFilters),
-            }
+            let (column, value) = equality(relation, filter).ok_or(Error::PutFilters)?;
+            key.push((written(column, false), value.to_owned()));
         }
         let all = relation.primary_key.iter();
         let covered = all
@@ -206,9 +216,14 @@ impl<'a> Planner<'a> {
             return Err(Error::PutFilters);
         }
         let json = json(payload)?;
+        let columns = self.written_columns(relation, json)?;
+        let given = |name: &Ident| columns.iter().any(|column| column.name == *name);
+        if !key.iter().all(|(column, _)| given(&column.name)) {
+            return Err(Error::PutMismatch);
+        }
         Ok(Change::Insert {
-            columns: self.written_columns(relation, json)?,
-            rows: rows(json),
+            columns,
+            rows: self.rows(json),
             conflict: Some(Conflict {
                 target: with_tenant(relation, relation.primary_key.clone()),
                 update: true,
@@ -221,8 +236,16 @@ impl<'a> Planner<'a> {
         let json = json(payload)?;
         Ok(Change::Update {
             columns: self.written_columns(relation, json)?,
-            rows: rows(json),
+            rows: self.rows(json),
         })
+    }
+
+    fn rows(&self, json: &Json) -> Rows {
+        Rows {
+            text: json.text.clone(),
+            array: json.array,
+            binary: self.request.prefer.missing == Some(Missing::Default),
+        }
     }
 
     fn written_columns(
@@ -284,6 +307,49 @@ impl<'a> Planner<'a> {
         })
     }
 
+    /// A tag is compared with the row that the URL names by its whole key.
+    fn precondition(&mut self, relation: &'a Relation) -> Result<Option<Precondition>, Error> {
+        let request = self.request;
+        let Some(if_match) = &request.if_match else {
+            return Ok(None);
+        };
+        if !matches!(request.method, Method::Patch | Method::Delete) {
+            return Err(Error::Precondition("the method is not PATCH or DELETE"));
+        }
+        let rows = match if_match {
+            IfMatch::Any => return Ok(Some(Precondition::Exists)),
+            IfMatch::Rows(rows) => rows,
+        };
+        let query = &request.query;
+        let equal = |name: &Ident| {
+            let filters = query.filters.iter();
+            let mut columns = filters.filter_map(|filter| equality(relation, filter));
+            columns.any(|(column, _)| column.name == *name)
+        };
+        let key = &relation.primary_key;
+        if key.is_empty() || !key.iter().all(equal) {
+            return Err(Error::Precondition(
+                "the query string does not name the row's whole primary key by eq",
+            ));
+        }
+        let node = self.level(
+            RowType::Relation(relation),
+            Source::of(relation),
+            &query.select,
+            Wants::of(query).without_own_conditions(),
+        )?;
+        let shape = tag::shape(&relation.name, &node).ok_or(Error::Precondition(
+            "select holds more than the row's own columns",
+        ))?;
+        let same = rows.iter().filter(|row| row.shape == shape);
+        let states: Vec<String> = same.map(|row| row.state.clone()).collect();
+        if states.is_empty() {
+            return Err(Error::PreconditionFailed);
+        }
+        let node = Box::new(node);
+        Ok(Some(Precondition::State { node, states }))
+    }
+
     fn returning(&mut self, relation: &'a Relation) -> Result<Returning, Error> {
         match self.request.prefer.returning {
             None | Some(Return::Minimal) => return Ok(Returning::Count),
@@ -311,6 +377,21 @@ impl<'a> Planner<'a> {
             whole_row,
         })
     }
+}
+
+/// `column=eq.value` on the relation itself.
+fn equality<'a>(relation: &'a Relation, filter: &'a Filter) -> Option<(&'a Column, &'a str)> {
+    let Test::Compare {
+        operator: Operator::Eq,
+        quantifier: None,
+        value,
+    } = &filter.operation.test
+    else {
+        return None;
+    };
+    let plain = filter.path.is_empty() && filter.field.path.is_empty() && !filter.operation.negated;
+    let column = relation.column(&filter.field.name).filter(|_| plain)?;
+    Some((column, value.as_str()))
 }
 
 fn inner_embeds(items: &[crate::request::select::Item]) -> usize {
@@ -370,13 +451,6 @@ fn with_tenant(relation: &Relation, columns: Vec<Ident>) -> Vec<Ident> {
             std::iter::once(tenant.clone()).chain(columns).collect()
         }
         _ => columns,
-    }
-}
-
-fn rows(json: &Json) -> Rows {
-    Rows {
-        text: json.text.clone(),
-        array: json.array,
     }
 }
 

@@ -3,8 +3,9 @@
 
 use crate::error::Error;
 
-/// Bytes of the query string.
-pub const QUERY_BYTES_MAX: usize = 64 << 10;
+/// Bytes of the query string. Below what hyper takes for a URL, 64 KiB, so that
+/// the answer says what is wrong.
+pub const QUERY_BYTES_MAX: usize = 60 << 10;
 /// Parameters of the query string.
 pub const PARAMETERS_MAX: usize = 500;
 /// Conditions, counting those inside logic trees.

@@ -79,8 +79,8 @@ impl Query {
                         selected = true;
                     }
                 }
-                "columns" => first(&mut query.columns, "columns", value)?,
-                "on_conflict" => first(&mut query.on_conflict, "on_conflict", value)?,
+                "columns" => first(&mut query.columns, "columns parameter", value)?,
+                "on_conflict" => first(&mut query.on_conflict, "on_conflict parameter", value)?,
                 _ => query.take(key, value, arguments)?,
             }
         }
@@ -228,9 +228,6 @@ fn path(text: &str) -> Result<Vec<String>, Error> {
 fn names(kind: &'static str, value: &str) -> Result<Vec<String>, Error> {
     let mut cursor = Cursor::new(kind, value);
     let mut names = Vec::new();
-    if value.is_empty() {
-        return Ok(names);
-    }
     loop {
         let name = name::name(&mut cursor)?;
         if !names.contains(&name) {

@@ -98,7 +98,8 @@ fn array(sql: &mut Fragment, node: &Node) {
     sql.push(", '') || ']')");
 }
 
-fn one(sql: &mut Fragment, node: &Node) {
+/// The one row as an object.
+pub(super) fn one(sql: &mut Fragment, node: &Node) {
     if names_are_the_catalogs(&node.outputs) {
         sql.push("coalesce(pg_catalog.json_agg(r)->0, 'null')");
         return;

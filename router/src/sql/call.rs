@@ -17,7 +17,7 @@ pub(super) fn call(sql: &mut Fragment, plan: &Plan, call: &Call) {
     match &call.node {
         Some(node) if plan.count && call.set => counted(sql, plan, call, node),
         Some(node) => {
-            sql.push("select ");
+            sql.answer();
             if plan.count {
                 sql.push(if call.set { ALL } else { ONE });
                 sql.push(" as total, ");
@@ -32,6 +32,7 @@ pub(super) fn call(sql: &mut Fragment, plan: &Plan, call: &Call) {
             sql.push(" from (");
             level::top(sql, node, &Origin::Call(call));
             sql.push(") r");
+            sql.end_answer();
         }
         None => values(sql, plan, call),
     }
@@ -45,7 +46,9 @@ fn counted(sql: &mut Fragment, plan: &Plan, call: &Call, node: &Node) {
     level::function(sql, call);
     sql.push(" t");
     Terms::new(sql).guard();
-    sql.push(") select (select pg_catalog.count(*)");
+    sql.push(") ");
+    sql.answer();
+    sql.push("(select pg_catalog.count(*)");
     level::matching(sql, node, &Origin::Cte);
     sql.push(") as total, ");
     page(sql, plan, call);
@@ -54,6 +57,7 @@ fn counted(sql: &mut Fragment, plan: &Plan, call: &Call, node: &Node) {
     sql.push(" from (");
     level::top(sql, node, &Origin::Cte);
     sql.push(") r");
+    sql.end_answer();
 }
 
 /// A function that returns values, or nothing.
@@ -64,7 +68,7 @@ fn values(sql: &mut Fragment, plan: &Plan, call: &Call) {
         value(sql, call);
         sql.push(") ");
     }
-    sql.push("select ");
+    sql.answer();
     match (plan.count, counted) {
         (true, true) => sql.push("(select pg_catalog.count(*) from w) as total, "),
         (true, false) => sql.push("pg_catalog.count(*) as total, "),
@@ -83,6 +87,7 @@ fn values(sql: &mut Fragment, plan: &Plan, call: &Call) {
     }
     level::page(sql, &call.page);
     sql.push(") r");
+    sql.end_answer();
 }
 
 /// The function's values as a select of the column `value`.
@@ -107,7 +112,12 @@ fn page(sql: &mut Fragment, plan: &Plan, call: &Call) {
         return;
     }
     let singular = matches!(plan.media, crate::request::accept::MediaType::Object { .. });
-    super::write::affected(sql, singular && plan.form.writes(), call.max_affected);
+    super::write::affected(
+        sql,
+        false,
+        singular && plan.form.writes(),
+        call.max_affected,
+    );
     sql.push(" as page");
 }
 

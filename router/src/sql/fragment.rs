@@ -8,6 +8,7 @@ use std::fmt::{Display, Write};
 use bytes::Bytes;
 use schema::ident::{Ident, Literal, QualifiedName};
 
+use crate::idempotency::Keep;
 use crate::plan::TypeName;
 
 /// Parameters before the first of a statement's own.
@@ -19,6 +20,7 @@ pub(super) struct Fragment {
     params: Vec<Option<Bytes>>,
     aliases: usize,
     guarded: bool,
+    keep: Option<Keep>,
 }
 
 /// The name of a level's rows in SQL: `t`, `t1`, …
@@ -54,6 +56,36 @@ impl Fragment {
             params: Vec::new(),
             aliases: 0,
             guarded,
+            keep: None,
+        }
+    }
+
+    /// What the statement answers is kept for an Idempotency-Key.
+    pub(super) fn keeping(mut self, keep: &Keep) -> Self {
+        self.keep = Some(keep.clone());
+        self
+    }
+
+    /// Begins the select that makes the answer's one row.
+    pub(super) fn answer(&mut self) {
+        self.push("select ");
+        if let Some(keep) = self.keep.clone() {
+            self.push("a.*, ringfence.keep(");
+            self.param(keep.key);
+            self.push("::text, ");
+            self.param(keep.fingerprint);
+            self.push("::bytea, ");
+            self.param(keep.seconds.to_string());
+            self.push("::integer, ");
+            self.param(keep.body_bytes_max.to_string());
+            self.push("::integer, pg_catalog.to_jsonb(a)) as kept from (select ");
+        }
+    }
+
+    /// Ends it.
+    pub(super) fn end_answer(&mut self) {
+        if self.keep.is_some() {
+            self.push(") a");
         }
     }
 

@@ -223,16 +223,7 @@ fn select(sql: &mut Fragment, node: &Node, scope: Scope, place: Place<'_>) {
         .map(|(index, embed)| (index, sql.alias('s'), embed))
         .collect();
     sql.push("select ");
-    let named = names_are_the_catalogs(&node.outputs);
-    let outputs = node.outputs.iter().enumerate();
-    sql.list(", ", outputs, |sql, (index, output)| {
-        self::output(sql, node, scope, &spreads, output);
-        sql.push(" as ");
-        match &output.key {
-            Key::Model(name) if named => sql.ident(name),
-            Key::Model(_) | Key::Request(_) => sql.numbered(index),
-        }
-    });
+    outputs(sql, node, scope, &spreads);
     source(sql, node, scope, place);
     for (_, alias, embed) in &spreads {
         sql.push(" left join lateral (");
@@ -253,6 +244,24 @@ fn select(sql: &mut Fragment, node: &Node, scope: Scope, place: Place<'_>) {
         }
         Place::Below { .. } | Place::Top(_) => page(sql, &node.page),
     }
+}
+
+/// What a row holds that is its own alone: no embed's rows.
+pub(super) fn own_outputs(sql: &mut Fragment, node: &Node, scope: Scope) {
+    outputs(sql, node, scope, &[]);
+}
+
+fn outputs(sql: &mut Fragment, node: &Node, scope: Scope, spreads: &[(usize, Alias, &Embed)]) {
+    let named = names_are_the_catalogs(&node.outputs);
+    let outputs = node.outputs.iter().enumerate();
+    sql.list(", ", outputs, |sql, (index, output)| {
+        self::output(sql, node, scope, spreads, output);
+        sql.push(" as ");
+        match &output.key {
+            Key::Model(name) if named => sql.ident(name),
+            Key::Model(_) | Key::Request(_) => sql.numbered(index),
+        }
+    });
 }
 
 /// Keys that are all names of the catalog can be columns' names; a request's

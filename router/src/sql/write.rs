@@ -6,7 +6,9 @@ use super::body;
 use super::condition;
 use super::fragment::{Alias, Fragment};
 use super::level::{self, Origin, Scope, Terms, WHOLE_ROW};
-use crate::plan::{Change, ColumnRef, Conflict, Plan, Returning, Rows, Write, WrittenColumn};
+use crate::plan::{
+    Change, ColumnRef, Conflict, Node, Plan, Precondition, Returning, Rows, Write, WrittenColumn,
+};
 
 /// Pairs that one call of `jsonb_build_object` takes.
 const PAIRS_MAX: usize = 50;
@@ -25,12 +27,13 @@ pub(super) fn write(sql: &mut Fragment, plan: &Plan, write: &Write) {
         Change::Update { columns, rows } => update(sql, write, columns, rows),
         Change::Delete => delete(sql, write),
     }
-    sql.push(") select ");
+    sql.push(") ");
+    sql.answer();
     let put = matches!(&write.change, Change::Insert { key: Some(_), .. });
     if put {
         sql.push("ringfence.require_key(pg_catalog.count(*))");
     } else {
-        affected(sql, write.singular, write.max_affected);
+        affected(sql, matched(write), write.singular, write.max_affected);
     }
     sql.push(" as page");
     if merges(&write.change) {
@@ -38,6 +41,8 @@ pub(super) fn write(sql: &mut Fragment, plan: &Plan, write: &Write) {
             ", pg_catalog.count(*) - coalesce(nullif(\
              pg_catalog.current_setting('ringfence.updated', true), '')::bigint, 0) as inserted",
         );
+    } else if merges_nothing(&write.change) {
+        sql.push(", pg_catalog.count(*) as inserted");
     }
     match &write.returning {
         Returning::Count => {}
@@ -53,17 +58,22 @@ pub(super) fn write(sql: &mut Fragment, plan: &Plan, write: &Write) {
         }
         Returning::Count | Returning::Location(_) => sql.push(" from w r"),
     }
+    sql.end_answer();
 }
 
 /// How many rows were affected; refused where they are not as many as they may be.
-pub(super) fn affected(sql: &mut Fragment, singular: bool, max: Option<i64>) {
+pub(super) fn affected(sql: &mut Fragment, matched: bool, singular: bool, max: Option<i64>) {
     if singular {
         sql.push("ringfence.require_one(");
     }
     if max.is_some() {
         sql.push("ringfence.require_at_most(");
     }
-    sql.push("pg_catalog.count(*)");
+    // Innermost, so looked at first.
+    sql.push(match matched {
+        true => "ringfence.require_match(pg_catalog.count(*))",
+        false => "pg_catalog.count(*)",
+    });
     if let Some(max) = max {
         sql.push(", ");
         sql.param(max.to_string());
@@ -72,6 +82,12 @@ pub(super) fn affected(sql: &mut Fragment, singular: bool, max: Option<i64>) {
     if singular {
         sql.push(")");
     }
+}
+
+/// Whether If-Match is to be judged; an update of no columns touches no row.
+fn matched(write: &Write) -> bool {
+    let idle = matches!(&write.change, Change::Update { columns, .. } if columns.is_empty());
+    write.precondition.is_some() && !idle
 }
 
 fn merges(change: &Change) -> bool {
@@ -83,6 +99,15 @@ fn merges(change: &Change) -> bool {
         } => conflict.update && !columns.is_empty(),
         Change::Insert { .. } | Change::Update { .. } | Change::Delete => false,
     }
+}
+
+/// Rows of which nothing is set, such as none: what is there stays as it is.
+fn merges_nothing(change: &Change) -> bool {
+    matches!(
+        change,
+        Change::Insert { conflict: Some(conflict), columns, .. }
+            if conflict.update && columns.is_empty()
+    )
 }
 
 fn insert(
@@ -192,6 +217,22 @@ fn conditions(sql: &mut Fragment, write: &Write) {
         terms.next();
         condition::condition(terms.sql, scope, &write.conditions.embeds, one);
     }
+    if let Some(Precondition::State { node, states }) = &write.precondition {
+        terms.next();
+        in_state(terms.sql, scope, node, states);
+    }
+}
+
+/// A condition on the row itself, so that a row that was locked is judged by
+/// its newest version.
+fn in_state(sql: &mut Fragment, scope: Scope, node: &Node, states: &[String]) {
+    sql.push("ringfence.row_state((select (");
+    body::one(sql, node);
+    sql.push(")::text from (select ");
+    level::own_outputs(sql, node, scope);
+    sql.push(") r)) = any (");
+    sql.param(format!("{{{}}}", states.join(",")));
+    sql.push("::text[])");
 }
 
 fn returning(sql: &mut Fragment, write: &Write) {
@@ -254,15 +295,15 @@ fn record(sql: &mut Fragment, columns: &[WrittenColumn], rows: &Rows, first: boo
         sql.push("(select * from ");
     }
     match (defaults.as_slice(), rows.array) {
-        ([], true) => {
-            sql.push("pg_catalog.json_to_recordset(");
+        ([], array) => {
+            sql.push(match (rows.binary, array) {
+                (false, true) => "pg_catalog.json_to_recordset(",
+                (false, false) => "pg_catalog.json_to_record(",
+                (true, true) => "pg_catalog.jsonb_to_recordset(",
+                (true, false) => "pg_catalog.jsonb_to_record(",
+            });
             sql.param(rows.text.clone());
-            sql.push("::json)");
-        }
-        ([], false) => {
-            sql.push("pg_catalog.json_to_record(");
-            sql.param(rows.text.clone());
-            sql.push("::json)");
+            sql.push(if rows.binary { "::jsonb)" } else { "::json)" });
         }
         // Lateral, so that each row gets values of its own.
         (defaults, true) => {

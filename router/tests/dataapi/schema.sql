@@ -61,11 +61,33 @@ begin
   perform set_config('response.status', '418', true), set_config('response.headers', '[{"X-Tea":"yes"}]', true);
 end $$;
 
+-- What writes are tried on: defaults of a column, of its type and of a view's
+-- table, a generated column, a composite key, no key, nothing but a key, names
+-- that must be quoted.
+create domain shelf as text default 'top';
+create table stock (
+  store int,
+  sku text,
+  shelf shelf,
+  amount int not null default 1 check (amount < 1000),
+  label text generated always as (sku || '/' || store) stored,
+  primary key (store, sku)
+);
+create table remarks (body text, extra json);
+create table ids (id int primary key);
+create table "odd names" ("a b" int primary key, "c,d" text default 'x', "é" char(3), bits bit(3));
+create table links (id int primary key, next int references links (id) deferrable initially deferred);
+create function restock(which text) returns setof stock language sql volatile as
+  $$ update public.stock s set amount = amount + 1 where s.sku = which returning * $$;
+create function restock_one(which text) returns stock language sql volatile as
+  $$ update public.stock s set amount = amount + 1 where s.sku = which returning * $$;
+
 insert into genres values ('rock', 'Rock'), ('jazz', 'Jazz');
-select ringfence.distribute(t) from unnest(array['artists', 'albums', 'covers', 'playlists', 'playlist_albums', 'shipments']::regclass[]) t;
+select ringfence.distribute(t) from unnest(array['artists', 'albums', 'covers', 'playlists', 'playlist_albums', 'shipments', 'stock', 'remarks', 'ids', 'links', '"odd names"']::regclass[]) t;
 select ringfence.reference('genres');
 create view loud_albums with (security_invoker = true) as select id, artist_id, title, price from albums where price > 10;
 grant select on loud_albums to ringfence_api;
+create view shelves with (security_invoker = true) as select store, sku, amount from stock;
 grant select, insert, update, delete on all tables in schema public to authenticated;
 revoke insert, update, delete on genres from authenticated;
 grant usage on all sequences in schema public to authenticated;

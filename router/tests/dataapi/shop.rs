@@ -243,7 +243,7 @@ impl Shop {
         };
         let request = ApiRequest::parse(&parts, &self.api).unwrap();
         let plan = plan(&self.model, &self.api, &request, &body::Payload::None).unwrap();
-        sql::statement(&plan).unwrap()
+        sql::statement(&plan, None).unwrap()
     }
 
     fn guard(&self, tenant: Uuid, settings: Option<Bytes>) -> Guard {
@@ -252,6 +252,7 @@ impl Shop {
             epoch: 1,
             claims: Bytes::from_static(b"{\"role\":\"authenticated\"}"),
             settings,
+            claim: None,
         }
     }
 
@@ -294,7 +295,7 @@ impl Shop {
             Bytes::copy_from_slice(body.as_bytes()),
         )?;
         let plan = plan(&self.model, &self.api, &request, &payload)?;
-        let Some(statement) = sql::statement(&plan) else {
+        let Some(statement) = sql::statement(&plan, None) else {
             return response::without_rows(&self.api, &self.model, &request, &plan);
         };
         let settings = request.settings();
