@@ -127,7 +127,8 @@ impl Service {
     }
 
     async fn until_cut_off(&self) {
-        let question = "select count(*) from pg_stat_replication";
+        let question =
+            "select count(*) from pg_stat_replication where application_name not like 'ringfence%'";
         let dsn = self.cluster.shard_dsn(PRIMARY).unwrap();
         let (client, connection) = tokio_postgres::connect(&dsn, NoTls).await.unwrap();
         tokio::spawn(connection);

@@ -431,6 +431,7 @@ begin
       execute format('grant usage, select on sequence %s to authenticated, service_role', owned);
     end loop;
   end if;
+  perform ringfence.capture_tables();
 end
 $$;
 
@@ -497,6 +498,7 @@ begin
   end loop;
   execute format('grant select on %s to authenticated, service_role', t);
   perform ringfence.open_schema_of(t);
+  perform ringfence.capture_tables();
 end
 $$;
 

@@ -19,6 +19,7 @@ const FILES: &[(&str, &str)] = &[
     ),
     ("005_node", include_str!("../shard/005_node.sql")),
     ("006_position", include_str!("../shard/006_position.sql")),
+    ("007_capture", include_str!("../shard/007_capture.sql")),
     ("008_jobs", include_str!("../shard/008_jobs.sql")),
     (
         "010_idempotency",
@@ -102,9 +103,14 @@ pub async fn install(
         .await?;
     transaction
         .batch_execute(
-            "create schema if not exists ringfence;
-             create table if not exists ringfence.installed (
-               file text primary key, digest text not null, at timestamptz not null default now())",
+            // DDL that changes nothing would still have routers reload the schema.
+            "do $$ begin
+               if to_regclass('ringfence.installed') is null then
+                 create schema if not exists ringfence;
+                 create table ringfence.installed (
+                   file text primary key, digest text not null, at timestamptz not null default now());
+               end if;
+             end $$",
         )
         .await?;
     let mut files = Vec::new();

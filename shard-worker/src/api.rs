@@ -19,6 +19,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tenancy::control::Actor;
 
 use crate::app::App;
+use crate::capture;
 use crate::error::Error;
 
 /// All routes of a worker.
@@ -41,6 +42,7 @@ pub fn routes(app: Arc<App>, metrics: PrometheusHandle) -> Router {
         .route("/jobs/{job}/retry", post(jobs::retry))
         .route("/shards", get(fleet::shards).post(fleet::add_shard))
         .route("/nodes", get(fleet::nodes))
+        .route("/captures", get(fleet::captures))
         .route("/members", get(fleet::members))
         .route("/ring", get(fleet::ring))
         .route("/issuers", get(fleet::issuers).post(fleet::put_issuer))
@@ -49,6 +51,7 @@ pub fn routes(app: Arc<App>, metrics: PrometheusHandle) -> Router {
         .with_state(app.clone());
     Router::new()
         .nest("/admin/v1", admin)
+        .route(tenancy::changes::PATH, get(capture::upgrade))
         .route("/live", get(|| async { "live\n" }))
         .route("/ready", get(ready))
         .route(

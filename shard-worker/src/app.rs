@@ -1,6 +1,7 @@
 //! What every request of the admin API and every task shares.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 
 use tenancy::auth::KeyRing;
 use tenancy::control::Control;
@@ -8,6 +9,7 @@ use tenancy::members::Members;
 use tokio::sync::Semaphore;
 use tokio::sync::watch;
 
+use crate::capture::Capture;
 use crate::config::Jobs;
 use crate::job::News;
 use crate::job::metrics::JobMetrics;
@@ -27,6 +29,10 @@ pub struct App {
     pub logins: Logins,
     /// The live routers and workers.
     pub members: watch::Receiver<Arc<Members>>,
+    /// The changes that routers are told of.
+    pub capture: Arc<Capture>,
+    /// Shards whose own SQL was brought up to date since this worker started.
+    pub upgraded: Mutex<BTreeSet<String>>,
     /// Mints API keys.
     pub keys: KeyRing,
     /// How jobs are run.

@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod app;
+pub mod capture;
 pub mod config;
 pub mod error;
 pub mod forget;

@@ -7,14 +7,16 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
-use metrics_exporter_prometheus::PrometheusBuilder;
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use shard_worker::app::App;
+use shard_worker::capture::{Capture, describe_metrics};
 use shard_worker::config::{Config, LogFormat, Secrets};
 use shard_worker::job::metrics::JobMetrics;
 use shard_worker::job::{self, News};
 use shard_worker::shard::Logins;
 use shard_worker::{api, forget, nodes, reconcile};
 use tenancy::auth::KeyRing;
+use tenancy::changes;
 use tenancy::control::Control;
 use tenancy::members::{self, Members};
 use tenancy::tls::Tls;
@@ -31,6 +33,13 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 /// Longest wait for tasks and requests at shutdown.
 const DRAIN: Duration = Duration::from_secs(10);
+
+/// Upper bounds of the histograms' buckets, seconds.
+const BUCKETS: [f64; 12] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
+];
+/// How often the metrics' memory is tidied.
+const TIDY: Duration = Duration::from_secs(5);
 
 /// Prepares shards, watches nodes, and serves the admin API.
 #[derive(Parser)]
@@ -65,8 +74,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
     start_log(config.log);
     let secrets = config.secrets()?;
     let metrics = PrometheusBuilder::new()
-        .install_recorder()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &BUCKETS)
+        .and_then(PrometheusBuilder::install_recorder)
         .context("can't install the metrics")?;
+    describe_metrics();
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("can't listen on {}", config.listen))?;
@@ -78,6 +89,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let app = Arc::new(App {
         members: members.subscribe(),
+        capture: Capture::new(secrets.stream_secret, stop.clone()),
+        upgraded: Default::default(),
         name: config.name.clone(),
         owner: format!("{}/{}", config.name, uuid::Uuid::new_v4().simple()),
         control: Control::new(&secrets.control_dsn, &control_tls)?,
@@ -96,13 +109,24 @@ async fn run(args: Args) -> anyhow::Result<()> {
         jobs: config.jobs.clone(),
     });
     let tasks = TaskTracker::new();
+    let mut me = config.me();
+    // Without a secret it would turn every router away.
+    if app.capture.is_open() {
+        let stream = me.member.admin_url.replacen("http", "ws", 1);
+        me.member.stream_url = Some(stream.trim_end_matches('/').to_owned() + changes::PATH);
+    }
     tasks.spawn(members::follow(
         control_config,
         control_tls,
-        config.me(),
+        me,
         members,
         stop.clone(),
     ));
+    let capture =
+        app.capture
+            .clone()
+            .run(app.control.clone(), app.logins.clone(), app.name.clone());
+    tasks.spawn(capture);
     tasks.spawn(reconcile::run(app.clone(), stop.clone()));
     tasks.spawn(job::run(app.clone(), stop.clone()));
     tasks.spawn(forget::run(app.clone(), stop.clone()));
@@ -112,6 +136,15 @@ async fn run(args: Args) -> anyhow::Result<()> {
         app.name.clone(),
         stop.clone(),
     ));
+    let (handle, stopped) = (metrics.clone(), stop.clone());
+    tasks.spawn(async move {
+        while tokio::time::timeout(TIDY, stopped.cancelled())
+            .await
+            .is_err()
+        {
+            handle.run_upkeep();
+        }
+    });
     tasks.close();
 
     let routes = api::routes(app, metrics);

@@ -3,7 +3,7 @@
 //! compares what the control database says with what it can do about it.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tenancy::chain;
@@ -42,6 +42,11 @@ pub async fn reconcile(app: &App) -> Result<(), Error> {
             outcome = Err(error);
         }
     }
+    for shard in shards.iter().filter(|shard| shard.state != "preparing") {
+        if let Err(error) = upgrade_shard(app, shard).await {
+            outcome = Err(error);
+        }
+    }
     repair_suspensions(app, &shards).await?;
     admit_tenants(app).await?;
     outcome
@@ -52,8 +57,26 @@ pub async fn prepare_shard(app: &App, shard: &ShardInfo) -> Result<(), Error> {
     let installed = app.logins.prepare(&shard.id, &addresses(shard)).await?;
     tracing::info!(shard = shard.id, files = ?installed.files, "shard prepared");
     let actor = Actor(app.name.clone());
+    app.upgraded
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .insert(shard.id.clone());
     let moved = app.control.activate_shard(&actor, &shard.id).await?;
     tracing::info!(shard = shard.id, off_the_ring = moved, "shard on the ring");
+    Ok(())
+}
+
+/// Brings a shard's own SQL to this worker's version, once.
+async fn upgrade_shard(app: &App, shard: &ShardInfo) -> Result<(), Error> {
+    let done = || app.upgraded.lock().unwrap_or_else(PoisonError::into_inner);
+    if done().contains(&shard.id) {
+        return Ok(());
+    }
+    let installed = app.logins.prepare(&shard.id, &addresses(shard)).await?;
+    if !installed.files.is_empty() {
+        tracing::info!(shard = shard.id, files = ?installed.files, "shard brought up to date");
+    }
+    done().insert(shard.id.clone());
     Ok(())
 }
 

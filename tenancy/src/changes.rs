@@ -26,12 +26,21 @@ mod cell;
 mod wire;
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 pub use self::cell::{CELLS, Cell, CellSet, TableHash};
 pub use self::wire::{FRAME_MAX, Message, NAME_MAX, PATH, WireError, decode, encode};
 use crate::id::ShardId;
+
+/// How long a lease lasts, from when its ping was sent: `D`, the longest that a
+/// cached answer may be behind.
+pub const LEASE: Duration = Duration::from_millis(250);
+/// How long a worker counts a router as the holder of a lease, from when its
+/// ping came; and how long a write waits that no worker vouches for: `D⁺`, a
+/// lease and the drift of clocks, 1 %, rounded up.
+pub const HOLDING: Duration = Duration::from_millis(253);
 
 /// A position in a shard's write-ahead log, as Postgres counts it.
 #[derive(
@@ -116,7 +125,8 @@ pub enum FromRouter {
         /// shard, the newest alone is answered.
         id: u64,
     },
-    /// Its watermark (rule 8). Sent after each `Changes` of a shard.
+    /// Its watermark (rule 8). Sent after each `Start` and each
+    /// `Changes` of a shard.
     Applied {
         /// The shard.
         shard: ShardId,

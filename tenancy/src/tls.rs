@@ -99,6 +99,7 @@ pub fn install_provider() {
 /// Connects to servers as one [`TlsSettings`] says.
 #[derive(Clone)]
 pub struct Tls {
+    settings: TlsSettings,
     mode: SslMode,
     connector: MakeRustlsConnect,
 }
@@ -139,9 +140,15 @@ impl Tls {
             }
         };
         Ok(Self {
+            settings: settings.clone(),
             mode,
             connector: MakeRustlsConnect::new(config.with_no_client_auth()),
         })
+    }
+
+    /// What it was made from, for clients that connect by themselves.
+    pub fn settings(&self) -> &TlsSettings {
+        &self.settings
     }
 
     /// Reads a connection string, unless it asks for encryption that there is not.

@@ -12,6 +12,7 @@ use tenancy::snapshot::IssuerRow;
 
 use super::actor;
 use crate::app::App;
+use crate::capture::Status;
 use crate::error::Error;
 use crate::reconcile;
 
@@ -108,4 +109,10 @@ pub(super) async fn put_issuer(
     let Json(issuer) = body.map_err(|error| Error::BadRequest(error.body_text()))?;
     app.control.put_issuer(&actor(), &issuer).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// What this worker captures, or stands by for.
+pub(super) async fn captures(State(app): State<Arc<App>>) -> Json<Items<Status>> {
+    let items = app.capture.status();
+    Json(Items { items })
 }
