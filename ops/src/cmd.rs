@@ -3,6 +3,7 @@
 pub mod job;
 pub mod key;
 pub mod local;
+pub mod migrate;
 pub mod node;
 pub mod ring;
 pub mod shard;
@@ -68,6 +69,9 @@ enum Command {
     /// What workers do over many steps: list, show, cancel, retry.
     #[command(subcommand)]
     Job(job::Command),
+    /// Changes of the schema on all shards: new, lint, plan, apply, status.
+    #[command(subcommand)]
+    Migrate(migrate::Command),
     /// Shards: list, add.
     #[command(subcommand)]
     Shard(shard::Command),
@@ -95,6 +99,7 @@ impl Cli {
             Command::Tenant(command) => command.run(&admin()?, global.no_input).await,
             Command::Key(command) => command.run(&admin()?, global.no_input).await,
             Command::Job(command) => command.run(&admin()?).await,
+            Command::Migrate(command) => command.run(admin, global.no_input, global.output).await,
             Command::Shard(command) => command.run(&admin()?).await,
             Command::Node(command) => command.run(&admin()?).await,
             Command::Ring(command) => command.run(&admin()?).await,

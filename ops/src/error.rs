@@ -149,6 +149,12 @@ pub enum Error {
         /// What to do.
         advice: Option<String>,
     },
+    /// A check found what it looks for; it has been printed.
+    #[error("{0}")]
+    Checked(String),
+    /// Migration files can't be used.
+    #[error(transparent)]
+    Files(#[from] schema::migration::MigrationError),
     /// The admin API answered with something else than its contract says.
     #[error("the admin API's answer to {request} has no usable {field}")]
     Answer {
@@ -211,6 +217,8 @@ impl Error {
             | Self::Supervisor(_)
             | Self::Answer { .. }
             | Self::Job { .. }
+            | Self::Checked(_)
+            | Self::Files(_)
             | Self::Declined => Exit::Failed,
         }
     }

@@ -3,9 +3,12 @@
 //!
 //! This crate must not know HTTP, Redis or jobs.
 
+pub mod apply;
 pub mod catalog;
 pub mod control;
 pub mod crm;
+pub mod drift;
+pub mod history;
 pub mod ident;
 pub mod introspect;
 pub mod lint;

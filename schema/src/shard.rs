@@ -21,6 +21,7 @@ const FILES: &[(&str, &str)] = &[
     ("006_position", include_str!("../shard/006_position.sql")),
     ("007_capture", include_str!("../shard/007_capture.sql")),
     ("008_jobs", include_str!("../shard/008_jobs.sql")),
+    ("009_migration", include_str!("../shard/009_migration.sql")),
     (
         "010_idempotency",
         include_str!("../shard/010_idempotency.sql"),

@@ -4,13 +4,14 @@
 mod fleet;
 mod jobs;
 mod keys;
+mod migrations;
 mod tenants;
 
 use std::sync::Arc;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -21,6 +22,9 @@ use tenancy::control::Actor;
 use crate::app::App;
 use crate::capture;
 use crate::error::Error;
+
+/// Bytes of all files of a directory together.
+const MIGRATIONS_MAX: usize = 64 << 20;
 
 /// All routes of a worker.
 pub fn routes(app: Arc<App>, metrics: PrometheusHandle) -> Router {
@@ -40,6 +44,12 @@ pub fn routes(app: Arc<App>, metrics: PrometheusHandle) -> Router {
         .route("/jobs/{job}/events", get(jobs::events))
         .route("/jobs/{job}/cancel", post(jobs::cancel))
         .route("/jobs/{job}/retry", post(jobs::retry))
+        .route("/migrations", get(migrations::list))
+        .route("/migrations/{directory}", get(migrations::show))
+        .route(
+            "/migrations/{directory}/apply",
+            post(migrations::apply).layer(DefaultBodyLimit::max(MIGRATIONS_MAX)),
+        )
         .route("/shards", get(fleet::shards).post(fleet::add_shard))
         .route("/nodes", get(fleet::nodes))
         .route("/captures", get(fleet::captures))

@@ -7,6 +7,7 @@ use serde_json::json;
 use tenancy::chain;
 use tenancy::control::ControlError;
 
+use crate::migrate::Stop;
 use crate::shard::ShardError;
 
 /// Every way in which a request of the admin API fails.
@@ -30,6 +31,9 @@ pub enum Error {
     /// The shard did not do it.
     #[error(transparent)]
     Shard(#[from] ShardError),
+    /// Migration files can't be applied.
+    #[error(transparent)]
+    Migration(Stop),
 }
 
 impl Error {
@@ -51,6 +55,15 @@ impl Error {
                 ControlError::Invalid(_) => StatusCode::BAD_REQUEST,
             },
             Self::Shard(_) => StatusCode::BAD_GATEWAY,
+            Self::Migration(stop) => match stop {
+                Stop::Changed { .. } | Stop::Order { .. } | Stop::Read { .. } => {
+                    StatusCode::CONFLICT
+                }
+                Stop::Files(_) | Stop::Lint(_) => StatusCode::UNPROCESSABLE_ENTITY,
+                Stop::Refused { .. } | Stop::Locked { .. } | Stop::Down { .. } | Stop::Job(_) => {
+                    StatusCode::BAD_GATEWAY
+                }
+            },
         }
     }
 
@@ -70,6 +83,7 @@ impl Error {
                 ControlError::Invalid(_) => "RF414",
             },
             Self::Shard(_) => "RF420",
+            Self::Migration(stop) => stop.code(),
         }
     }
 
@@ -83,6 +97,7 @@ impl Error {
             Self::Control(ControlError::Postgres(error)) if is_lost(error) => Some(
                 "The control database went away meanwhile: it may have been done. Look, once it is back.",
             ),
+            Self::Migration(stop) => Some(stop.hint()),
             Self::Shard(_) => Some("What was begun is finished by itself once the shard is back."),
             _ => None,
         }

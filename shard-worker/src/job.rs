@@ -34,12 +34,13 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub use context::{Context, as_replica};
+pub use context::{Context, Login, as_replica};
 pub use news::News;
 pub use retry::JobError;
 pub use runner::run;
 pub use store::{JobInfo, NewJob};
 
+use crate::migrate::Migrate;
 use crate::tenant_delete::TenantDelete;
 
 /// Every kind of job.
@@ -48,16 +49,19 @@ use crate::tenant_delete::TenantDelete;
 pub enum Kind {
     /// Removes a tenant from everywhere.
     TenantDelete,
+    /// Applies a directory's files to all shards.
+    Migrate,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 1] = [Self::TenantDelete];
+    pub const ALL: [Self; 2] = [Self::TenantDelete, Self::Migrate];
 
     /// The word in the control database.
     pub fn name(self) -> &'static str {
         match self {
             Self::TenantDelete => "tenant_delete",
+            Self::Migrate => "migrate",
         }
     }
 
@@ -70,6 +74,7 @@ impl Kind {
     pub fn at_once_max(self) -> i32 {
         match self {
             Self::TenantDelete => 4,
+            Self::Migrate => 1,
         }
     }
 
@@ -77,6 +82,7 @@ impl Kind {
     async fn drive(self, context: &Context, state: Value) {
         match self {
             Self::TenantDelete => runner::drive::<TenantDelete>(context, state).await,
+            Self::Migrate => runner::drive::<Migrate>(context, state).await,
         }
     }
 }
@@ -144,9 +150,20 @@ pub enum End {
     /// It did what it was made for.
     Done,
     /// It can't; why.
-    Failed(String),
+    Failed(Problem),
     /// It was told not to.
     Cancelled,
+}
+
+/// Why a job does not go on, as it is shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// The stable code.
+    pub code: String,
+    /// What happened.
+    pub message: String,
+    /// What to do about it; empty where there is nothing.
+    pub advice: String,
 }
 
 #[cfg(test)]

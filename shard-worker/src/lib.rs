@@ -10,6 +10,7 @@ pub mod config;
 pub mod error;
 pub mod forget;
 pub mod job;
+pub mod migrate;
 pub mod nodes;
 pub mod reconcile;
 pub mod shard;

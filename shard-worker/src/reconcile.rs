@@ -7,12 +7,13 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tenancy::chain;
-use tenancy::control::{Actor, ShardInfo};
+use tenancy::control::{Actor, ControlError, ShardInfo};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::app::App;
 use crate::error::Error;
+use crate::migrate;
 use crate::shard::Address;
 
 const EVERY: Duration = Duration::from_secs(2);
@@ -52,7 +53,8 @@ pub async fn reconcile(app: &App) -> Result<(), Error> {
     outcome
 }
 
-/// Prepares a shard's own SQL, then puts it on the ring.
+/// Prepares a shard's own SQL, gives it all files that the other shards have,
+/// then puts it on the ring.
 pub async fn prepare_shard(app: &App, shard: &ShardInfo) -> Result<(), Error> {
     let installed = app.logins.prepare(&shard.id, &addresses(shard)).await?;
     tracing::info!(shard = shard.id, files = ?installed.files, "shard prepared");
@@ -61,8 +63,19 @@ pub async fn prepare_shard(app: &App, shard: &ShardInfo) -> Result<(), Error> {
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .insert(shard.id.clone());
+    let mut control = app.control.client().await?;
+    let transaction = control.transaction().await.map_err(ControlError::from)?;
+    // No run ends between the look at what all shards have and this one's joining.
+    migrate::finished(&transaction).await?;
+    let migrated = migrate::catch_up(app, shard).await?;
     let moved = app.control.activate_shard(&actor, &shard.id).await?;
-    tracing::info!(shard = shard.id, off_the_ring = moved, "shard on the ring");
+    transaction.commit().await.map_err(ControlError::from)?;
+    tracing::info!(
+        shard = shard.id,
+        migrated,
+        off_the_ring = moved,
+        "shard on the ring"
+    );
     Ok(())
 }
 

@@ -168,7 +168,15 @@ impl Logins {
         Ok(forgotten)
     }
 
-    async fn as_worker(&self, shard: &str, nodes: &[Address]) -> Result<Client, ShardError> {
+    /// A session on the primary that may change the application's schema.
+    pub async fn as_migrator(&self, shard: &str, nodes: &[Address]) -> Result<Client, ShardError> {
+        let password = self.roles.migrator.as_deref();
+        self.primary(shard, nodes, "ringfence_migrator", password)
+            .await
+    }
+
+    /// A session on the primary that may read what is observed of it.
+    pub async fn as_worker(&self, shard: &str, nodes: &[Address]) -> Result<Client, ShardError> {
         let password = self.roles.worker.as_deref();
         self.primary(shard, nodes, "ringfence_worker", password)
             .await

@@ -142,10 +142,13 @@ pub(super) async fn started(admin: &Admin, job: Value, wait: bool) -> Result<Val
             id: show(&job["id"]),
             status: show(&job["status"]),
             why: match job["problem"]["message"].as_str() {
-                Some(message) => message.to_owned(),
+                Some(message) => format!("{message} ({})", show(&job["problem"]["code"])),
                 None => format!("in state {}", show(&job["phase"])),
             },
-            advice: job["problem"]["advice"].as_str().map(str::to_owned),
+            advice: job["problem"]["advice"]
+                .as_str()
+                .filter(|advice| !advice.is_empty())
+                .map(str::to_owned),
         }),
     }
 }

@@ -60,6 +60,7 @@ impl Cluster {
             (self.report)("applying the CRM's schema");
             let primaries = shards.iter().filter_map(|nodes| nodes.first());
             try_join_all(primaries.map(|node| demo::schema(self, node))).await?;
+            demo::record(&admin).await?;
         }
         (self.report)("starting routers");
         let routers = self

@@ -1,6 +1,7 @@
 //! What a fresh cluster holds: the CRM's tables, and demo tenants with data.
 
 use std::sync::PoisonError;
+use std::time::{Duration, Instant};
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde_json::{Value, json};
@@ -19,6 +20,13 @@ const TENANTS: [(&str, &str); 3] = [
     ("initech", "Initech"),
 ];
 
+/// The name of the CRM's directory of files.
+const CRM: &str = "crm";
+
+/// Longest wait for it to be recorded, and the pause between looks.
+const RECORDED: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(50);
+
 /// Rows of a demo tenant beside its hand-written ones, where no number is given.
 const ROWS: u32 = 40;
 /// Tenants that are seeded at once.
@@ -29,6 +37,37 @@ pub(super) async fn schema(cluster: &Cluster, primary: &Node) -> Result<()> {
     let mut client = connect(primary, APP_DATABASE, cluster.secrets.superuser()).await?;
     let installed = schema::crm::install(&mut client).await;
     installed.map_err(failed(primary, "make the CRM's tables"))?;
+    Ok(())
+}
+
+/// Tells the fleet that all shards have the CRM's files: further ones can be
+/// applied after them, and a shard that is added gets them all.
+pub(super) async fn record(admin: &Admin) -> Result<()> {
+    let known = admin.get("/migrations", &[]).await?;
+    let known = known["items"].as_array().into_iter().flatten();
+    if known
+        .into_iter()
+        .any(|directory| directory["directory"] == CRM)
+    {
+        return Ok(());
+    }
+    let files = schema::crm::FILES.iter();
+    let files: Vec<Value> = files
+        .map(|(name, text)| json!({"file": format!("{name}.sql"), "text": text}))
+        .collect();
+    let body = json!({"files": files, "baseline": true});
+    let request = format!("/migrations/{CRM}/apply");
+    let mut job = admin.post(&request, &body).await?;
+    let deadline = Instant::now() + RECORDED;
+    while job["status"] != "done" {
+        if job["done"] == true || Instant::now() > deadline {
+            let why = &job["problem"]["message"];
+            return Err(Error::Supervisor(format!("{request} did not end: {why}")));
+        }
+        tokio::time::sleep(LOOK).await;
+        let id = job["id"].as_str().unwrap_or_default();
+        job = admin.get(&format!("/jobs/{}", segment(id)), &[]).await?;
+    }
     Ok(())
 }
 

@@ -22,7 +22,16 @@ const TERMINATE_MAX_MS: i64 = 2_000;
 /// Longest wait for a statement that takes or looks for the job's lock.
 const LOCK_MAX: Duration = Duration::from_secs(5);
 
-type Sessions = HashMap<String, Arc<Mutex<Client>>>;
+type Sessions = HashMap<(Login, String), Arc<Mutex<Client>>>;
+
+/// Whose session on a shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Login {
+    /// `ringfence_mover`: takes and gives tenants' rows.
+    Mover,
+    /// `ringfence_migrator`: changes the schema.
+    Migrator,
+}
 
 /// A job that this worker holds the lease of.
 pub struct Context {
@@ -100,16 +109,29 @@ impl Context {
     /// since the lease was looked at after that, a later holder will end this
     /// one before it begins.
     pub async fn shard(&self, shard: &str) -> Result<OwnedMutexGuard<Client>, JobError> {
-        let mut sessions = self.sessions.lock().await;
-        if let Some(session) = sessions.get(shard) {
-            let session = session.clone().lock_owned().await;
+        self.session(shard, Login::Mover).await
+    }
+
+    /// The same in another role. Sessions on different shards are made side by side.
+    pub async fn session(
+        &self,
+        shard: &str,
+        login: Login,
+    ) -> Result<OwnedMutexGuard<Client>, JobError> {
+        let place = (login, shard.to_owned());
+        let known = self.sessions.lock().await.get(&place).cloned();
+        if let Some(session) = known {
+            let session = session.lock_owned().await;
             if !session.is_closed() {
                 return Ok(session);
             }
         }
         let info = self.shard_info(shard).await?;
         let nodes = reconcile::addresses(&info);
-        let client = self.app.logins.as_mover(shard, &nodes).await?;
+        let client = match login {
+            Login::Mover => self.app.logins.as_mover(shard, &nodes).await?,
+            Login::Migrator => self.app.logins.as_migrator(shard, &nodes).await?,
+        };
         let locked = tokio::time::timeout(LOCK_MAX, lock(&client, self.job.id)).await;
         if !locked.map_err(|_| ShardError::Slow)?? {
             return Err(JobError::Wait(format!(
@@ -120,8 +142,16 @@ impl Context {
             return Err(JobError::Lost);
         }
         let session = Arc::new(Mutex::new(client));
-        sessions.insert(shard.to_owned(), session.clone());
+        self.sessions.lock().await.insert(place, session.clone());
         Ok(session.lock_owned().await)
+    }
+
+    /// Ends the session on a shard that is done.
+    pub async fn release(&self, shard: &str, login: Login) {
+        self.sessions
+            .lock()
+            .await
+            .remove(&(login, shard.to_owned()));
     }
 
     /// Ends all sessions: one may be in the middle of a statement.

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
 use tenancy::chain;
 use tenancy::control::ControlError;
 use tokio_postgres::error::SqlState;
 
+use super::Problem;
 use crate::shard::ShardError;
 
 /// Why a step did not do its work.
@@ -95,7 +95,7 @@ impl JobError {
     }
 
     /// As it is shown at the job.
-    pub fn problem(&self, verdict: Verdict) -> Value {
+    pub fn problem(&self, verdict: Verdict) -> Problem {
         let advice = match verdict {
             Verdict::Retry | Verdict::RetryFew => "It is tried again by itself.",
             Verdict::Person => {
@@ -103,7 +103,11 @@ impl JobError {
             }
             Verdict::End | Verdict::Leave => "",
         };
-        json!({ "code": self.code(), "message": chain(self), "advice": advice })
+        Problem {
+            code: self.code().to_owned(),
+            message: chain(self),
+            advice: advice.to_owned(),
+        }
     }
 }
 
@@ -124,7 +128,7 @@ pub fn wait(attempt: i32) -> Duration {
 }
 
 /// By SQLSTATE; an error without one is a lost connection.
-fn of_postgres(error: &tokio_postgres::Error) -> Verdict {
+pub(crate) fn of_postgres(error: &tokio_postgres::Error) -> Verdict {
     match error.code() {
         None => Verdict::Retry,
         Some(code) => of_state(code),

@@ -157,7 +157,7 @@ async fn steps<M: Machine>(context: &Context, mut state: M) -> Result<(), JobErr
                         state = next;
                     }
                     None => {
-                        let end = End::Failed(chain(&error));
+                        let end = End::Failed(error.problem(Verdict::End));
                         return finish(context, &state, &end, &Value::Null).await;
                     }
                 }

@@ -9,7 +9,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Row, Transaction};
 use uuid::Uuid;
 
-use super::{End, Kind, Machine, Progress, SHARD_AT_ONCE_MAX};
+use super::{End, Kind, Machine, Problem, Progress, SHARD_AT_ONCE_MAX};
 
 /// A worker that is silent for so long has lost its jobs.
 pub const LEASE: Duration = Duration::from_secs(5);
@@ -17,6 +17,8 @@ pub const LEASE: Duration = Duration::from_secs(5);
 const PAGE_MAX: i64 = 500;
 /// Claimers queue for this lock, so that bounds hold exactly.
 const CLAIM_LOCK: i64 = 0x7269_6e67_0003;
+/// Who starts a job that excludes others queues for this lock.
+const START_LOCK: i64 = 0x7269_6e67_0006;
 
 const COLUMNS: &str = "id, kind, object, tenant, shards, actor,
   case when status = 'open' and lease_until > now() then 'running'
@@ -144,7 +146,8 @@ pub enum Renewed {
 /// Writes a job's row in the transaction of the intent that it stands for.
 ///
 /// # Errors
-/// [`ControlError::Conflict`] where the tenant has an open job already.
+/// [`ControlError::Conflict`] where the tenant has an open job already, or the
+/// kind has one of which there may be only one.
 pub async fn insert<S: Machine>(
     transaction: &Transaction<'_>,
     actor: &Actor,
@@ -169,10 +172,16 @@ pub async fn insert<S: Machine>(
         )
         .await
         .map_err(|error| match error.code() {
-            Some(&SqlState::UNIQUE_VIOLATION) => ControlError::Conflict(format!(
-                "tenant {} has another job under way: `ringfence job list` shows it",
-                new.object
-            )),
+            Some(&SqlState::UNIQUE_VIOLATION) => ControlError::Conflict(match new.tenant {
+                Some(_) => format!(
+                    "tenant {} has another job under way: `ringfence job list` shows it",
+                    new.object
+                ),
+                None => format!(
+                    "another job of kind {} is under way: `ringfence job list --open` shows it",
+                    new.kind.name()
+                ),
+            }),
             _ => ControlError::Postgres(error),
         })?;
     let id: Uuid = row.get(0);
@@ -189,6 +198,39 @@ pub async fn insert<S: Machine>(
     )
     .await?;
     Ok(id)
+}
+
+/// Refuses where a job of one of `kinds` is open on one of `shards`. In the
+/// transaction that then inserts a job which can't run beside them: who asks
+/// at the same time waits for it, so two such jobs never both pass.
+///
+/// # Errors
+/// [`ControlError::Conflict`] names the job.
+pub async fn refuse_beside(
+    transaction: &Transaction<'_>,
+    kinds: &[Kind],
+    shards: &[String],
+) -> Result<(), ControlError> {
+    transaction
+        .execute("select pg_advisory_xact_lock($1)", &[&START_LOCK])
+        .await?;
+    let kinds: Vec<&str> = kinds.iter().map(|kind| kind.name()).collect();
+    let found = transaction
+        .query_opt(
+            "select id, kind, object from ringfence.job
+             where not done and kind = any($1) and shards && $2 order by created_at limit 1",
+            &[&kinds, &shards],
+        )
+        .await?;
+    match found {
+        None => Ok(()),
+        Some(row) => Err(ControlError::Conflict(format!(
+            "job {} ({} {}) is under way on a shard that this one would change: wait for it, or `ringfence job cancel` it",
+            row.get::<_, Uuid>("id"),
+            row.get::<_, String>("kind"),
+            row.get::<_, String>("object"),
+        ))),
+    }
 }
 
 /// Takes the lease of the job that has waited longest, if bounds let one run.
@@ -292,9 +334,9 @@ pub enum Leave<'a> {
     /// Others may take it, after this time.
     Later(Duration),
     /// Others may try after this time; the error is shown meanwhile.
-    Retry(Duration, &'a Value),
+    Retry(Duration, &'a Problem),
     /// It waits for a person.
-    Stuck(&'a Value),
+    Stuck(&'a Problem),
 }
 
 /// Writes a state; false where the row is another's by now.
@@ -348,7 +390,7 @@ pub async fn leave(
                 &place.revision,
                 &status,
                 &millis(wait),
-                &problem,
+                &problem.map(|problem| json!(problem)),
             ],
         )
         .await?;
@@ -372,7 +414,7 @@ pub async fn finish<S: Machine>(
     let (status, problem) = match end {
         End::Done => ("done", None),
         End::Cancelled => ("cancelled", None),
-        End::Failed(why) => ("failed", Some(json!({ "message": why }))),
+        End::Failed(why) => ("failed", Some(json!(why))),
     };
     transaction
         .execute(
@@ -383,7 +425,7 @@ pub async fn finish<S: Machine>(
         .await?;
     let action = format!("{}.end", job.kind.name());
     let outcome = match end {
-        End::Failed(why) => format!("failed: {why}"),
+        End::Failed(why) => format!("failed: {}", why.message),
         End::Done | End::Cancelled => status.to_owned(),
     };
     let after = json!({ "job": place.id, "result": result });

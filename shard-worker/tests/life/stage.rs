@@ -20,8 +20,13 @@ pub(crate) struct Stage {
 impl Stage {
     /// Two shards without replicas, one router, the demo tenants with `rows` rows.
     pub(crate) async fn start(rows: u32) -> Self {
+        Self::with(2, rows).await
+    }
+
+    /// The same with so many shards.
+    pub(crate) async fn with(shards: u16, rows: u32) -> Self {
         let cluster = Cluster::start(Options {
-            shards: Some(2),
+            shards: Some(shards),
             replicas: Some(0),
             routers: Some(1),
             content: Content::Demo {

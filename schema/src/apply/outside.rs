@@ -1,0 +1,116 @@
+//! Statements that can't be part of a transaction: announced, run, recorded.
+
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+
+use super::{ApplyError, Place};
+use crate::history::Entry;
+use crate::migration::{Statement, StatementKind};
+
+/// Builds an index concurrently. An invalid one of its name is what a build
+/// left behind that did not end: it is dropped, and built again.
+pub(super) async fn build(
+    place: &Place<'_>,
+    client: &mut Client,
+    statement: &Statement,
+    index: Option<&str>,
+    entry: &Entry,
+) -> Result<(), ApplyError> {
+    if let Some(index) = index {
+        match is_valid(client, index).await? {
+            // Built by the call before, which did not get to record it.
+            Some(true) if entry.begun == Some(entry.step) => {
+                return Ok(place.passed(client, entry.step).await?);
+            }
+            Some(false) => drop_invalid(client, index).await?,
+            Some(true) | None => {}
+        }
+    }
+    announce(place, client, entry).await?;
+    let built = as_owner(place, client, statement).await;
+    if let (Err(ApplyError::Statement { .. }), Some(index)) = (&built, index)
+        && matches!(is_valid(client, index).await, Ok(Some(false)))
+    {
+        // It would cost every write of the table, and serve no read.
+        let _ = drop_invalid(client, index).await;
+    }
+    built?;
+    Ok(place.passed(client, entry.step).await?)
+}
+
+/// Runs another statement. Should its worker die after it and before the
+/// record, it is run again: a removal that finds nothing left is done.
+pub(super) async fn run(
+    place: &Place<'_>,
+    client: &mut Client,
+    statement: &Statement,
+    entry: &Entry,
+) -> Result<(), ApplyError> {
+    let again = entry.begun == Some(entry.step);
+    announce(place, client, entry).await?;
+    match as_owner(place, client, statement).await {
+        Err(ApplyError::Statement { source, .. })
+            if again && source.code() == Some(&SqlState::UNDEFINED_OBJECT) => {}
+        outcome => outcome?,
+    }
+    Ok(place.passed(client, entry.step).await?)
+}
+
+/// Records that the statement is begun.
+async fn announce(place: &Place<'_>, client: &Client, entry: &Entry) -> Result<(), ApplyError> {
+    client
+        .execute(
+            "update ringfence.migration set begun = $3, changed_at = now() where directory = $1 and number = $2",
+            &[
+                &place.directory,
+                &(place.file.number as i32),
+                &(entry.step as i32),
+            ],
+        )
+        .await?;
+    Ok(())
+}
+
+async fn as_owner(
+    place: &Place<'_>,
+    client: &Client,
+    statement: &Statement,
+) -> Result<(), ApplyError> {
+    client.batch_execute(&place.bounds(false)).await?;
+    let concurrent = matches!(statement.kind, StatementKind::ConcurrentIndex { .. })
+        || statement.text.to_lowercase().contains("concurrently");
+    if concurrent {
+        // It waits for all transactions before it, and nobody waits behind it.
+        client.batch_execute("set lock_timeout = 0").await?;
+    }
+    client.batch_execute("set role ringfence_owner").await?;
+    let ran = client.batch_execute(&statement.text).await;
+    client.batch_execute("reset role").await?;
+    match ran {
+        Ok(()) => Ok(()),
+        Err(error) => Err(place.refused(client, statement, error).await),
+    }
+}
+
+/// Whether an index is there, and can be used.
+async fn is_valid(client: &Client, index: &str) -> Result<Option<bool>, tokio_postgres::Error> {
+    let row = client
+        .query_opt(
+            "select indisvalid from pg_index where indexrelid = to_regclass($1)",
+            &[&index],
+        )
+        .await?;
+    Ok(row.map(|row| row.get(0)))
+}
+
+async fn drop_invalid(client: &Client, index: &str) -> Result<(), tokio_postgres::Error> {
+    // As the statement spelled it: parsed by Postgres' own grammar before.
+    client
+        .batch_execute("set lock_timeout = 0; set role ringfence_owner")
+        .await?;
+    let dropped = client
+        .batch_execute(&format!("drop index concurrently if exists {index}"))
+        .await;
+    client.batch_execute("reset role").await?;
+    dropped
+}

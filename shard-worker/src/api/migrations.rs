@@ -1,0 +1,170 @@
+//! `/admin/v1/migrations`.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use schema::lint::{Finding, Known, Level, lint};
+use schema::migration::{Migration, ordered};
+use serde::{Deserialize, Serialize};
+
+use super::actor;
+use crate::app::App;
+use crate::error::Error;
+use crate::job::{self, JobError, JobInfo};
+use crate::migrate::status::{self, Directory, Status};
+use crate::migrate::{Plan, Stop, store};
+
+/// Shards changed at once, where nobody says.
+const PARALLEL: usize = 4;
+const PARALLEL_MAX: usize = 64;
+/// Findings that a refusal names.
+const NAMED: usize = 5;
+
+/// A file as it is on the operator's disk.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    file: String,
+    text: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Apply {
+    files: Vec<File>,
+    parallel: Option<usize>,
+    canary: Option<String>,
+    #[serde(default)]
+    baseline: bool,
+}
+
+#[derive(Serialize)]
+pub(super) struct Directories {
+    items: Vec<Directory>,
+}
+
+pub(super) async fn list(State(app): State<Arc<App>>) -> Result<Json<Directories>, Error> {
+    let items = status::directories(&app).await?;
+    Ok(Json(Directories { items }))
+}
+
+pub(super) async fn show(
+    State(app): State<Arc<App>>,
+    Path(directory): Path<String>,
+) -> Result<Json<Status>, Error> {
+    Ok(Json(status::status(&app, &directory).await?))
+}
+
+/// 202 with the job that applies the files, which are all that the directory
+/// holds; those that shards have already are not run again.
+pub(super) async fn apply(
+    State(app): State<Arc<App>>,
+    Path(directory): Path<String>,
+    body: Result<Json<Apply>, JsonRejection>,
+) -> Result<(StatusCode, Json<JobInfo>), Error> {
+    let Json(body) = body.map_err(|error| Error::BadRequest(error.body_text()))?;
+    check_name(&directory)?;
+    let parallel = body.parallel.unwrap_or(PARALLEL);
+    if !(1..=PARALLEL_MAX).contains(&parallel) {
+        return Err(Error::BadRequest(format!(
+            "parallel must be from 1 to {PARALLEL_MAX}"
+        )));
+    }
+    let shards = app.control.shards().await?;
+    if let Some(canary) = &body.canary
+        && !shards.iter().any(|shard| shard.id == *canary)
+    {
+        return Err(Error::BadRequest(format!("there is no shard {canary}")));
+    }
+    let files = parsed(&body.files)?;
+    let Some(last) = files.last() else {
+        return Err(Error::BadRequest("there are no files".into()));
+    };
+    if !body.baseline {
+        // What all shards have was judged when it was applied, or is there already.
+        let applied = store::listed(&app.control, &directory)
+            .await
+            .map_err(Stop::from)?;
+        let applied = applied.iter().filter(|(_, applied)| *applied).count() as u32;
+        let findings = lint(&files, Known::new());
+        let pending = |finding: &&Finding| {
+            let mut files = files.iter().filter(|file| file.number > applied);
+            files.any(|file| file.file() == finding.file)
+        };
+        refuse_findings(findings.iter().filter(pending))?;
+    }
+    let plan = Plan {
+        directory,
+        last: last.number,
+        parallel,
+        canary: body.canary,
+        baseline: body.baseline,
+    };
+    let id = store::start(&app.control, &actor(), &plan, &files).await?;
+    let job = job::store::show(&app.control, id).await?;
+    Ok((StatusCode::ACCEPTED, Json(job)))
+}
+
+fn parsed(files: &[File]) -> Result<Vec<Migration>, Stop> {
+    let parsed = files
+        .iter()
+        .map(|file| Migration::parse(&file.file, &file.text))
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(ordered(parsed)?)
+}
+
+fn refuse_findings<'a>(findings: impl Iterator<Item = &'a Finding>) -> Result<(), Stop> {
+    let errors: Vec<String> = findings
+        .filter(|finding| finding.level == Level::Error)
+        .map(|finding| {
+            format!(
+                "{}, line {}: {}: {}",
+                finding.file, finding.line, finding.rule, finding.what
+            )
+        })
+        .collect();
+    if errors.is_empty() {
+        return Ok(());
+    }
+    let more = errors.len().saturating_sub(NAMED);
+    let mut named = errors;
+    named.truncate(NAMED);
+    let mut text = named.join("; ");
+    if more > 0 {
+        text.push_str(&format!("; and {more} more"));
+    }
+    Err(Stop::Lint(text))
+}
+
+fn check_name(directory: &str) -> Result<(), Error> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    let good = (1..=63).contains(&directory.len()) && directory.chars().all(plain);
+    match good {
+        true => Ok(()),
+        false => Err(Error::BadRequest(
+            "a directory's name has 1 to 63 letters, digits, dots, dashes and underscores".into(),
+        )),
+    }
+}
+
+impl From<JobError> for Error {
+    fn from(error: JobError) -> Self {
+        match error {
+            JobError::Control(error) => Self::Control(error),
+            JobError::Shard(error) => Self::Shard(error),
+            error => Self::Migration(Stop::Job(error)),
+        }
+    }
+}
+
+impl From<Stop> for Error {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Job(error) => error.into(),
+            stop => Self::Migration(stop),
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Applies a directory's files to all shards: one of them first, then several
+//! at a time, and none further once one has failed.
+//!
+//! ```text
+//!   Checking ──► Running ◄──► Finishing ──► Done
+//!      │           │ canary, then waves; a shard that came meanwhile is run, too
+//!      │cancel     │cancel: what is committed on shards stays
+//!      └───────────┴────────► Stopped
+//! ```
+//!
+//! What each shard has is known by its own history alone
+//! ([`schema::history`]), written with each change. The states here say where
+//! to look next, so any worker goes on from them, and a run that failed is
+//! resumed by the next run.
+
+pub mod error;
+mod fleet;
+mod shard;
+pub mod status;
+pub mod store;
+
+use futures_util::future::join_all;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::job::{Context, End, JobError, Login, Machine, Progress, Step, Unit};
+
+pub use error::Stop;
+pub use fleet::{catch_up, finished};
+pub use shard::ShardRun;
+
+/// What is to be applied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The directory, by name.
+    pub directory: String,
+    /// Its last file's number.
+    pub last: u32,
+    /// As many shards at once, after the canary.
+    pub parallel: usize,
+    /// The shard that goes first; else the one with the fewest tenants.
+    pub canary: Option<String>,
+    /// Shards hold it already: it is recorded, not run.
+    pub baseline: bool,
+}
+
+/// The states.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum Migrate {
+    /// All shards are asked what they have.
+    Checking {
+        /// What is to be applied.
+        plan: Plan,
+    },
+    /// Shards are changed.
+    Running {
+        /// What is to be applied.
+        plan: Plan,
+        /// The canary first.
+        shards: Vec<ShardRun>,
+    },
+    /// The files become part of what every shard has.
+    Finishing {
+        /// What is to be applied.
+        plan: Plan,
+        /// All done.
+        shards: Vec<ShardRun>,
+    },
+    /// All shards have the files.
+    Done {
+        /// As they ended.
+        shards: Vec<ShardRun>,
+    },
+    /// It was cancelled.
+    Stopped {
+        /// As they were left.
+        shards: Vec<ShardRun>,
+    },
+}
+
+impl Machine for Migrate {
+    fn phase(&self) -> (&'static str, Progress) {
+        let of = |shards: &[ShardRun]| Progress {
+            done: shards.iter().filter(|run| run.done).count() as u64,
+            total: shards.len() as u64,
+            unit: Unit::Shards,
+        };
+        match self {
+            Self::Checking { .. } => ("checking", Progress::default()),
+            Self::Running { shards, .. } if shards.first().is_some_and(|run| !run.done) => {
+                ("canary", of(shards))
+            }
+            Self::Running { shards, .. } => ("running", of(shards)),
+            Self::Finishing { shards, .. } => ("finishing", of(shards)),
+            Self::Done { shards } => ("done", of(shards)),
+            Self::Stopped { shards } => ("stopped", of(shards)),
+        }
+    }
+
+    async fn step(&self, context: &Context) -> Result<Step<Self>, JobError> {
+        match self {
+            Self::Checking { plan } => check(context, plan).await,
+            Self::Running { plan, shards } => run(context, plan, shards).await,
+            Self::Finishing { plan, shards } => finish(context, plan, shards).await,
+            Self::Done { shards } => Ok(Step::End(self.clone(), End::Done, matrix(shards))),
+            Self::Stopped { shards } => Ok(Step::End(self.clone(), End::Cancelled, matrix(shards))),
+        }
+    }
+
+    fn cancelled(&self) -> Option<Self> {
+        match self {
+            Self::Checking { .. } => Some(Self::Stopped { shards: Vec::new() }),
+            Self::Running { shards, .. } => Some(Self::Stopped {
+                shards: shards.clone(),
+            }),
+            Self::Finishing { .. } | Self::Done { .. } | Self::Stopped { .. } => None,
+        }
+    }
+}
+
+/// Nothing is changed before every shard has answered, and fits.
+async fn check(context: &Context, plan: &Plan) -> Result<Step<Migrate>, JobError> {
+    let files = store::files(context.control(), &plan.directory, plan.last).await?;
+    let order = fleet::order(context.control(), plan.canary.as_deref()).await?;
+    let mut shards = Vec::with_capacity(order.len());
+    for wave in order.chunks(plan.parallel.max(fleet::ASKED_AT_ONCE)) {
+        let asked = wave
+            .iter()
+            .map(|id| shard::check(context, plan, &files, id));
+        for run in join_all(asked).await {
+            match run {
+                Ok(run) => shards.push(run),
+                Err(stop) => return failed(&[], stop),
+            }
+        }
+    }
+    Ok(Step::Next(Migrate::Running {
+        plan: plan.clone(),
+        shards,
+    }))
+}
+
+/// One slice of work on each shard of the present wave.
+async fn run(
+    context: &Context,
+    plan: &Plan,
+    shards: &[ShardRun],
+) -> Result<Step<Migrate>, JobError> {
+    let wave = shard::wave(shards, plan.parallel);
+    if wave.is_empty() {
+        return Ok(Step::Next(Migrate::Finishing {
+            plan: plan.clone(),
+            shards: shards.to_vec(),
+        }));
+    }
+    let files = store::files(context.control(), &plan.directory, plan.last).await?;
+    let mut next = shards.to_vec();
+    let working = wave
+        .iter()
+        .filter_map(|place| shards.get(*place))
+        .map(|run| shard::advance(context, plan, &files, run));
+    let mut stopped = None;
+    for (place, outcome) in wave.iter().zip(join_all(working).await) {
+        let Some(run) = next.get_mut(*place) else {
+            continue;
+        };
+        match outcome {
+            Ok(after) => *run = after,
+            Err(Stop::Job(error)) => return Err(error),
+            Err(stop) => {
+                run.note = Some(stop.to_string());
+                stopped.get_or_insert(stop);
+            }
+        }
+        if run.done {
+            context.release(&run.shard, Login::Migrator).await;
+        }
+    }
+    match stopped {
+        Some(stop) => failed(&next, stop),
+        None => Ok(Step::Next(Migrate::Running {
+            plan: plan.clone(),
+            shards: next,
+        })),
+    }
+}
+
+async fn finish(
+    context: &Context,
+    plan: &Plan,
+    shards: &[ShardRun],
+) -> Result<Step<Migrate>, JobError> {
+    let known: Vec<&str> = shards.iter().map(|run| run.shard.as_str()).collect();
+    let done = Migrate::Done {
+        shards: shards.to_vec(),
+    };
+    let missing = fleet::settle(context, plan, &known, &done).await?;
+    if missing.is_empty() {
+        return Ok(Step::End(done, End::Done, matrix(shards)));
+    }
+    // They took tenants while the others were changed.
+    let mut shards = shards.to_vec();
+    shards.extend(missing.into_iter().map(ShardRun::of));
+    Ok(Step::Next(Migrate::Running {
+        plan: plan.clone(),
+        shards,
+    }))
+}
+
+fn failed(shards: &[ShardRun], stop: Stop) -> Result<Step<Migrate>, JobError> {
+    let problem = match stop {
+        Stop::Job(error) => return Err(error),
+        stop => stop.problem(),
+    };
+    let last = Migrate::Stopped {
+        shards: shards.to_vec(),
+    };
+    Ok(Step::End(last, End::Failed(problem), matrix(shards)))
+}
+
+/// What came of it, shard by shard.
+fn matrix(shards: &[ShardRun]) -> Value {
+    json!({ "shards": shards })
+}

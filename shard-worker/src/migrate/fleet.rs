@@ -1,0 +1,147 @@
+//! Which shards a run is about, and what a shard gets that joins them.
+
+use schema::apply::{self, ApplyError, Limits};
+use schema::history;
+use schema::migration::Migration;
+use tenancy::control::{Control, ControlError, ShardInfo};
+use tokio::time::Instant;
+use tokio_postgres::{Client, Transaction};
+
+use super::{Migrate, Plan, Stop, store};
+use crate::app::App;
+use crate::job::{Context, JobError};
+use crate::reconcile;
+
+/// Shards that are asked side by side.
+pub(super) const ASKED_AT_ONCE: usize = 16;
+/// Who changes what all shards have holds this lock alone; who puts a shard on
+/// the ring holds it with others. So no shard joins with less than all.
+const FLEET_LOCK: i64 = 0x7269_6e67_0007;
+/// Longest catching up of a new shard.
+const CATCH_UP_MAX: std::time::Duration = std::time::Duration::from_secs(600);
+
+/// Shards that serve tenants, the canary first: the one that was named, or that
+/// with the fewest tenants.
+pub(super) async fn order(
+    control: &Control,
+    canary: Option<&str>,
+) -> Result<Vec<String>, JobError> {
+    let mut shards: Vec<ShardInfo> = control.shards().await?;
+    shards.retain(|shard| shard.state != "preparing");
+    let first = |shard: &ShardInfo| match canary {
+        Some(named) => i64::from(shard.id != named),
+        None => shard.tenants,
+    };
+    let canary = shards.iter().map(first).enumerate();
+    if let Some((place, _)) = canary.min_by_key(|(_, tenants)| *tenants) {
+        let canary = shards.remove(place);
+        shards.insert(0, canary);
+    }
+    Ok(shards.into_iter().map(|shard| shard.id).collect())
+}
+
+/// Declares the files to be on all shards, together with the job's last state;
+/// or names shards that came meanwhile and must be done first.
+pub(super) async fn settle(
+    context: &Context,
+    plan: &Plan,
+    known: &[&str],
+    done: &Migrate,
+) -> Result<Vec<String>, JobError> {
+    let mut client = context.control().client().await?;
+    let transaction = client.transaction().await?;
+    let locked = transaction
+        .query_one("select pg_try_advisory_xact_lock($1)", &[&FLEET_LOCK])
+        .await?;
+    if !locked.get::<_, bool>(0) {
+        return Err(JobError::Wait(
+            "a shard is just being put on the ring".into(),
+        ));
+    }
+    let missing = transaction
+        .query(
+            "select id from ringfence.shard where state <> 'preparing' and id <> all($1) order by id",
+            &[&known],
+        )
+        .await?;
+    if !missing.is_empty() {
+        return Ok(missing.iter().map(|row| row.get(0)).collect());
+    }
+    transaction
+        .execute(
+            "update ringfence.migration set applied = true where directory = $1 and number <= $2",
+            &[&plan.directory, &(plan.last as i32)],
+        )
+        .await?;
+    context.commit(transaction, done).await?;
+    Ok(Vec::new())
+}
+
+/// Keeps what all shards have from changing until the transaction's end.
+pub async fn finished(transaction: &Transaction<'_>) -> Result<(), ControlError> {
+    transaction
+        .execute("select pg_advisory_xact_lock_shared($1)", &[&FLEET_LOCK])
+        .await?;
+    Ok(())
+}
+
+/// Gives a new shard all files that the others have, in the order in which they
+/// were given to the fleet. Returns how many it lacked.
+///
+/// # Errors
+/// What stopped it; called again, it goes on.
+pub async fn catch_up(app: &App, shard: &ShardInfo) -> Result<u32, Stop> {
+    let all = store::applied(&app.control).await?;
+    if all.is_empty() {
+        return Ok(0);
+    }
+    let nodes = reconcile::addresses(shard);
+    let client = app.logins.as_migrator(&shard.id, &nodes).await;
+    let mut client = client.map_err(JobError::from)?;
+    let until = Instant::now() + CATCH_UP_MAX;
+    let mut applied = 0;
+    for (directory, files) in &all {
+        let entries = history::read(&client, directory)
+            .await
+            .map_err(JobError::from)?;
+        for file in files {
+            let known = entries.iter().find(|entry| entry.number == file.number);
+            if known.is_some_and(|entry| entry.checksum != file.checksum) {
+                return Err(Stop::Changed {
+                    place: format!("shard {}", shard.id),
+                    file: file.file(),
+                });
+            }
+            if known.is_some_and(|entry| entry.done) {
+                continue;
+            }
+            whole(&mut client, &shard.id, directory, file, until).await?;
+            applied += 1;
+        }
+    }
+    Ok(applied)
+}
+
+/// Advances one file to its end.
+async fn whole(
+    client: &mut Client,
+    shard: &str,
+    directory: &str,
+    file: &Migration,
+    until: Instant,
+) -> Result<(), Stop> {
+    let limits = Limits::default();
+    loop {
+        match apply::advance(client, directory, file, &limits).await {
+            Ok(advance) if advance.done => return Ok(()),
+            Ok(_) | Err(ApplyError::Locked { .. }) if Instant::now() < until => {}
+            Ok(_) => {
+                return Err(Stop::Down {
+                    shard: shard.to_owned(),
+                    why: format!("{} takes too long", file.file()),
+                });
+            }
+            Err(error) => return Err(super::shard::stop(shard, error)),
+        }
+    }
+}

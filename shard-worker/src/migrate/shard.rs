@@ -1,0 +1,273 @@
+//! One shard's part of a run: checked, then advanced slice by slice.
+
+use std::time::Duration;
+
+use schema::apply::{self, ApplyError, Limits};
+use schema::history;
+use schema::migration::Migration;
+use serde::{Deserialize, Serialize};
+use tenancy::chain;
+use tokio::time::Instant;
+
+use super::{Plan, Stop};
+use crate::job::retry::{Verdict, of_postgres};
+use crate::job::{Context, JobError, Login};
+
+/// Tries for one lock; with the pauses between them about five minutes.
+const LOCK_TRIES: u32 = 70;
+/// Tries to reach a shard before and while it is changed.
+const CHECK_TRIES: u32 = 4;
+const DOWN_TRIES: u32 = 30;
+const PAUSE: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// A pause for followers to catch up.
+const LAG_PAUSE: Duration = Duration::from_millis(500);
+
+/// How far a shard is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardRun {
+    /// The shard.
+    pub shard: String,
+    /// It has all files.
+    pub done: bool,
+    /// The file that it is at.
+    pub file: Option<String>,
+    /// That file's statements that are done.
+    pub step: u32,
+    /// Rows that the file's back-fills changed.
+    pub rows: i64,
+    /// Files applied in this run.
+    pub applied: u32,
+    /// Tries without success.
+    pub tries: u32,
+    /// What it waits for, or why it stopped.
+    pub note: Option<String>,
+}
+
+impl ShardRun {
+    /// Nothing is done yet.
+    pub fn of(shard: String) -> Self {
+        Self {
+            shard,
+            ..Self::default()
+        }
+    }
+}
+
+/// Which shards are worked on now: the first alone until it is done, then as
+/// many as may at once.
+pub(super) fn wave(shards: &[ShardRun], parallel: usize) -> Vec<usize> {
+    let open = shards.iter().enumerate().filter(|(_, run)| !run.done);
+    let canary = shards.first().is_some_and(|run| !run.done);
+    let width = if canary { 1 } else { parallel.max(1) };
+    open.map(|(place, _)| place).take(width).collect()
+}
+
+/// The pause before another try: doubling, bounded.
+fn pause(tries: u32) -> Duration {
+    match tries {
+        0 => Duration::ZERO,
+        _ => PAUSE_MAX.min(PAUSE * 2_u32.pow((tries - 1).min(16))),
+    }
+}
+
+/// Whether the shard answers, and holds a beginning of the files.
+pub(super) async fn check(
+    context: &Context,
+    plan: &Plan,
+    files: &[Migration],
+    shard: &str,
+) -> Result<ShardRun, Stop> {
+    let mut tries = 0;
+    loop {
+        match looked(context, plan, files, shard).await {
+            Ok(run) => return Ok(run),
+            Err(Stop::Job(error)) if passes_by_itself(&error) => {
+                tries += 1;
+                if tries >= CHECK_TRIES {
+                    return Err(down(shard, &error));
+                }
+                tokio::time::sleep(pause(tries + 2)).await;
+            }
+            Err(stop) => return Err(stop),
+        }
+    }
+}
+
+async fn looked(
+    context: &Context,
+    plan: &Plan,
+    files: &[Migration],
+    shard: &str,
+) -> Result<ShardRun, Stop> {
+    let session = context.session(shard, Login::Migrator).await?;
+    let entries = history::read(&*session, &plan.directory)
+        .await
+        .map_err(JobError::from)?;
+    let place = format!("shard {shard}");
+    let next = history::next(files, &entries).map_err(|error| Stop::history(&place, error))?;
+    Ok(ShardRun {
+        done: next.is_none(),
+        file: next.map(Migration::file),
+        ..ShardRun::of(shard.to_owned())
+    })
+}
+
+/// Works for a slice. Locks that were not had, followers that lag, and a shard
+/// that is away are noted, and waited for, within bounds.
+pub(super) async fn advance(
+    context: &Context,
+    plan: &Plan,
+    files: &[Migration],
+    run: &ShardRun,
+) -> Result<ShardRun, Stop> {
+    tokio::time::sleep(pause(run.tries)).await;
+    let tries = run.tries + 1;
+    match worked(context, plan, files, run).await {
+        Err(Stop::Refused {
+            shard,
+            source: source @ ApplyError::Locked { .. },
+        }) => {
+            if tries >= LOCK_TRIES {
+                return Err(Stop::Locked {
+                    shard,
+                    tries,
+                    source,
+                });
+            }
+            tracing::info!(shard, tries, "a change of the schema waits: {source}");
+            Ok(ShardRun {
+                tries,
+                note: Some(source.to_string()),
+                ..run.clone()
+            })
+        }
+        Err(Stop::Job(error)) if passes_by_itself(&error) => {
+            if tries >= DOWN_TRIES {
+                return Err(down(&run.shard, &error));
+            }
+            Ok(ShardRun {
+                tries,
+                note: Some(chain(&error)),
+                ..run.clone()
+            })
+        }
+        outcome => outcome,
+    }
+}
+
+async fn worked(
+    context: &Context,
+    plan: &Plan,
+    files: &[Migration],
+    run: &ShardRun,
+) -> Result<ShardRun, Stop> {
+    let mut session = context.session(&run.shard, Login::Migrator).await?;
+    let limits = Limits::default();
+    let until = Instant::now() + limits.slice;
+    let mut now = ShardRun {
+        tries: 0,
+        note: None,
+        ..run.clone()
+    };
+    loop {
+        let entries = history::read(&*session, &plan.directory)
+            .await
+            .map_err(JobError::from)?;
+        let place = format!("shard {}", run.shard);
+        let next = history::next(files, &entries).map_err(|error| Stop::history(&place, error))?;
+        let Some(file) = next else {
+            return Ok(ShardRun {
+                done: true,
+                file: None,
+                step: 0,
+                ..now
+            });
+        };
+        now.file = Some(file.file());
+        if plan.baseline {
+            history::baseline(&*session, &plan.directory, files)
+                .await
+                .map_err(JobError::from)?;
+            continue;
+        }
+        let advanced = apply::advance(&mut session, &plan.directory, file, &limits).await;
+        let advanced = advanced.map_err(|error| stop(&run.shard, error))?;
+        (now.step, now.rows) = (advanced.step, advanced.rows);
+        if advanced.done {
+            now.applied += 1;
+        }
+        if let Some(lag) = advanced.lag {
+            now.note = Some(format!("waits for a follower that is {lag} bytes behind"));
+            tokio::time::sleep(LAG_PAUSE).await;
+            return Ok(now);
+        }
+        if Instant::now() >= until {
+            return Ok(now);
+        }
+    }
+}
+
+/// What an error of a shard means for the run.
+pub(super) fn stop(shard: &str, error: ApplyError) -> Stop {
+    let shard = shard.to_owned();
+    match error {
+        ApplyError::Postgres(error) => Stop::Job(error.into()),
+        ApplyError::Busy => Stop::Job(JobError::Wait(format!(
+            "another session changes the schema of shard {shard}"
+        ))),
+        ApplyError::Statement { source, .. }
+            if source.code() != Some(&tokio_postgres::error::SqlState::QUERY_CANCELED)
+                && of_postgres(&source) == Verdict::Retry =>
+        {
+            Stop::Job(source.into())
+        }
+        error @ (ApplyError::Statement { .. }
+        | ApplyError::Locked { .. }
+        | ApplyError::NoKey { .. }
+        | ApplyError::Changed(_)) => Stop::Refused {
+            shard,
+            source: error,
+        },
+    }
+}
+
+fn passes_by_itself(error: &JobError) -> bool {
+    let of_shard = matches!(error, JobError::Shard(_) | JobError::Wait(_));
+    of_shard && error.verdict() == Verdict::Retry
+}
+
+fn down(shard: &str, error: &JobError) -> Stop {
+    Stop::Down {
+        shard: shard.to_owned(),
+        why: chain(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_canary_goes_alone_then_as_many_as_may() {
+        let mut shards: Vec<ShardRun> = ["a", "b", "c", "d"]
+            .map(|id| ShardRun::of(id.to_owned()))
+            .to_vec();
+        assert_eq!(wave(&shards, 2), [0]);
+        shards[0].done = true;
+        assert_eq!(wave(&shards, 2), [1, 2]);
+        shards[1].done = true;
+        assert_eq!(wave(&shards, 2), [2, 3]);
+        shards[2].done = true;
+        shards[3].done = true;
+        assert!(wave(&shards, 2).is_empty());
+    }
+
+    #[test]
+    fn pauses_double_up_to_a_bound() {
+        assert_eq!(pause(0), Duration::ZERO);
+        assert_eq!(pause(1), PAUSE);
+        assert_eq!(pause(3), PAUSE * 4);
+        assert_eq!(pause(LOCK_TRIES), PAUSE_MAX);
+    }
+}

@@ -1,0 +1,244 @@
+//! What every shard has, what is under way, and where shards differ: asked of
+//! the shards themselves.
+
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt};
+use schema::drift::{self, Difference, Objects};
+use schema::history::{self, Entry};
+use schema::migration::{Migration, Phase};
+use serde::Serialize;
+use tenancy::chain;
+use tenancy::control::{ControlError, ShardInfo};
+
+use super::{Stop, store};
+use crate::app::App;
+use crate::job::store::{Wanted, list};
+use crate::job::{JobError, JobInfo};
+use crate::reconcile;
+use crate::shard::ShardError;
+
+/// Shards asked side by side.
+const AT_ONCE: usize = 16;
+/// Longest wait for one shard.
+const SHARD_MAX: Duration = Duration::from_secs(20);
+/// Differing objects that are named.
+const DIFFERENCES_MAX: usize = 50;
+
+/// A directory, on all shards.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    /// Its name.
+    pub directory: String,
+    /// Its files, in order.
+    pub files: Vec<FileStatus>,
+    /// The shards.
+    pub shards: Vec<ShardStatus>,
+    /// Objects that differ between shards.
+    pub drift: Vec<Difference>,
+    /// The run that is under way, or the last one.
+    pub job: Option<JobInfo>,
+}
+
+/// A file.
+#[derive(Debug, Serialize)]
+pub struct FileStatus {
+    /// Its number.
+    pub number: u32,
+    /// Its name on disk.
+    pub file: String,
+    /// The checksum of its text.
+    pub checksum: String,
+    /// Its phase.
+    pub phase: Phase,
+    /// Its statements.
+    pub statements: usize,
+    /// All shards have it.
+    pub applied: bool,
+}
+
+/// What a shard has.
+#[derive(Debug, Serialize)]
+pub struct ShardStatus {
+    /// The shard.
+    pub shard: String,
+    /// Where it stands.
+    pub state: ShardState,
+    /// Files that it has whole.
+    pub files: u32,
+    /// The file that it has in part, or what it lacks first.
+    pub next: Option<String>,
+    /// Statements of that file that are done.
+    pub step: u32,
+    /// Rows that the file's back-fills changed.
+    pub rows: i64,
+    /// What a long statement has done, as Postgres reports it.
+    pub progress: Option<String>,
+    /// A digest of its schema.
+    pub fingerprint: Option<String>,
+    /// What does not fit, or why it does not answer.
+    pub problem: Option<String>,
+}
+
+/// Where a shard stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ShardState {
+    /// It has all files.
+    Current,
+    /// It lacks files.
+    Behind,
+    /// It has a part of a file.
+    Half,
+    /// What it has does not fit the files.
+    Differs,
+    /// It does not answer.
+    Down,
+}
+
+/// Asks all shards.
+pub async fn status(app: &App, directory: &str) -> Result<Status, Stop> {
+    let files = store::listed(&app.control, directory).await?;
+    let texts: Vec<Migration> = files.iter().map(|(file, _)| file.clone()).collect();
+    let shards = app.control.shards().await.map_err(JobError::from)?;
+    let mut asked = Vec::with_capacity(shards.len());
+    for shard in &shards {
+        asked.push(ask(app, directory, &texts, shard));
+    }
+    let asked = stream::iter(asked).buffered(AT_ONCE);
+    let mut answers: Vec<(ShardStatus, Option<Objects>)> = asked.collect().await;
+    let objects: Vec<(String, Objects)> = answers
+        .iter_mut()
+        .filter_map(|(status, objects)| Some((status.shard.clone(), objects.take()?)))
+        .collect();
+    let wanted = Wanted {
+        kind: Some("migrate"),
+        limit: 50,
+        ..Wanted::default()
+    };
+    let jobs = list(&app.control, &wanted).await.map_err(JobError::from)?;
+    Ok(Status {
+        directory: directory.to_owned(),
+        files: files.iter().map(file).collect(),
+        shards: answers.into_iter().map(|(status, _)| status).collect(),
+        drift: drift::differences(&objects, DIFFERENCES_MAX),
+        job: jobs.into_iter().find(|job| job.object == directory),
+    })
+}
+
+fn file((file, applied): &(Migration, bool)) -> FileStatus {
+    FileStatus {
+        number: file.number,
+        file: file.file(),
+        checksum: file.checksum.clone(),
+        phase: file.header.phase,
+        statements: file.statements.len(),
+        applied: *applied,
+    }
+}
+
+async fn ask(
+    app: &App,
+    directory: &str,
+    files: &[Migration],
+    shard: &ShardInfo,
+) -> (ShardStatus, Option<Objects>) {
+    let answer = tokio::time::timeout(SHARD_MAX, answer(app, directory, shard)).await;
+    match answer.unwrap_or(Err(ShardError::Slow)) {
+        Ok((entries, objects, progress)) => {
+            let mut status = judge(&shard.id, files, &entries);
+            status.fingerprint = Some(objects.fingerprint());
+            status.progress = progress;
+            (status, Some(objects))
+        }
+        Err(error) => {
+            let status = ShardStatus {
+                state: ShardState::Down,
+                problem: Some(chain(&error)),
+                ..judge(&shard.id, files, &[])
+            };
+            (status, None)
+        }
+    }
+}
+
+async fn answer(
+    app: &App,
+    directory: &str,
+    shard: &ShardInfo,
+) -> Result<(Vec<Entry>, Objects, Option<String>), ShardError> {
+    let nodes = reconcile::addresses(shard);
+    let client = app.logins.as_worker(&shard.id, &nodes).await?;
+    let entries = history::read(&client, directory).await?;
+    let objects = drift::objects(&client).await?;
+    let progress = client
+        .query_opt(
+            "select format('%s of %s: %s', p.command, p.index_relid::regclass,
+               concat_ws(', ', p.phase, nullif(format('%s of %s blocks', p.blocks_done, p.blocks_total), '0 of 0 blocks'),
+                 nullif(format('%s of %s rows', p.tuples_done, p.tuples_total), '0 of 0 rows'),
+                 nullif(format('%s of %s transactions waited for', p.lockers_done, p.lockers_total), '0 of 0 transactions waited for')))
+             from pg_stat_progress_create_index p where p.datname = current_database() limit 1",
+            &[],
+        )
+        .await?;
+    Ok((entries, objects, progress.map(|row| row.get(0))))
+}
+
+/// Compares a shard's history with the files.
+fn judge(shard: &str, files: &[Migration], entries: &[Entry]) -> ShardStatus {
+    let (next, problem) = match history::next(files, entries) {
+        Ok(next) => (next, None),
+        Err(error) => (None, Some(error.to_string())),
+    };
+    let part = next.and_then(|next| entries.iter().find(|entry| entry.number == next.number));
+    let state = match (&problem, next, part) {
+        (Some(_), _, _) => ShardState::Differs,
+        (None, None, _) => ShardState::Current,
+        (None, Some(_), Some(_)) => ShardState::Half,
+        (None, Some(_), None) => ShardState::Behind,
+    };
+    ShardStatus {
+        shard: shard.to_owned(),
+        state,
+        files: entries.iter().filter(|entry| entry.done).count() as u32,
+        next: next.map(Migration::file),
+        step: part.map_or(0, |entry| entry.step),
+        rows: part.map_or(0, |entry| entry.rows),
+        progress: None,
+        fingerprint: None,
+        problem,
+    }
+}
+
+/// Directories by name, with their numbers of files.
+#[derive(Debug, Serialize)]
+pub struct Directory {
+    /// Its name.
+    pub directory: String,
+    /// Its files.
+    pub files: i64,
+    /// Files that all shards have.
+    pub applied: i64,
+}
+
+/// All directories.
+pub async fn directories(app: &App) -> Result<Vec<Directory>, ControlError> {
+    let rows = app
+        .control
+        .client()
+        .await?
+        .query(
+            "select directory, count(*) as files, count(*) filter (where applied) as applied
+             from ringfence.migration group by directory order by directory",
+            &[],
+        )
+        .await?;
+    Ok(rows
+        .iter()
+        .map(|row| Directory {
+            directory: row.get("directory"),
+            files: row.get("files"),
+            applied: row.get("applied"),
+        })
+        .collect())
+}

@@ -1,0 +1,174 @@
+//! The files in the control database.
+
+use schema::migration::{Migration, checksum};
+use tenancy::control::{Actor, Control, ControlError};
+use tokio_postgres::Transaction;
+use uuid::Uuid;
+
+use super::{Migrate, Plan, Stop};
+use crate::job::store::{insert, refuse_beside};
+use crate::job::{JobError, Kind, NewJob};
+
+/// A directory's files up to a number, in order.
+pub async fn files(
+    control: &Control,
+    directory: &str,
+    last: u32,
+) -> Result<Vec<Migration>, JobError> {
+    let rows = control
+        .client()
+        .await?
+        .query(
+            "select number, name, text from ringfence.migration
+             where directory = $1 and number <= $2 order by number",
+            &[&directory, &(last as i32)],
+        )
+        .await?;
+    rows.iter().map(parsed).collect()
+}
+
+/// A directory's files, and whether all shards have each.
+pub async fn listed(
+    control: &Control,
+    directory: &str,
+) -> Result<Vec<(Migration, bool)>, JobError> {
+    let rows = control
+        .client()
+        .await?
+        .query(
+            "select number, name, text, applied from ringfence.migration
+             where directory = $1 order by number",
+            &[&directory],
+        )
+        .await?;
+    let listed = |row: &tokio_postgres::Row| Ok((parsed(row)?, row.get("applied")));
+    rows.iter().map(listed).collect()
+}
+
+/// What all shards have: files by directory, in the order in which the fleet got
+/// them.
+pub async fn applied(control: &Control) -> Result<Vec<(String, Vec<Migration>)>, JobError> {
+    let rows = control
+        .client()
+        .await?
+        .query(
+            "select directory, number, name, text from ringfence.migration
+             where applied order by created_at, directory, number",
+            &[],
+        )
+        .await?;
+    let mut all: Vec<(String, Vec<Migration>)> = Vec::new();
+    for row in &rows {
+        let directory: String = row.get("directory");
+        let file = parsed(row)?;
+        match all.last_mut() {
+            Some((last, files)) if *last == directory => files.push(file),
+            _ => all.push((directory, vec![file])),
+        }
+    }
+    Ok(all)
+}
+
+fn parsed(row: &tokio_postgres::Row) -> Result<Migration, JobError> {
+    let (number, name): (i32, String) = (row.get("number"), row.get("name"));
+    let file = format!("{number:03}_{name}.sql");
+    // It was read once already, by this version or an earlier one.
+    Migration::parse(&file, row.get("text")).map_err(|error| JobError::State(error.to_string()))
+}
+
+/// Takes a directory's files in, and starts the job that applies them. What all
+/// shards have must be among them as it was; the rest may have changed.
+///
+/// # Errors
+/// [`Stop::Changed`], [`Stop::Order`]; [`ControlError::Conflict`] while another
+/// run is under way.
+pub async fn start(
+    control: &Control,
+    actor: &Actor,
+    plan: &Plan,
+    files: &[Migration],
+) -> Result<Uuid, Stop> {
+    let mut client = control.client().await.map_err(JobError::from)?;
+    let transaction = client.transaction().await.map_err(control_error)?;
+    let shards = transaction
+        .query("select id from ringfence.shard order by id", &[])
+        .await
+        .map_err(control_error)?;
+    let shards: Vec<String> = shards.iter().map(|row| row.get(0)).collect();
+    refuse_beside(&transaction, &[Kind::Migrate], &shards)
+        .await
+        .map_err(JobError::from)?;
+    take_in(&transaction, &plan.directory, files).await?;
+    let new = NewJob {
+        kind: Kind::Migrate,
+        object: &plan.directory,
+        tenant: None,
+        shards: &shards,
+        state: &Migrate::Checking { plan: plan.clone() },
+    };
+    let id = insert(&transaction, actor, &new)
+        .await
+        .map_err(JobError::from)?;
+    transaction.commit().await.map_err(control_error)?;
+    Ok(id)
+}
+
+async fn take_in(
+    transaction: &Transaction<'_>,
+    directory: &str,
+    files: &[Migration],
+) -> Result<(), Stop> {
+    let rows = transaction
+        .query(
+            "select number, name, checksum from ringfence.migration
+             where directory = $1 and applied order by number",
+            &[&directory],
+        )
+        .await
+        .map_err(control_error)?;
+    let place = format!("directory {directory}");
+    for row in &rows {
+        let number = row.get::<_, i32>("number").unsigned_abs();
+        let (name, applied): (&str, &str) = (row.get("name"), row.get("checksum"));
+        let file = format!("{number:03}_{name}.sql");
+        match files.iter().find(|file| file.number == number) {
+            Some(found) if found.checksum == applied && found.name == name => {}
+            Some(_) => return Err(Stop::Changed { place, file }),
+            None => {
+                let why = format!("all shards have {file}, which is not among the files");
+                return Err(Stop::Order { place, why });
+            }
+        }
+    }
+    // What failed before may have been changed, renamed or removed since.
+    transaction
+        .execute(
+            "delete from ringfence.migration where directory = $1 and not applied",
+            &[&directory],
+        )
+        .await
+        .map_err(control_error)?;
+    for file in files {
+        transaction
+            .execute(
+                "insert into ringfence.migration (directory, number, name, checksum, phase, text, created_at)
+                 values ($1, $2, $3, $4, $5, $6, clock_timestamp())
+                 on conflict (directory, number) do nothing",
+                &[
+                    &directory,
+                    &(file.number as i32),
+                    &file.name,
+                    &checksum(&file.text),
+                    &file.header.phase.as_str(),
+                    &file.text,
+                ],
+            )
+            .await
+            .map_err(control_error)?;
+    }
+    Ok(())
+}
+
+fn control_error(error: tokio_postgres::Error) -> Stop {
+    Stop::Job(JobError::Control(ControlError::Postgres(error)))
+}

@@ -1,0 +1,186 @@
+//! Shards that refuse, block or are away, and workers that die.
+
+use std::time::{Duration, Instant};
+
+use reqwest::StatusCode;
+
+use crate::apply::GADGETS;
+use crate::stage::Stage;
+
+fn shards(states: &[&str]) -> Vec<(String, String)> {
+    let numbered = (1..).zip(states);
+    numbered
+        .map(|(n, state)| (format!("s{n}"), (*state).to_owned()))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_shard_refuses_stops_the_run_and_the_next_goes_on() {
+    let stage = Stage::with(3, 5).await;
+    // Someone made the table by hand, on one shard only.
+    let meddler = stage.shard("s2").await;
+    meddler
+        .batch_execute("create table public.gadgets (id int)")
+        .await
+        .unwrap();
+    let job = stage.apply(&[GADGETS]).await;
+    assert_eq!(job["status"], "failed", "{job}");
+    assert_eq!(job["problem"]["code"], "RF514");
+    let message = job["problem"]["message"].as_str().unwrap();
+    assert!(
+        message.contains("s2") && message.contains("001_gadgets.sql, line 1"),
+        "{message}"
+    );
+    assert_eq!(job["result"]["shards"][0]["done"], true);
+    let states = stage.states().await;
+    assert_eq!(states[0].1, "current", "{states:?}");
+    assert_eq!(states[1].1, "behind", "{states:?}");
+
+    meddler
+        .batch_execute("drop table public.gadgets")
+        .await
+        .unwrap();
+    let job = stage.apply(&[GADGETS]).await;
+    assert_eq!(job["status"], "done", "{job}");
+    assert_eq!(stage.states().await, shards(&["current"; 3]));
+
+    // A shard that is down: nothing is begun anywhere.
+    let more = ("002_more.sql", "alter table gadgets add column more text;");
+    stage.cluster.kill("s3-primary").await.unwrap();
+    let job = stage.apply(&[GADGETS, more]).await;
+    assert_eq!(job["status"], "failed", "{job}");
+    assert_eq!(job["problem"]["code"], "RF516");
+    assert_eq!(stage.states().await, shards(&["behind", "behind", "down"]));
+    stage.cluster.start_node("s3-primary").await.unwrap();
+    let job = stage.apply(&[GADGETS, more]).await;
+    assert_eq!(job["status"], "done", "{job}");
+    stage.cluster.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_that_waits_for_a_lock_holds_nobody_up() {
+    let stage = Stage::with(2, 5).await;
+    let job = stage.apply(&[GADGETS]).await;
+    assert_eq!(job["status"], "done", "{job}");
+    let key = stage.cluster.key("acme").unwrap();
+    let (_, shard) = stage.tenant("acme").await;
+    // A report that reads for long.
+    let reader = stage.shard(&shard).await;
+    reader
+        .batch_execute("begin; select count(*) from companies")
+        .await
+        .unwrap();
+    let file = (
+        "002_remark.sql",
+        "alter table companies add column remark text;",
+    );
+    let id = stage.begin(&[GADGETS, file]).await;
+    let waits = |job: &serde_json::Value| {
+        let blocked = job["state"]["shards"].as_array().into_iter().flatten();
+        blocked
+            .filter_map(|shard| shard["tries"].as_u64())
+            .any(|tries| tries >= 3)
+    };
+    let deadline = Instant::now() + crate::stage::SOON;
+    let mut slowest = Duration::ZERO;
+    loop {
+        let begun = Instant::now();
+        assert_eq!(stage.read(&key).await, StatusCode::OK);
+        slowest = slowest.max(begun.elapsed());
+        let job = stage.control().await;
+        let row = job
+            .query_one(
+                "select jsonb_build_object('state', state, 'done', done) from ringfence.job where id::text = $1",
+                &[&id],
+            )
+            .await
+            .unwrap();
+        let job: serde_json::Value = row.get(0);
+        assert_eq!(job["done"], false, "{job}");
+        if waits(&job) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{job}");
+    }
+    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+
+    // A second operator is told so.
+    let (status, body) = stage.ask(&[GADGETS, file]).await;
+    assert_eq!(
+        (status, &body["code"]),
+        (StatusCode::CONFLICT, &"RF413".into()),
+        "{body}"
+    );
+
+    reader.batch_execute("rollback").await.unwrap();
+    let job = stage.over(&id).await;
+    assert_eq!(job["status"], "done", "{job}");
+    assert_eq!(stage.states().await, shards(&["current"; 2]));
+    stage.cluster.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn workers_that_die_leave_nothing_undone_or_done_twice() {
+    let stage = Stage::with(2, 5).await;
+    let (acme, shard) = stage.tenant("acme").await;
+    stage.fill(&shard, acme, 40_000).await;
+    let file = (
+        "001_score.sql",
+        "-- ringfence: no-transaction\n\
+         alter table activities add column score int not null default 0;\n\
+         -- ringfence: backfill rows 500\n\
+         update activities set score = score + 1;\n\
+         create index concurrently activities_score on activities (tenant_id, score);\n\
+         insert into countries (code, name, region, currency) values ('QQ', 'Nowhere', 'None', 'QQQ');\n",
+    );
+    let id = stage.begin(&[file]).await;
+    let client = stage.shard(&shard).await;
+    let mut seen: i64 = 0;
+    for _ in 0..3 {
+        let deadline = Instant::now() + crate::stage::SOON;
+        loop {
+            let rows = client
+                .query_opt(
+                    "select rows from ringfence.migration where directory = 'app'",
+                    &[],
+                )
+                .await
+                .unwrap();
+            let rows = rows.map_or(0, |row| row.get(0));
+            if rows > seen {
+                seen = rows;
+                break;
+            }
+            let over = stage.get(&format!("jobs/{id}")).await["done"] == true;
+            if over {
+                break;
+            }
+            assert!(Instant::now() < deadline, "no progress beyond {seen}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        stage.replace_worker().await;
+    }
+    assert!(seen > 0);
+    let job = stage.over(&id).await;
+    assert_eq!(job["status"], "done", "{job}");
+    for shard in ["s1", "s2"] {
+        let client = stage.shard(shard).await;
+        let row = client
+            .query_one(
+                "select count(*) filter (where score = 1), count(*),
+                   (select indisvalid from pg_index where indexrelid = 'activities_score'::regclass),
+                   (select count(*) from countries where code = 'QQ'),
+                   (select rows from ringfence.migration where directory = 'app')
+                 from activities",
+                &[],
+            )
+            .await
+            .unwrap();
+        let (once, all): (i64, i64) = (row.get(0), row.get(1));
+        assert_eq!(once, all, "{shard}");
+        assert!(row.get::<_, bool>(2), "{shard}");
+        assert_eq!(row.get::<_, i64>(3), 1, "{shard}");
+        assert_eq!(row.get::<_, i64>(4), all, "{shard}");
+    }
+    stage.cluster.down().await;
+}
