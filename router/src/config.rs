@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use schema::ident::{Ident, QualifiedName};
 use serde::{Deserialize, Serialize};
 use tenancy::members::{self, Kind, Me};
 use tenancy::tls::TlsSettings;
@@ -265,14 +266,42 @@ pub struct Api {
     pub rest_prefix: String,
     /// Schemas that are exposed; the first is the default.
     pub schemas: Vec<String>,
+    /// Further schemas that functions and operators are found in, behind the request's own.
+    pub extra_search_path: Vec<String>,
     /// Rows at most that a read returns; none means no limit.
     pub rows_max: Option<u64>,
     /// `select=amount.sum()` and its like are allowed.
     pub aggregates: bool,
-    /// `Accept: application/vnd.pgrst.plan` is allowed.
+    /// `Accept: application/vnd.pgrst.plan` is allowed. A plan's shape follows
+    /// from statistics that cover all tenants of the shard.
     pub plans: bool,
+    /// Plans show costs, row counts and what ANALYZE, BUFFERS and WAL find, which
+    /// tell of other tenants' sizes. Otherwise they are left out.
+    pub plan_figures: bool,
     /// `Prefer: tx=rollback` is allowed.
     pub tx_rollback: bool,
+    /// What the document at the root describes.
+    pub openapi: OpenApi,
+    /// A function of the default schema that answers the root instead.
+    pub root_spec: Option<String>,
+    /// A function (`schema.name`) that is called in each request's transaction,
+    /// once the tenant was entered and before anything else.
+    pub pre_request: Option<String>,
+    /// A function's own settings (`SET … TO …`) that hold for the whole
+    /// transaction in which it is called.
+    pub hoisted_settings: Vec<String>,
+}
+
+/// What the document at the root describes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OpenApi {
+    /// What the request's role may use.
+    FollowPrivileges,
+    /// All that is exposed.
+    IgnorePrivileges,
+    /// There is none.
+    Disabled,
 }
 
 /// Bounds of one request.
@@ -386,10 +415,19 @@ impl Default for Api {
         Self {
             rest_prefix: "/rest/v1".into(),
             schemas: vec!["public".into()],
+            extra_search_path: vec!["public".into()],
             rows_max: None,
             aggregates: false,
             plans: false,
+            plan_figures: false,
             tx_rollback: false,
+            openapi: OpenApi::FollowPrivileges,
+            root_spec: None,
+            pre_request: None,
+            hoisted_settings: vec![
+                "statement_timeout".into(),
+                "plan_filter.statement_cost_limit".into(),
+            ],
         }
     }
 }
@@ -432,6 +470,32 @@ impl Shards {
                 stale_max: Duration::from_millis(self.replica_stale_ms_max),
             },
         }
+    }
+}
+
+impl Api {
+    /// The schema of requests that name none.
+    pub fn default_schema(&self) -> &str {
+        self.schemas.first().map_or("public", String::as_str)
+    }
+
+    /// The function that is called before each request.
+    pub fn before(&self) -> Option<QualifiedName> {
+        let name = self.pre_request.as_deref()?;
+        Some(match name.split_once('.') {
+            Some((schema, name)) => QualifiedName::new(schema, name),
+            None => QualifiedName::new(self.default_schema(), name),
+        })
+    }
+
+    /// Postgres' `search_path` for a request to `schema`.
+    pub fn search_path(&self, schema: &str) -> String {
+        let mut path = Ident::new(schema).to_string();
+        for further in self.extra_search_path.iter().filter(|name| *name != schema) {
+            path.push_str(", ");
+            path.push_str(&Ident::new(further.as_str()).to_string());
+        }
+        path
     }
 }
 

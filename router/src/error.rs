@@ -109,6 +109,9 @@ pub enum Error {
     /// No such path.
     #[error("Invalid path specified in request URL")]
     Path,
+    /// The root describes nothing.
+    #[error("Root endpoint metadata is disabled")]
+    NoDescription,
     /// A combination that is not there.
     #[error("Feature not implemented")]
     NotImplemented(&'static str),
@@ -164,6 +167,9 @@ pub enum Error {
     /// A conflict target that is not there; told as Postgres tells it.
     #[error("column \"{0}\" does not exist")]
     NoTargetColumn(String),
+    /// Two embeds of one name; told as Postgres tells it of PostgREST's statement.
+    #[error("table name \"{0}\" specified more than once")]
+    EmbeddedTwice(String),
     /// A cast to a type that is not there; told as Postgres tells it.
     #[error("type \"{0}\" does not exist")]
     NoType(String),
@@ -448,7 +454,9 @@ impl Error {
                     .as_ref()
                     .map(|name| format!("Perhaps you meant the table '{name}'")),
             ),
+            Self::NoDescription => report(404, "PGRST126"),
             Self::NoColumn { .. } | Self::NoTargetColumn(_) => report(400, "42703"),
+            Self::EmbeddedTwice(_) => report(400, "42712"),
             Self::NoType(_) => report(400, "42704"),
             Self::ResponseHeaders => report(500, "PGRST111"),
             Self::ResponseStatus => report(500, "PGRST112"),

@@ -12,6 +12,8 @@
 //! Errors of the first step abort the transaction, so the steps behind it fail
 //! and `COMMIT` rolls back: nothing runs for a tenant that the shard refuses.
 
+use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -32,6 +34,8 @@ pub struct Guard {
     pub epoch: i64,
     /// JSON text for `request.jwt.claims`.
     pub claims: Bytes,
+    /// A function, as it stands in SQL, that a transaction calls once it has entered.
+    pub before: Option<Arc<str>>,
     /// Further settings, as a Postgres array literal of names and values.
     pub settings: Option<Bytes>,
     /// The key of a write: whether it was answered already is looked up first.
@@ -60,6 +64,8 @@ pub struct Answer {
     /// Of what was committed: its place in the log. None also where the
     /// connection broke right behind COMMIT.
     pub position: Option<Position>,
+    /// The further lines of a plan.
+    explanation: Vec<Row>,
 }
 
 /// A place in the log of the node that was written to.
@@ -82,6 +88,9 @@ impl Position {
     }
 }
 
+/// Postgres' own name for the column of an explanation.
+const EXPLANATION: &str = "QUERY PLAN";
+
 impl Answer {
     /// A text column's bytes, NULL as none. The column's presence is part of
     /// the contract with `sql`, so a missing one reads as NULL.
@@ -91,6 +100,19 @@ impl Answer {
             .ok()
             .flatten()
             .map(|raw| raw.0)
+    }
+
+    /// The plan, where the statement was an EXPLAIN.
+    pub fn explanation(&self) -> Option<Bytes> {
+        if self.row.columns().first().map(|column| column.name()) != Some(EXPLANATION) {
+            return None;
+        }
+        let rows = std::iter::once(&self.row).chain(&self.explanation);
+        let lines: Vec<&[u8]> = rows
+            .filter_map(|row| row.try_get::<_, Raw<'_>>(0).ok())
+            .map(|raw| raw.0)
+            .collect();
+        Some(lines.join(&b'\n').into())
     }
 
     /// A bigint column.
@@ -186,6 +208,17 @@ impl Access {
         }
     }
 
+    /// Enters, and then calls the function `before`, with its caller's rights.
+    fn enter_and_call(self, guard: &Guard) -> Cow<'static, str> {
+        let enter = self.enter(guard.claim.is_some());
+        match &guard.before {
+            None => Cow::Borrowed(enter),
+            Some(function) => Cow::Owned(format!(
+                "select {function}() from ({enter} as tenant offset 0) entered where tenant is not null"
+            )),
+        }
+    }
+
     /// Deferred constraints are checked before a rollback too, so that a dry
     /// run reports what a real one would.
     fn check(self) -> Option<&'static str> {
@@ -228,12 +261,7 @@ pub async fn read(
         }
     };
     match timeout_at(deadline, run).await {
-        Ok(done) => done
-            .map(|row| Answer {
-                row,
-                position: None,
-            })
-            .map_err(before_commit),
+        Ok(done) => done.map_err(before_commit),
         // Dropping the lease cancels the query and closes the connection.
         Err(_) => Err(ExecuteError::Deadline),
     }
@@ -244,7 +272,7 @@ async fn read_once(
     guard: &Guard,
     text: &str,
     params: &[Text],
-) -> Result<Row, FailedStep> {
+) -> Result<Answer, FailedStep> {
     let statement = connection
         .prepare(text, &GUARD_TYPES, || guarded_read(text))
         .await?;
@@ -282,7 +310,7 @@ pub async fn transact(
         // The transaction was rolled back: nothing was written.
         Err(ExecuteError::Refused(error)) if plan_is_stale(Some(&error)) => {
             connection.forget(&text);
-            connection.forget(access.enter(guard.claim.is_some()));
+            connection.forget(&access.enter_and_call(&guard));
             transact_once(&mut connection, &guard, access, &text, &params, deadline).await
         }
         done => done,
@@ -297,10 +325,10 @@ async fn transact_once(
     params: &[Text],
     deadline: Instant,
 ) -> Result<Answer, ExecuteError> {
-    let entering = access.enter(guard.claim.is_some());
     let prepare = async {
+        let enter = access.enter_and_call(guard);
         let enter = connection
-            .prepare(entering, &GUARD_TYPES, || entering.to_owned())
+            .prepare(&enter, &GUARD_TYPES, || enter.clone().into_owned())
             .await?;
         let statement = connection
             .prepare(text, &GUARD_TYPES, || text.to_owned())
@@ -404,9 +432,9 @@ async fn run_transaction(
         .and_then(|row| checked.map(|()| row).map_err(FailedStep::Postgres))
         .map_err(before_commit);
     match (steps, ended) {
-        (Ok(row), Ok(())) => Ok(Answer {
-            row,
-            position: position.as_ref().and_then(Position::of),
+        (Ok(answer), Ok(())) => Ok(Answer {
+            position: position.as_ref().and_then(|found| Position::of(&found.row)),
+            ..answer
         }),
         // The steps went through and the end did not: a deferred constraint
         // refused it, or the connection was lost around COMMIT.
@@ -555,21 +583,33 @@ impl From<LeaseError> for FailedStep {
     }
 }
 
+/// The one row of a statement; of an explanation all, which are as many as the
+/// plan has lines.
 async fn one_row(
     client: &tokio_postgres::Client,
     statement: &Statement,
     values: &[Value<'_>],
-) -> Result<Row, FailedStep> {
+) -> Result<Answer, FailedStep> {
     let rows = client
         .query_raw(statement, values.iter())
         .await
         .map_err(FailedStep::Postgres)?;
+    let explains = statement.columns().first().map(|column| column.name()) == Some(EXPLANATION);
     tokio::pin!(rows);
     let mut first = None;
+    let mut explanation = Vec::new();
     while let Some(row) = rows.try_next().await.map_err(FailedStep::Postgres)? {
-        first.get_or_insert(row);
+        match explains && first.is_some() {
+            true => explanation.push(row),
+            false => first = first.or(Some(row)),
+        }
     }
-    first.ok_or(FailedStep::NoRow)
+    let row = first.ok_or(FailedStep::NoRow)?;
+    Ok(Answer {
+        row,
+        position: None,
+        explanation,
+    })
 }
 
 /// After a single statement the server is idle again, unless the connection broke.

@@ -8,7 +8,9 @@ use schema::catalog::Catalog;
 use serde_json::{Map, Value};
 use tenancy::auth::TenantContext;
 
+use crate::config::Api;
 use crate::execute::Guard;
+use crate::plan::{Action, Plan};
 use crate::request::ApiRequest;
 
 /// What of a request its transaction may see.
@@ -31,7 +33,8 @@ pub fn guard(
     request: &ApiRequest,
     visible: &Visible<'_>,
     catalog: &Catalog,
-    default_schema: &str,
+    api: &Api,
+    plan: &Plan,
 ) -> Guard {
     let mut settings: Vec<(&str, String)> = Vec::new();
     if catalog.reads_request_settings {
@@ -41,9 +44,12 @@ pub fn guard(
         settings.push(("request.headers", headers));
         settings.push(("request.cookies", cookies));
     }
-    if request.schema != default_schema {
-        let schema = schema::ident::Ident::new(request.schema.as_str());
-        settings.push(("search_path", format!("{schema}, public")));
+    if request.schema != api.default_schema() {
+        settings.push(("search_path", api.search_path(&request.schema)));
+    }
+    if let Action::Call(call) = &plan.action {
+        let hoisted = call.settings.iter();
+        settings.extend(hoisted.map(|(name, value)| (name.as_str(), value.clone())));
     }
     for (name, value) in request.settings() {
         settings.push((name, value.to_owned()));
@@ -51,6 +57,7 @@ pub fn guard(
     Guard {
         tenant: tenant.tenant().0,
         epoch,
+        before: api.before().map(|function| function.to_string().into()),
         claims: Bytes::copy_from_slice(tenant.claims().as_bytes()),
         settings: (!settings.is_empty()).then(|| array_literal(&settings)),
         claim: None,

@@ -29,7 +29,7 @@ use crate::guard::{self, Visible};
 use crate::hold::Held;
 use crate::idempotency::{self, Keep};
 use crate::placement::{self, Moved, Target};
-use crate::plan::{self, Form, Plan};
+use crate::plan::{self, Form, Model, Plan};
 use crate::request::body;
 use crate::request::{ApiRequest, RequestParts};
 use crate::response::{self, Row, cors};
@@ -145,7 +145,7 @@ async fn answer(
             keep => sql::statement(&plan, keep),
         };
         let Some(statement) = statement else {
-            return response::without_rows(&app.config.api, &model, &request, &plan);
+            return response::without_rows(&app.config.api, &request, &plan);
         };
         seen.stages.mark(Stage::Plan);
 
@@ -155,7 +155,8 @@ async fn answer(
             &request,
             &incoming.visible(),
             model.catalog(),
-            app.default_schema(),
+            &app.config.api,
+            &plan,
         );
         guard.claim = keep.filter(|_| !answered_before).map(Keep::claim);
         let work = Work {
@@ -195,7 +196,7 @@ async fn answer(
                 if now.is_some_and(|now| !Arc::ptr_eq(&now, &model)) {
                     continue;
                 }
-                return Err(failed(error, &tenant, &plan));
+                return Err(failed(error, &tenant, &model, &plan));
             }
             // Once more, and no more: the statement itself might be what kills the node.
             Err(Failed::Execute(error))
@@ -217,7 +218,7 @@ async fn answer(
                     if error.sqlstate() == Some(idempotency::OTHER_REQUEST) {
                         app.events.emit(&Event::Key(KeyUse::Refused));
                     }
-                    return Err(failed(error, &tenant, &plan));
+                    return Err(failed(error, &tenant, &model, &plan));
                 }
             },
             Err(Failed::NoPrimary) => Refused::NoPrimary,
@@ -360,7 +361,7 @@ struct MovedDetail {
     epoch: i64,
 }
 
-fn failed(error: ExecuteError, tenant: &TenantContext, plan: &Plan) -> Error {
+fn failed(error: ExecuteError, tenant: &TenantContext, model: &Model, plan: &Plan) -> Error {
     match error {
         ExecuteError::Refused(error) => {
             let id = tenant.tenant().to_string();
@@ -368,11 +369,11 @@ fn failed(error: ExecuteError, tenant: &TenantContext, plan: &Plan) -> Error {
                 column: "tenant_id",
                 tenant: &id,
             };
-            Error::Postgres(Box::new(Refusal::new(
-                &error,
-                tenant.is_anonymous(),
-                Some(hidden),
-            )))
+            let refusal = Refusal::new(&error, tenant.is_anonymous(), Some(hidden));
+            let constraint = error.constraint().unwrap_or_default();
+            let (state, detail) = (error.code().code(), refusal.detail.as_deref());
+            let detail = plan::violation::detail(model, plan, state, constraint, detail);
+            Error::Postgres(Box::new(refusal.with_detail(detail)))
         }
         ExecuteError::Deadline => Error::Deadline,
         ExecuteError::Lost(_) | ExecuteError::NotBegun(_) if plan.form.writes() => {

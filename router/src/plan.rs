@@ -11,14 +11,17 @@ mod read;
 mod relationship;
 mod suggest;
 mod types;
+pub mod violation;
 mod write;
 
-use schema::catalog::{Relation, Scope};
+use std::sync::Arc;
+
+use schema::catalog::{Catalog, Relation, Scope};
 use schema::ident::{Ident, QualifiedName};
 
-use crate::config::Api;
+use crate::config::{Api, OpenApi};
 use crate::error::Error;
-use crate::request::accept::MediaType;
+use crate::request::accept::{Explain, ExplainOption, MediaType};
 use crate::request::body::Payload;
 use crate::request::logic::Join;
 use crate::request::name::JsonStep;
@@ -41,6 +44,8 @@ pub struct Plan {
     pub action: Action,
     /// What the answer is made of.
     pub media: MediaType,
+    /// Not the answer is wanted, but how Postgres would come to it.
+    pub explain: Option<Explain>,
     /// The body is wanted.
     pub body: bool,
     /// All rows are to be counted.
@@ -65,8 +70,28 @@ pub enum Action {
     Call(Box<Call>),
     /// Say which methods there are; no statement.
     Options(Vec<&'static str>),
-    /// Describe the schema; no statement.
-    Describe,
+    /// Describe the schema.
+    Describe(Description),
+}
+
+/// What the document at the root describes.
+#[derive(Clone, Debug)]
+pub struct Description {
+    /// All that is exposed.
+    pub catalog: Arc<Catalog>,
+    /// Which schema of it.
+    pub schema: String,
+    /// Only what the role may use, which the shard is asked for; otherwise there
+    /// is no statement.
+    pub by_privileges: bool,
+}
+
+impl PartialEq for Description {
+    fn eq(&self, other: &Self) -> bool {
+        self.catalog.fingerprint == other.catalog.fingerprint
+            && self.schema == other.schema
+            && self.by_privileges == other.by_privileges
+    }
 }
 
 /// How a statement is to be run.
@@ -311,7 +336,12 @@ pub fn plan(
         (Target::Root, Method::Options) => {
             (Action::Options(vec!["OPTIONS", "GET", "HEAD"]), Form::Read)
         }
-        (Target::Root, _) => return planner.describe(),
+        (Target::Root, _) => {
+            return match &config.root_spec {
+                Some(function) => planner.described_by(function, payload),
+                None => planner.describe(),
+            };
+        }
         (Target::Relation(name), Method::Options) => {
             let relation = planner.relation(name)?;
             (Action::Options(relation_methods(relation)), Form::Read)
@@ -368,22 +398,52 @@ impl<'a> Planner<'a> {
     }
 
     fn describe(self) -> Result<Plan, Error> {
-        self.check_preferences()?;
-        let wanted = |media: &MediaType| {
-            matches!(media, MediaType::Any | MediaType::Json | MediaType::OpenApi)
+        self.check_description()?;
+        let description = Description {
+            catalog: self.model.shared(),
+            schema: self.request.schema.clone(),
+            by_privileges: self.config.openapi == OpenApi::FollowPrivileges,
         };
-        if !self.request.accept.iter().any(wanted) {
-            return Err(self.nothing_acceptable());
-        }
         Ok(Plan {
-            action: Action::Describe,
+            action: Action::Describe(description),
             media: MediaType::OpenApi,
+            explain: None,
             body: self.request.method == Method::Get,
             count: false,
             form: Form::Read,
             relations: Vec::new(),
             opaque: true,
         })
+    }
+
+    /// The application describes itself.
+    fn described_by(mut self, function: &str, payload: &Payload) -> Result<Plan, Error> {
+        self.check_description()?;
+        let (call, _) = self.call(function, payload)?;
+        Ok(Plan {
+            action: Action::Call(Box::new(call)),
+            media: MediaType::OpenApi,
+            explain: None,
+            body: self.request.method == Method::Get,
+            count: false,
+            form: Form::ReadOnlyTransaction,
+            relations: self.relations,
+            opaque: true,
+        })
+    }
+
+    fn check_description(&self) -> Result<(), Error> {
+        if self.config.openapi == OpenApi::Disabled {
+            return Err(Error::NoDescription);
+        }
+        self.check_preferences()?;
+        let wanted = |media: &MediaType| {
+            matches!(media, MediaType::Any | MediaType::Json | MediaType::OpenApi)
+        };
+        match self.request.accept.iter().any(wanted) {
+            true => Ok(()),
+            false => Err(self.nothing_acceptable()),
+        }
     }
 
     fn finish(mut self, action: Action, form: Form) -> Result<Plan, Error> {
@@ -396,21 +456,34 @@ impl<'a> Planner<'a> {
             self.check_preferences()?;
             self.negotiate()?
         };
+        let (media, explain) = match media {
+            MediaType::Plan(explain) => {
+                let (media, explain) = self.explained(explain);
+                (media, Some(explain))
+            }
+            media => (media, None),
+        };
         self.relations.sort();
         self.relations.dedup();
+        let before = self.config.pre_request.is_some();
         let roll_back = self.config.tx_rollback
             && self.request.prefer.transaction == Some(Transaction::Rollback);
         Ok(Plan {
             action,
+            form: match (&explain, form) {
+                // An explanation changes nothing, whatever it has to run.
+                (Some(explain), Form::Write) if explain.runs() => Form::WriteAndRollBack,
+                (Some(_), _) => Form::ReadOnlyTransaction,
+                (None, Form::Write) if roll_back => Form::WriteAndRollBack,
+                (None, Form::Read) if before => Form::ReadOnlyTransaction,
+                (None, form) => form,
+            },
             media,
+            explain,
             body: self.request.method != Method::Head,
             count: self.request.prefer.count.is_some(),
-            form: match form {
-                Form::Write if roll_back => Form::WriteAndRollBack,
-                form => form,
-            },
             relations: self.relations,
-            opaque: self.opaque,
+            opaque: self.opaque || before,
         })
     }
 
@@ -429,9 +502,30 @@ impl<'a> Planner<'a> {
             | MediaType::Object { .. }
             | MediaType::Csv
             | MediaType::GeoJson => Some(media.clone()),
+            MediaType::Plan(_) if self.config.plans => Some(media.clone()),
             MediaType::OpenApi | MediaType::Plan(_) | MediaType::Other(_) => None,
         });
         found.ok_or_else(|| self.nothing_acceptable())
+    }
+
+    /// The media type whose statement is explained, and what of the asked is shown.
+    /// What ANALYZE finds counts the rows of all tenants of the shard.
+    fn explained(&self, mut explain: Explain) -> (MediaType, Explain) {
+        if !self.config.plan_figures {
+            explain.options.retain(|option| {
+                matches!(option, ExplainOption::Verbose | ExplainOption::Settings)
+            });
+        }
+        let media = match explain.of.as_deref().map(MediaType::parse) {
+            Some(
+                media @ (MediaType::StrippedArray
+                | MediaType::Object { .. }
+                | MediaType::Csv
+                | MediaType::GeoJson),
+            ) => media,
+            _ => MediaType::Json,
+        };
+        (media, explain)
     }
 
     fn nothing_acceptable(&self) -> Error {

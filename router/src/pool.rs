@@ -53,6 +53,8 @@ pub struct Identity {
 pub struct PoolSettings {
     /// `application_name` of the sessions.
     pub application: String,
+    /// `search_path` of the sessions.
+    pub search_path: String,
     /// Login role.
     pub user: String,
     /// Its password.
@@ -280,7 +282,7 @@ impl Pools {
             .tcp_user_timeout(TCP_USER_TIMEOUT)
             .keepalives_idle(KEEPALIVE)
             .keepalives_interval(KEEPALIVE)
-            .options(session_options(role));
+            .options(session_options(role, &settings.search_path));
         if let Some(password) = &settings.password {
             config.password(password);
         }
@@ -389,10 +391,11 @@ fn failed(
 /// Start-up options of a session. `jit` costs more than it gains on requests
 /// of this size; role names come from the configuration's list, and a blank or
 /// backslash in one is escaped as the protocol asks.
-fn session_options(role: &str) -> String {
-    let role = role.replace('\\', "\\\\").replace(' ', "\\ ");
+fn session_options(role: &str, search_path: &str) -> String {
+    let escaped = |text: &str| text.replace('\\', "\\\\").replace(' ', "\\ ");
+    let (role, path) = (escaped(role), escaped(search_path));
     format!(
-        "-c role={role} -c default_transaction_read_only=on -c jit=off \
+        "-c role={role} -c search_path={path} -c default_transaction_read_only=on -c jit=off \
          -c idle_in_transaction_session_timeout=60s"
     )
 }
@@ -633,6 +636,6 @@ mod tests {
 
     #[test]
     fn role_names_are_escaped_in_start_up_options() {
-        assert!(session_options("a b\\c").starts_with("-c role=a\\ b\\\\c "));
+        assert!(session_options("a b\\c", "public").starts_with("-c role=a\\ b\\\\c "));
     }
 }

@@ -3,6 +3,7 @@
 //! The body comes from Postgres as it is sent; here are status and headers.
 
 pub mod cors;
+mod explain;
 mod location;
 mod openapi;
 mod settings;
@@ -17,7 +18,7 @@ use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use crate::config::Api;
 use crate::error::{Error, RangeProblem};
 use crate::execute::Answer;
-use crate::plan::{Action, Call, Change, Model, Plan, Returning, Write};
+use crate::plan::{Action, Call, Change, Plan, Returning, Write};
 use crate::request::accept::MediaType;
 use crate::request::prefer::{Count, Missing, Resolution};
 use crate::request::{ApiRequest, Method, Target};
@@ -58,7 +59,10 @@ impl Row {
         Self {
             total: answer.number("total"),
             page: answer.number("page").unwrap_or(0),
-            body: Bytes::copy_from_slice(answer.text("body").unwrap_or_default()),
+            body: match answer.explanation() {
+                Some(lines) => lines,
+                None => Bytes::copy_from_slice(answer.text("body").unwrap_or_default()),
+            },
             headers: text("headers"),
             status: text("status"),
             inserted: answer.number("inserted"),
@@ -82,6 +86,13 @@ pub fn build(
     row: Row,
 ) -> Result<Response<Bytes>, Error> {
     let mut answer = Draft::new();
+    if let Some(explain) = &plan.explain {
+        answer.header(CONTENT_TYPE, &explain.content_type());
+        if plan.body {
+            answer.body = explain::shown(explain, config.plan_figures, row.body);
+        }
+        return Ok(answer.finish());
+    }
     match &plan.action {
         Action::Read(_) => {
             singular(plan, &row)?;
@@ -98,7 +109,17 @@ pub fn build(
             answer.header(ACCESS_CONTROL_ALLOW_ORIGIN, "*");
             return Ok(answer.finish());
         }
-        Action::Describe => {}
+        Action::Describe(described) => {
+            let privileges = described.by_privileges.then_some(&row.body);
+            let row = Row {
+                body: openapi::document(config, described, privileges).into(),
+                ..row
+            };
+            answer.content(plan, &row);
+            answer.headers.insert(VARY, VARIES);
+            tagged(&mut answer, request, plan, &row);
+            return Ok(answer.finish());
+        }
     }
     if let Some(applied) = applied(config, request, plan) {
         answer.header_name("preference-applied", &applied);
@@ -123,20 +144,10 @@ pub fn build(
 /// As [`build`].
 pub fn without_rows(
     config: &Api,
-    model: &Model,
     request: &ApiRequest,
     plan: &Plan,
 ) -> Result<Response<Bytes>, Error> {
-    let mut row = Row::default();
-    if plan.action == Action::Describe {
-        row.body = Bytes::from(openapi::document(config, model, &request.schema));
-        let mut answer = Draft::new();
-        answer.content(plan, &row);
-        answer.headers.insert(VARY, VARIES);
-        tagged(&mut answer, request, plan, &row);
-        return Ok(answer.finish());
-    }
-    build(config, request, plan, row)
+    build(config, request, plan, Row::default())
 }
 
 /// Names the state of what is answered, unless a function did so itself. An

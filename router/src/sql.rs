@@ -26,6 +26,7 @@
 mod body;
 mod call;
 mod condition;
+mod describe;
 mod fragment;
 mod level;
 mod write;
@@ -34,6 +35,7 @@ use bytes::Bytes;
 
 use crate::idempotency::Keep;
 use crate::plan::{Action, Form, Plan};
+use crate::request::accept::Explain;
 use fragment::Fragment;
 
 /// SQL with its parameters.
@@ -56,11 +58,17 @@ pub fn statement(plan: &Plan, keep: Option<&Keep>) -> Option<Statement> {
     if let Some(keep) = keep.filter(|_| plan.form == Form::Write) {
         sql = sql.keeping(keep);
     }
+    if let Some(explain) = &plan.explain {
+        explained(&mut sql, explain);
+    }
     match &plan.action {
         Action::Read(node) => read(&mut sql, plan, node),
         Action::Write(write) => write::write(&mut sql, plan, write),
         Action::Call(call) => call::call(&mut sql, plan, call),
-        Action::Options(_) | Action::Describe => return None,
+        Action::Describe(described) if described.by_privileges => {
+            describe::privileges(&mut sql, &described.schema);
+        }
+        Action::Options(_) | Action::Describe(_) => return None,
     }
     let (text, params) = sql.finish();
     Some(Statement {
@@ -68,6 +76,19 @@ pub fn statement(plan: &Plan, keep: Option<&Keep>) -> Option<Statement> {
         params,
         form: plan.form,
     })
+}
+
+/// Its answer is the plan, a row a line.
+fn explained(sql: &mut Fragment, explain: &Explain) {
+    sql.push(match explain.json {
+        true => "explain (format json",
+        false => "explain (format text",
+    });
+    for option in &explain.options {
+        sql.push(", ");
+        sql.push(option.word());
+    }
+    sql.push(") ");
 }
 
 fn read(sql: &mut Fragment, plan: &Plan, node: &crate::plan::Node) {

@@ -146,7 +146,7 @@ pub(crate) fn of(request: &ApiRequest, plan: &Plan, row: &Row) -> Option<HeaderV
             Returning::Rows { node, .. } => shape(&write.relation, node),
             Returning::Count | Returning::Location(_) => None,
         },
-        Action::Call(_) | Action::Options(_) | Action::Describe => None,
+        Action::Call(_) | Action::Options(_) | Action::Describe(_) => None,
     };
     let single = own.filter(|_| row.page == 1).zip(one_row(plan, row));
     let mut text = match single {

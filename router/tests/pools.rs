@@ -65,6 +65,7 @@ impl Node {
 
     fn pools(&self, size_max: usize, idle_max: Duration) -> Pools {
         Pools::new(PoolSettings {
+            search_path: "public".into(),
             application: "test".into(),
             tls: tenancy::tls::Tls::disabled().unwrap(),
             user: "ringfence_router".into(),

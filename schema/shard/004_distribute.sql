@@ -284,6 +284,44 @@ begin
 end
 $$;
 
+-- Views over a distributed table run with their caller's rights from now on: with
+-- their owner's they would not be served, for row security might not hold in them.
+create or replace function ringfence.adopt_views(t regclass) returns void
+language plpgsql as $$
+declare
+  adopted regclass;
+begin
+  for adopted in
+    with recursive above (oid) as (
+      select t::oid
+      union
+      select w.ev_class
+      from above a
+      join pg_depend d on d.refobjid = a.oid and d.refclassid = 'pg_class'::regclass
+        and d.classid = 'pg_rewrite'::regclass
+      join pg_rewrite w on w.oid = d.objid
+    )
+    select c.oid::regclass
+    from above a
+    join pg_class c on c.oid = a.oid and c.relkind = 'v'
+    join pg_namespace n on n.oid = c.relnamespace and n.nspname <> 'ringfence'
+    where pg_has_role(c.relowner, 'USAGE')
+      and not coalesce((select o.option_value::boolean from pg_options_to_table(c.reloptions) o
+        where o.option_name = 'security_invoker'), false)
+      and not exists (select from pg_depend e
+        where e.classid = 'pg_class'::regclass and e.objid = c.oid and e.deptype = 'e')
+  loop
+    execute format('alter view %s set (security_invoker = true)', adopted);
+    raise notice 'view % runs with its caller''s rights from now on', adopted;
+    if not exists (
+      select from pg_class c, aclexplode(c.relacl) a join pg_roles r on r.oid = a.grantee
+      where c.oid = adopted and r.rolname in ('anon', 'authenticated', 'service_role', 'ringfence_api')) then
+      execute format('grant select, insert, update, delete on %s to authenticated, service_role', adopted);
+    end if;
+  end loop;
+end
+$$;
+
 create or replace function ringfence.refuse_unless_distributable(t regclass) returns void
 language plpgsql as $$
 declare
@@ -432,6 +470,10 @@ begin
     end loop;
   end if;
   perform ringfence.capture_tables();
+  perform ringfence.adopt_views(t);
+  -- The tenant column has no statistics yet, and a small table that was never
+  -- looked at is read through an index, in another order than it was.
+  execute format('analyze %s', t);
 end
 $$;
 
@@ -536,12 +578,12 @@ create event trigger ringfence_forget_relations on sql_drop
   execute function ringfence.keep_relations();
 
 revoke all on function ringfence.distribute(regclass, uuid), ringfence.reference(regclass), ringfence.open_to_mover(regclass),
-  ringfence.protect(regclass, boolean), ringfence.protect_partition(regclass), ringfence.rebuild_keys(regclass),
+  ringfence.protect(regclass, boolean), ringfence.protect_partition(regclass), ringfence.adopt_views(regclass), ringfence.rebuild_keys(regclass),
   ringfence.set_replica_identity(regclass), ringfence.foreign_keys_of(regclass), ringfence.oid_of(jsonb, text),
   ringfence.tenant_foreign_key_sql(jsonb), ringfence.refuse_unless_distributable(regclass),
   ringfence.open_schema_of(regclass) from public;
 grant execute on function ringfence.distribute(regclass, uuid), ringfence.reference(regclass), ringfence.open_to_mover(regclass),
-  ringfence.protect(regclass, boolean), ringfence.protect_partition(regclass), ringfence.rebuild_keys(regclass),
+  ringfence.protect(regclass, boolean), ringfence.protect_partition(regclass), ringfence.adopt_views(regclass), ringfence.rebuild_keys(regclass),
   ringfence.set_replica_identity(regclass), ringfence.foreign_keys_of(regclass), ringfence.oid_of(jsonb, text),
   ringfence.tenant_foreign_key_sql(jsonb), ringfence.refuse_unless_distributable(regclass),
   ringfence.open_schema_of(regclass)

@@ -68,7 +68,7 @@ pub struct Relation {
     pub primary_key: Vec<Ident>,
     /// Column sets (without the tenant column) that are unique for a tenant,
     /// from primary keys, unique constraints and plain unique indexes.
-    pub unique_keys: Vec<Vec<Ident>>,
+    pub unique_keys: Vec<UniqueKey>,
     /// INSERT is possible.
     pub insertable: bool,
     /// UPDATE is possible.
@@ -92,6 +92,15 @@ impl Relation {
             Scope::Reference | Scope::View => None,
         }
     }
+}
+
+/// Columns that are unique for a tenant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UniqueKey {
+    /// The index's name, which is the constraint's where there is one.
+    pub name: Ident,
+    /// The columns without the tenant's.
+    pub columns: Vec<Ident>,
 }
 
 /// Kinds of relations that are exposed.

@@ -29,7 +29,8 @@ const READ: Work = Work {
     name: "one row by key",
     path: "companies?id=eq.{id}",
     params: &[],
-    goal: 0.0,
+    inserts: 0,
+    goal: None,
 };
 const CONNECTIONS: usize = 10_000;
 const LOOKS: u32 = 2_000;
@@ -60,12 +61,12 @@ pub(crate) async fn measure(args: &Args) -> Result<(Vec<Replicated>, Idle), Fail
             0 => "read=primary",
             _ => "max-staleness=2",
         };
-        let script = bench.wrk_script(&READ, &[("prefer", prefer)])?;
+        let script = bench.wrk_script(&READ, "wrk.lua", "/rest/v1/", &[("prefer", prefer)])?;
         let (mut samples, mut at_primary) = (Vec::new(), Vec::new());
         for round in 1..=args.rounds {
             eprintln!("· {replicas} replicas: round {round} of {}", args.rounds);
             let before = cpu(bench.postgres_pid);
-            let sample = bench.measured(|| bench.wrk(&script))?;
+            let sample = bench.measured(bench.router_pid, || bench.wrk(&script, &bench.url))?;
             let spent = cpu(bench.postgres_pid).saturating_sub(before);
             at_primary.push(spent.as_secs_f64() * 1e6 / (sample.rate * args.seconds as f64));
             samples.push(sample);

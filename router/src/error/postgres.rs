@@ -53,6 +53,14 @@ impl Refusal {
         }
     }
 
+    /// With another DETAIL, where there is one.
+    pub fn with_detail(self, detail: Option<String>) -> Self {
+        Self {
+            detail: detail.or(self.detail),
+            ..self
+        }
+    }
+
     pub(super) fn report(&self, error: &Error) -> Report {
         if self.sqlstate == "PGRST" {
             return self.raised().unwrap_or_else(|| self.bad_raise(error));

@@ -30,6 +30,8 @@ pub struct Call {
     pub void: bool,
     /// At most as many rows may come back, or nothing was done.
     pub max_affected: Option<i64>,
+    /// Settings of the function that hold for the whole transaction.
+    pub settings: Vec<(String, String)>,
 }
 
 /// What a function gets.
@@ -103,13 +105,25 @@ impl<'a> Planner<'a> {
             page: self.call_page(function),
             void: matches!(shape, Shape::Void),
             max_affected: bound,
+            settings: self.hoisted(function),
         };
         let form = match (function.volatility, reads) {
             (Volatility::Volatile, true) => Form::ReadOnlyTransaction,
             (Volatility::Volatile, false) => Form::Write,
-            (Volatility::Stable | Volatility::Immutable, _) => Form::Read,
+            // Constant to Postgres, so it may be called while the statement is
+            // planned, which must not be before the guard has run.
+            (Volatility::Immutable, _) => Form::ReadOnlyTransaction,
+            // A limit on time must be set before the statement that it limits.
+            (Volatility::Stable, _) if !call.settings.is_empty() => Form::ReadOnlyTransaction,
+            (Volatility::Stable, _) => Form::Read,
         };
         Ok((call, form))
+    }
+
+    fn hoisted(&self, function: &Function) -> Vec<(String, String)> {
+        let settings = function.settings.iter();
+        let hoisted = settings.filter(|(name, _)| self.config.hoisted_settings.contains(name));
+        hoisted.cloned().collect()
     }
 
     /// Methods of a function: reading ones only where it can't write.
@@ -155,28 +169,31 @@ impl<'a> Planner<'a> {
         let wanted = QualifiedName::new(self.request.schema.as_str(), name);
         let model = self.model;
         let overloads = model.catalog().functions.get(&wanted);
-        let overloads = overloads.map_or(&[][..], Vec::as_slice);
-        let raw = matches!(payload, Payload::Raw { .. });
-        let by_name: Vec<&Function> = overloads
-            .iter()
-            .filter(|function| !raw && takes(function, given))
+        let overloads: Vec<&Function> = overloads
+            .into_iter()
+            .flatten()
+            .filter(|function| callable(function))
             .collect();
+        let raw = matches!(payload, Payload::Raw { .. });
+        let reads = self.request.method.reads();
+        let fits = |function: &&&Function| {
+            !raw && takes(function, given) && !(reads && unnamed(function).is_some())
+        };
+        let by_name: Vec<&Function> = overloads.iter().filter(fits).copied().collect();
         match by_name.as_slice() {
-            [one] => return Ok((one, None)),
+            [one] => return Ok((one, unnamed(one))),
             [] => {}
-            several => {
-                let signatures = several.iter().map(|function| signature(function));
-                let signatures: Vec<String> = signatures.collect();
-                return Err(Error::AmbiguousFunction(signatures.join(", ")));
-            }
+            several => return Err(ambiguous(several)),
         }
-        let by_body = overloads.iter().find_map(|function| {
-            let parameter = whole_body(function, payload)?;
-            Some((function, Some(parameter)))
-        });
-        by_body
-            .filter(|_| self.request.method == Method::Post)
-            .ok_or_else(|| self.no_function(name, given))
+        let whole = |function: &&&Function| {
+            self.request.method == Method::Post && whole_body(function, payload).is_some()
+        };
+        let by_body: Vec<&Function> = overloads.iter().filter(whole).copied().collect();
+        match by_body.as_slice() {
+            [one] => Ok((one, unnamed(one))),
+            [] => Err(self.no_function(name, given, &overloads)),
+            several => Err(ambiguous(several)),
+        }
     }
 
     fn named_arguments(&self, function: &Function) -> Vec<Value> {
@@ -237,7 +254,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn no_function(&self, name: &str, given: &[&str]) -> Error {
+    fn no_function(&self, name: &str, given: &[&str], overloads: &[&Function]) -> Error {
         let schema = &self.request.schema;
         let full = format!("{schema}.{name}");
         let with = match given {
@@ -253,42 +270,80 @@ impl<'a> Planner<'a> {
             [] => format!("{full} without parameters"),
             several => format!("{full}({})", several.join(", ")),
         };
-        let functions = self.model.catalog().functions.keys();
-        let names = functions.filter(|function| function.schema.as_str() == schema);
-        let similar = suggest::function(names.map(|function| function.name.as_str()), name);
         Error::NoFunction {
             message: format!("Could not find the function {signature} in the schema cache"),
             details: format!(
                 "Searched for the function {full}{with}{body}, but no matches were found in the \
                  schema cache."
             ),
-            similar: similar.and_then(|found| self.similar_signature(found)),
+            similar: self.similar_function(name, given, overloads),
         }
     }
 
-    fn similar_signature(&self, name: &str) -> Option<String> {
-        let found = QualifiedName::new(self.request.schema.as_str(), name);
-        let overloads = self.model.catalog().functions.get(&found)?;
-        let parameters = overloads.first()?.parameters.iter();
-        let names: Vec<&str> = parameters.map(|p| p.name.as_str()).collect();
-        Some(format!(
-            "{}.{name}({})",
-            self.request.schema,
-            names.join(", ")
-        ))
+    /// Another overload, or where there is none, another function.
+    fn similar_function(
+        &self,
+        name: &str,
+        given: &[&str],
+        overloads: &[&Function],
+    ) -> Option<String> {
+        let schema = self.request.schema.as_str();
+        if overloads.is_empty() {
+            let functions = self.model.catalog().functions.iter();
+            let names = functions
+                .filter(|(other, found)| {
+                    other.schema.as_str() == schema && found.iter().any(callable)
+                })
+                .map(|(other, _)| other.name.as_str());
+            return suggest::function(names, name).map(|found| format!("{schema}.{found}"));
+        }
+        let lists: Vec<String> = overloads
+            .iter()
+            .map(|function| {
+                let parameters = function.parameters.iter();
+                parameter_list(parameters.map(|p| p.name.as_str()).collect())
+            })
+            .collect();
+        let wanted = parameter_list(given.to_vec());
+        let found = suggest::function(lists.iter().map(String::as_str), &wanted)?;
+        Some(format!("{schema}.{name}{found}"))
+    }
+}
+
+/// `(a, b)`, in the order of the alphabet.
+fn parameter_list(mut names: Vec<&str>) -> String {
+    names.sort_unstable();
+    format!("({})", names.join(", "))
+}
+
+fn ambiguous(functions: &[&Function]) -> Error {
+    let signatures: Vec<String> = functions.iter().map(|f| signature(f)).collect();
+    Error::AmbiguousFunction(signatures.join(", "))
+}
+
+/// All its parameters have names, or the only one takes a whole body.
+fn callable(function: &Function) -> bool {
+    let nameless = |p: &&Parameter| p.name.as_str().is_empty();
+    !function.parameters.iter().any(|p| nameless(&p))
+        || unnamed(function)
+            .is_some_and(|p| matches!(&*p.base_type, "json" | "jsonb" | "text" | "xml" | "bytea"))
+}
+
+/// Its only parameter, where that has no name.
+fn unnamed(function: &Function) -> Option<&Parameter> {
+    match function.parameters.as_slice() {
+        [only] if only.name.as_str().is_empty() => Some(only),
+        _ => None,
     }
 }
 
 /// Required ⊆ given ⊆ all of them.
 fn takes(function: &Function, given: &[&str]) -> bool {
     let parameters = &function.parameters;
-    let named = parameters.iter().all(|p| !p.name.as_str().is_empty());
     let required = parameters.iter().filter(|p| p.required);
     let mut required = required.map(|p| p.name.as_str());
     let known = |name: &&str| parameters.iter().any(|p| p.name.as_str() == *name);
-    (named || given.is_empty() && parameters.is_empty())
-        && required.all(|name| given.contains(&name))
-        && given.iter().all(known)
+    required.all(|name| given.contains(&name)) && given.iter().all(known)
 }
 
 /// The single unnamed parameter, where the body is of its type.

@@ -13,6 +13,8 @@ use crate::request::name::Field;
 pub(super) enum RowType<'a> {
     /// Rows of a relation: its visible columns and computed fields.
     Relation(&'a Relation),
+    /// Rows of an embedded relation, so many levels down.
+    Embedded(&'a Relation, usize),
     /// Rows of named columns that a function returns.
     Columns {
         /// The function's name, for error texts.
@@ -26,15 +28,31 @@ impl<'a> RowType<'a> {
     /// Its name in error texts.
     pub(super) fn name(&self) -> &'a str {
         match self {
-            Self::Relation(relation) => relation.name.name.as_str(),
+            Self::Relation(relation) | Self::Embedded(relation, _) => relation.name.name.as_str(),
             Self::Columns { name, .. } => name,
+        }
+    }
+
+    /// How PostgREST, and so Postgres' errors about it, calls it.
+    pub(super) fn alias(&self) -> String {
+        match self {
+            Self::Relation(_) | Self::Columns { .. } => self.name().to_owned(),
+            Self::Embedded(_, depth) => format!("{}_{depth}", self.name()),
+        }
+    }
+
+    /// How many levels down its own embeds are.
+    pub(super) fn depth_below(&self) -> usize {
+        match self {
+            Self::Relation(_) | Self::Columns { .. } => 1,
+            Self::Embedded(_, depth) => depth + 1,
         }
     }
 
     /// The relation whose rows they are.
     pub(super) fn relation(&self) -> Option<&'a Relation> {
         match self {
-            Self::Relation(relation) => Some(relation),
+            Self::Relation(relation) | Self::Embedded(relation, _) => Some(relation),
             Self::Columns { .. } => None,
         }
     }
@@ -47,7 +65,7 @@ impl<'a> RowType<'a> {
             path: Vec::new(),
         };
         match self {
-            Self::Relation(relation) => {
+            Self::Relation(relation) | Self::Embedded(relation, _) => {
                 let columns = relation.columns.iter();
                 columns
                     .map(|column| field(&column.name, &column.base_type))
@@ -63,20 +81,22 @@ impl<'a> RowType<'a> {
     /// The field of that name. The hidden tenant column is none.
     pub(super) fn field(&self, model: &'a Model, field: &Field) -> Option<FieldRef> {
         let (column, base_type) = match self {
-            Self::Relation(relation) => match relation.column(&field.name) {
-                Some(column) => {
-                    let reference = ColumnRef::Column(column.name.clone());
-                    (reference, column.base_type.clone())
+            Self::Relation(relation) | Self::Embedded(relation, _) => {
+                match relation.column(&field.name) {
+                    Some(column) => {
+                        let reference = ColumnRef::Column(column.name.clone());
+                        (reference, column.base_type.clone())
+                    }
+                    None => {
+                        let function = model.computed_field(relation, &field.name)?;
+                        let base_type = match &function.returns.shape {
+                            schema::catalog::Shape::Scalar(name) => name.clone(),
+                            _ => "record".into(),
+                        };
+                        (ColumnRef::Computed(function.name.clone()), base_type)
+                    }
                 }
-                None => {
-                    let function = model.computed_field(relation, &field.name)?;
-                    let base_type = match &function.returns.shape {
-                        schema::catalog::Shape::Scalar(name) => name.clone(),
-                        _ => "record".into(),
-                    };
-                    (ColumnRef::Computed(function.name.clone()), base_type)
-                }
-            },
+            }
             Self::Columns { columns, .. } => {
                 let found = columns.iter().find(|(name, _)| name.as_str() == field.name);
                 let (name, base_type) = found?;
@@ -93,7 +113,7 @@ impl<'a> RowType<'a> {
     /// The field of that name, or Postgres' own error.
     pub(super) fn expect(&self, model: &'a Model, field: &Field) -> Result<FieldRef, Error> {
         self.field(model, field).ok_or_else(|| Error::NoColumn {
-            relation: self.name().to_owned(),
+            relation: self.alias(),
             column: field.name.clone(),
         })
     }

@@ -49,6 +49,11 @@ impl Model {
         &self.catalog
     }
 
+    /// The catalog, to be kept.
+    pub fn shared(&self) -> Arc<Catalog> {
+        self.catalog.clone()
+    }
+
     /// Relationships that start at `origin`.
     pub fn relationships(&self, origin: &QualifiedName) -> &[Relationship] {
         self.relationships.get(origin).map_or(&[], Vec::as_slice)

@@ -176,6 +176,7 @@ impl<'a> Planner<'a> {
         let mut behind = Vec::new();
         let mut embeds = Vec::new();
         let mut names: Vec<Named<'a>> = Vec::new();
+        let mut keys: Vec<&str> = Vec::new();
         let mut conditions = Vec::new();
         for item in items {
             match item {
@@ -190,7 +191,19 @@ impl<'a> Planner<'a> {
                             embed: index,
                         });
                     }
-                    behind.extend(self.embedded_outputs(embed, index, &built)?);
+                    let added = self.embedded_outputs(embed, index, &built)?;
+                    let name = embed.alias.as_deref().unwrap_or(&embed.target);
+                    if !added.is_empty() && keys.contains(&name) {
+                        return Err(Error::EmbeddedTwice(format!(
+                            "{}_{name}_{}",
+                            rows.name(),
+                            rows.depth_below()
+                        )));
+                    }
+                    if !added.is_empty() {
+                        keys.push(name);
+                    }
+                    behind.extend(added);
                     names.push(Named {
                         alias: embed.alias.as_deref(),
                         target: &embed.target,
@@ -286,7 +299,7 @@ impl<'a> Planner<'a> {
                 return Ok((Value::Rows, model_key("count")));
             }
             return Err(Error::NoColumn {
-                relation: rows.name().to_owned(),
+                relation: rows.alias(),
                 column: field.name.clone(),
             });
         };
@@ -345,7 +358,8 @@ impl<'a> Planner<'a> {
         // An alias is the name to filter by; the target's own name still works.
         let alias = embed.alias.as_deref();
         let own = wants.take(|name| alias == Some(name) || embed.target == name);
-        let mut node = self.level(RowType::Relation(target), source, &embed.items, own)?;
+        let below = RowType::Embedded(target, rows.depth_below());
+        let mut node = self.level(below, source, &embed.items, own)?;
         if !to_one {
             node.page = node.page.capped(self.config.rows_max);
         }

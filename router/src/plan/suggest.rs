@@ -7,6 +7,8 @@ use super::model::Relationship;
 
 /// Below this a name is another name, not a misspelled one.
 const SIMILARITY_MIN: f64 = 0.75;
+/// For functions, and their lists of parameters, more is taken for a mistake.
+const FUNCTION_SIMILARITY_MIN: f64 = 0.33;
 /// In larger schemas the search would cost more than the hint is worth.
 const NAMES_MAX: usize = 1_000;
 
@@ -29,12 +31,38 @@ pub(super) fn target(relationships: &[Relationship], target: &str) -> Option<Str
 
 /// The function that `wanted` may mean.
 pub(super) fn function<'a>(names: impl Iterator<Item = &'a str>, wanted: &str) -> Option<&'a str> {
-    closest(names, wanted)
+    let names: Vec<&str> = names.collect();
+    // Three letters in a row that both have, or else two.
+    [3, 2].into_iter().find_map(|length| {
+        let grams = grams(wanted, length);
+        let related = names.iter().copied();
+        let related =
+            related.filter(|name| self::grams(name, length).iter().any(|g| grams.contains(g)));
+        closest_above(FUNCTION_SIMILARITY_MIN, related, wanted)
+    })
+}
+
+/// Runs of `length` letters of a name, its ends marked.
+fn grams(name: &str, length: usize) -> Vec<Vec<char>> {
+    let letters = name.to_lowercase();
+    let letters = letters
+        .chars()
+        .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | ',' | '_'));
+    let marked: Vec<char> = std::iter::once('-').chain(letters).chain(['-']).collect();
+    marked.windows(length).map(<[char]>::to_vec).collect()
 }
 
 fn closest<'a>(names: impl Iterator<Item = &'a str>, wanted: &str) -> Option<&'a str> {
+    closest_above(SIMILARITY_MIN, names, wanted)
+}
+
+fn closest_above<'a>(
+    min: f64,
+    names: impl Iterator<Item = &'a str>,
+    wanted: &str,
+) -> Option<&'a str> {
     let scored = names.map(|name| (similarity(name, wanted), name));
-    let good = scored.filter(|(score, _)| *score >= SIMILARITY_MIN);
+    let good = scored.filter(|(score, _)| *score >= min);
     // Equal scores: the first in the alphabet, whatever order they came in.
     let best = good.max_by(|(a, x), (b, y)| a.total_cmp(b).then_with(|| y.cmp(x)));
     best.map(|(_, name)| name)
@@ -74,5 +102,8 @@ mod tests {
         assert_eq!(closest(names.into_iter(), "companie"), Some("companies"));
         assert_eq!(closest(names.into_iter(), "contact"), Some("contacts"));
         assert_eq!(closest(names.into_iter(), ""), None);
+        let lists = ["(a, b)", "(name_param)"];
+        assert_eq!(function(lists.into_iter(), "(a)"), Some("(a, b)"));
+        assert_eq!(function(lists.into_iter(), "()"), None);
     }
 }

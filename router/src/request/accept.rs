@@ -98,7 +98,8 @@ impl MediaType {
         }
     }
 
-    fn parse(text: &str) -> Self {
+    /// As a client writes it.
+    pub fn parse(text: &str) -> Self {
         let mut parts = text.split(';').map(str::trim);
         let name = parts.next().unwrap_or_default().to_ascii_lowercase();
         let parameters: Vec<(&str, &str)> = parts
@@ -132,6 +133,11 @@ impl MediaType {
 }
 
 impl Explain {
+    /// The statement is run, too.
+    pub fn runs(&self) -> bool {
+        self.options.contains(&ExplainOption::Analyze)
+    }
+
     fn parse(json: bool, parameters: &[(&str, &str)]) -> Self {
         let value = |wanted: &str| {
             let found = parameters.iter().find(|(key, _)| *key == wanted);
@@ -148,7 +154,8 @@ impl Explain {
         }
     }
 
-    fn content_type(&self) -> String {
+    /// Content-Type of the explanation.
+    pub fn content_type(&self) -> String {
         let suffix = if self.json { "json" } else { "text" };
         let of = self.of.as_deref().unwrap_or("application/json");
         let mut text = format!("application/vnd.pgrst.plan+{suffix}; for=\"{of}\"");

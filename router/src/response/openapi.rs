@@ -1,18 +1,59 @@
 //! The schema as an OpenAPI 2.0 document.
 
+use bytes::Bytes;
 use schema::catalog::{Column, Function, Relation};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::config::Api;
-use crate::plan::Model;
+use crate::plan::Description;
 
-/// Describes what `schema` exposes.
-pub(super) fn document(config: &Api, model: &Model, schema: &str) -> String {
-    let catalog = model.catalog();
-    let mut relations: Vec<&Relation> = catalog
+/// What a role may use of a schema; see `sql::describe`.
+#[derive(Debug, Deserialize)]
+struct Privileges {
+    /// (name, SELECT, INSERT, UPDATE, DELETE).
+    relations: Vec<(String, bool, bool, bool, bool)>,
+    functions: Vec<String>,
+}
+
+impl Privileges {
+    /// The relation as the role may use it; none where it may not at all.
+    fn limit(&self, relation: &Relation) -> Option<Relation> {
+        let name = relation.name.name.as_str();
+        let found = self.relations.iter().find(|(other, ..)| other == name)?;
+        let (_, select, insert, update, delete) = *found;
+        let limited = Relation {
+            insertable: relation.insertable && insert,
+            updatable: relation.updatable && update,
+            deletable: relation.deletable && delete,
+            ..relation.clone()
+        };
+        (select || limited.insertable || limited.updatable || limited.deletable).then_some(limited)
+    }
+}
+
+/// Describes what a schema exposes, to a role with these privileges, or to all.
+/// Privileges that can't be read are none.
+pub(super) fn document(
+    config: &Api,
+    described: &Description,
+    privileges: Option<&Bytes>,
+) -> String {
+    let (catalog, schema) = (&described.catalog, described.schema.as_str());
+    let privileges = privileges.map(|body| {
+        serde_json::from_slice(body).unwrap_or(Privileges {
+            relations: Vec::new(),
+            functions: Vec::new(),
+        })
+    });
+    let mut relations: Vec<Relation> = catalog
         .relations
         .values()
         .filter(|relation| relation.name.schema.as_str() == schema)
+        .filter_map(|relation| match &privileges {
+            Some(privileges) => privileges.limit(relation),
+            None => Some(relation.clone()),
+        })
         .collect();
     relations.sort_by(|a, b| a.name.cmp(&b.name));
     let mut functions: Vec<&Function> = catalog
@@ -20,12 +61,19 @@ pub(super) fn document(config: &Api, model: &Model, schema: &str) -> String {
         .values()
         .filter_map(|overloads| overloads.first())
         .filter(|function| function.name.schema.as_str() == schema)
+        .filter(|function| match &privileges {
+            Some(may) => may
+                .functions
+                .iter()
+                .any(|name| name == function.name.name.as_str()),
+            None => true,
+        })
         .collect();
     functions.sort_by(|a, b| a.name.cmp(&b.name));
     let mut paths = Map::new();
     paths.insert("/".into(), json!({"get": {"summary": "OpenAPI description (this document)", "responses": {"200": {"description": "OK"}}}}));
     let mut definitions = Map::new();
-    for relation in relations {
+    for relation in &relations {
         let name = relation.name.name.as_str();
         paths.insert(format!("/{name}"), path(relation));
         definitions.insert(name.to_owned(), definition(relation));

@@ -12,7 +12,7 @@ use router::config::Api;
 use router::error::{Error, Hidden, Refusal};
 use router::execute::{self, Access, ExecuteError, Guard, Text};
 use router::gate::{Claim, Waiting};
-use router::plan::{Action, Form, Model, plan};
+use router::plan::{Action, Form, Model, plan, violation};
 use router::pool::{Identity, Leased, NodeAddress, PoolSettings, Pools};
 use router::request::{ApiRequest, RequestParts, body};
 use router::response::{self, Row};
@@ -143,6 +143,7 @@ impl Shop {
             },
             model: Model::new(Arc::new(catalog)),
             pools: Pools::new(PoolSettings {
+                search_path: "public".into(),
                 application: "test".into(),
                 user: "ringfence_router".into(),
                 password: Some("router".into()),
@@ -250,6 +251,7 @@ impl Shop {
         Guard {
             tenant,
             epoch: 1,
+            before: self.api.before().map(|name| name.to_string().into()),
             claims: Bytes::from_static(b"{\"role\":\"authenticated\"}"),
             settings,
             claim: None,
@@ -296,9 +298,14 @@ impl Shop {
         )?;
         let plan = plan(&self.model, &self.api, &request, &payload)?;
         let Some(statement) = sql::statement(&plan, None) else {
-            return response::without_rows(&self.api, &self.model, &request, &plan);
+            return response::without_rows(&self.api, &request, &plan);
         };
-        let settings = request.settings();
+        let hoisted = match &plan.action {
+            Action::Call(call) => &call.settings[..],
+            _ => &[],
+        };
+        let hoisted = hoisted.iter().map(|(n, v)| (n.as_str(), v.as_str()));
+        let settings: Vec<(&str, &str)> = hoisted.chain(request.settings()).collect();
         let settings = settings.iter().map(|(n, v)| format!("{n},{v}"));
         let settings: Vec<String> = settings.collect();
         let settings = (!settings.is_empty()).then(|| format!("{{{}}}", settings.join(",")).into());
@@ -330,7 +337,12 @@ impl Shop {
                     column: column.as_str(),
                     tenant: &name,
                 });
-                Error::Postgres(Box::new(Refusal::new(&refused, false, hidden)))
+                let refusal = Refusal::new(&refused, false, hidden);
+                let (state, constraint) = (refused.code().code(), refused.constraint());
+                let (constraint, detail) =
+                    (constraint.unwrap_or_default(), refusal.detail.as_deref());
+                let detail = violation::detail(&self.model, &plan, state, constraint, detail);
+                Error::Postgres(Box::new(refusal.with_detail(detail)))
             }
             other => panic!("{other:?} for {text}"),
         })?;

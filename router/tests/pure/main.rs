@@ -2,4 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
+mod fuzz;
+mod model;
 mod request;

@@ -9,11 +9,11 @@ use tokio_postgres::types::Oid;
 
 use super::Error;
 use super::functions::{RowTypes, function, relationship};
-use super::rows::{Raw, RawColumn, RawRelation};
+use super::rows::{Raw, RawColumn, RawKey, RawRelation};
 use super::view::{Origin, origins};
 use crate::catalog::{
     Catalog, Column, Fingerprint, ForeignKey, Function, Hidden, HiddenReason, Relation,
-    RelationKind, Scope, Uncacheable,
+    RelationKind, Scope, Uncacheable, UniqueKey,
 };
 use crate::ident::{Ident, QualifiedName};
 
@@ -138,19 +138,19 @@ fn table(raw: &Raw, relation: &RawRelation, scope: Scope, columns: &[&RawColumn]
         .iter()
         .map(|column| (column.number, Ident::new(column.name.as_str())))
         .collect();
-    let keys: Vec<(bool, Vec<i16>)> = raw
+    let keys: Vec<(&RawKey, Vec<i16>)> = raw
         .keys
         .iter()
         .filter(|key| key.relation == relation.oid)
         .map(|key| {
             let own = key.columns.iter().copied();
             let own = own.filter(|number| Some(*number) != hidden_column);
-            (key.primary, own.collect())
+            (key, own.collect())
         })
         .collect();
     let primary_key = keys
         .iter()
-        .find(|(primary, _)| *primary)
+        .find(|(key, _)| key.primary)
         .map(|(_, columns)| columns.clone())
         .unwrap_or_default();
     let read_only = matches!(scope, Scope::Reference);
@@ -163,8 +163,11 @@ fn table(raw: &Raw, relation: &RawRelation, scope: Scope, columns: &[&RawColumn]
             primary_key: named(&primary_key, &names),
             unique_keys: keys
                 .iter()
-                .map(|(_, columns)| named(columns, &names))
-                .filter(|key| !key.is_empty())
+                .map(|(key, columns)| UniqueKey {
+                    name: Ident::new(key.name.as_str()),
+                    columns: named(columns, &names),
+                })
+                .filter(|key| !key.columns.is_empty())
                 .collect(),
             insertable: can(INSERT),
             updatable: can(UPDATE),
@@ -394,7 +397,7 @@ fn foreign_keys(raw: &Raw, exposed: &BTreeMap<Oid, Exposed>) -> Vec<ForeignKey> 
             .filter(|name| Some(*name) != tenant)
             .collect();
         let one_to_one = table.relation.unique_keys.iter().any(|unique| {
-            let columns = unique.iter().filter(|name| Some(*name) != tenant);
+            let columns = unique.columns.iter().filter(|name| Some(*name) != tenant);
             columns.collect::<HashSet<_>>() == own_names
         });
         let referenced = sides(exposed, key.foreign, &other);

@@ -62,6 +62,7 @@ pub(super) struct RawColumn {
 /// A primary key or a plain unique index.
 pub(super) struct RawKey {
     pub(super) relation: Oid,
+    pub(super) name: String,
     pub(super) primary: bool,
     pub(super) columns: Vec<i16>,
 }
@@ -134,6 +135,7 @@ pub(super) async fn read(client: &Client, exposed: &[&str]) -> Result<Raw, Error
             .map(|row| {
                 Ok(RawKey {
                     relation: row.try_get("relation")?,
+                    name: row.try_get("name")?,
                     primary: row.try_get("primary")?,
                     columns: row.try_get("columns")?,
                 })
@@ -336,14 +338,15 @@ where n.nspname = any($1) and c.relkind in ('r', 'p', 'v') and not c.relispartit
 order by a.attrelid, a.attnum";
 
 const KEYS: &str = "
-select i.indrelid as relation, i.indisprimary as primary,
+select i.indrelid as relation, x.relname::text as name, i.indisprimary as primary,
   (i.indkey::int2[])[0:i.indnkeyatts - 1] as columns
 from pg_catalog.pg_index i
+join pg_catalog.pg_class x on x.oid = i.indexrelid
 join pg_catalog.pg_class c on c.oid = i.indrelid
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 where n.nspname = any($1) and c.relkind in ('r', 'p') and not c.relispartition
   and i.indisunique and i.indisvalid and i.indpred is null and i.indexprs is null
-order by i.indrelid, not i.indisprimary, 3";
+order by i.indrelid, not i.indisprimary, columns";
 
 const FOREIGN_KEYS: &str = "
 select k.conname::text as name, k.conrelid as relation, k.conkey as columns,

@@ -63,7 +63,7 @@ fn outline(catalog: &Catalog) -> String {
         }
         writeln!(text, "  key ({})", list(&relation.primary_key)).unwrap();
         for key in &relation.unique_keys {
-            writeln!(text, "  unique ({})", list(key)).unwrap();
+            writeln!(text, "  unique ({})", list(&key.columns)).unwrap();
         }
     }
     for key in &catalog.foreign_keys {
