@@ -5,6 +5,7 @@ pub mod key;
 pub mod local;
 pub mod migrate;
 pub mod node;
+pub mod plan;
 pub mod ring;
 pub mod shard;
 pub mod status;
@@ -60,7 +61,7 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Tenants: create, list, show, suspend, resume, delete.
+    /// Tenants: create, list, show, limit, suspend, resume, delete.
     #[command(subcommand)]
     Tenant(tenant::Command),
     /// API keys of tenants: create, list, revoke.
@@ -72,6 +73,9 @@ enum Command {
     /// Changes of the schema on all shards: new, lint, plan, apply, status.
     #[command(subcommand)]
     Migrate(migrate::Command),
+    /// Plans of tenants, and what they may use: list, set.
+    #[command(subcommand)]
+    Plan(plan::Command),
     /// Shards: list, add.
     #[command(subcommand)]
     Shard(shard::Command),
@@ -100,6 +104,7 @@ impl Cli {
             Command::Key(command) => command.run(&admin()?, global.no_input).await,
             Command::Job(command) => command.run(&admin()?).await,
             Command::Migrate(command) => command.run(admin, global.no_input, global.output).await,
+            Command::Plan(command) => command.run(&admin()?).await,
             Command::Shard(command) => command.run(&admin()?).await,
             Command::Node(command) => command.run(&admin()?).await,
             Command::Ring(command) => command.run(&admin()?).await,

@@ -1,15 +1,18 @@
-//! The admin port: `/live`, `/ready` and `/metrics`.
+//! The admin port: `/live`, `/ready`, `/metrics` and `/usage`.
 
 use std::sync::Arc;
 
-use axum::Router;
-use axum::extract::State;
+use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::routing::get;
+use axum::{Json, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::app::App;
+use crate::quota::{By, RECENT, Usage};
 
 /// Routes of the admin port.
 pub fn routes(app: Arc<App>, metrics: PrometheusHandle) -> Router {
@@ -17,6 +20,7 @@ pub fn routes(app: Arc<App>, metrics: PrometheusHandle) -> Router {
         .route("/live", get(|| async { "live\n" }))
         .route("/ready", get(ready))
         .route("/metrics", get(render))
+        .route("/usage", get(usage))
         .with_state(Admin { app, metrics })
 }
 
@@ -35,6 +39,37 @@ async fn ready(State(admin): State<Admin>) -> (StatusCode, String) {
         let text = format!("not ready: {}\n", reasons.join("; "));
         (StatusCode::SERVICE_UNAVAILABLE, text)
     }
+}
+
+/// Which tenants, in which order.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wanted {
+    /// This one alone.
+    tenant: Option<Uuid>,
+    #[serde(default)]
+    by: By,
+    limit: Option<usize>,
+}
+
+#[derive(Serialize)]
+struct Usages {
+    /// What "recent" means.
+    recent_seconds: u64,
+    tenants: Vec<Usage>,
+}
+
+/// What tenants use of this router.
+async fn usage(State(admin): State<Admin>, Query(wanted): Query<Wanted>) -> Json<Usages> {
+    let quotas = &admin.app.quotas;
+    let tenants = match wanted.tenant {
+        Some(tenant) => quotas.of(tenant).into_iter().collect(),
+        None => quotas.top(wanted.by, wanted.limit.unwrap_or(20)),
+    };
+    Json(Usages {
+        recent_seconds: RECENT.as_secs(),
+        tenants,
+    })
 }
 
 async fn render(State(admin): State<Admin>) -> impl IntoResponse {

@@ -20,6 +20,7 @@ use crate::gate::Waiting;
 use crate::hold::HoldRoom;
 use crate::nodes::Node;
 use crate::pool::{NodeAddress, PoolSettings, Pools};
+use crate::quota::{self, Quotas};
 use crate::retry::RetryBudget;
 use crate::shards::{Shards, Watching};
 
@@ -52,6 +53,8 @@ pub struct App {
     pub shards: Arc<Shards>,
     /// Connections.
     pub pools: Pools,
+    /// What tenants use, and may use.
+    pub quotas: Quotas,
     /// What may be tried again.
     pub retries: RetryBudget,
     /// Requests that wait for their tenant's cut-over.
@@ -102,6 +105,7 @@ impl App {
             authenticator,
             shards,
             pools,
+            quotas: Quotas::default(),
             retries: RetryBudget::default(),
             transactions: TaskTracker::new(),
             in_flight: AtomicUsize::new(0),
@@ -180,14 +184,15 @@ impl App {
         granted
     }
 
-    /// Shares the nodes' connections with the routers that live, and closes
-    /// what is idle.
+    /// Shares the nodes' connections and the tenants' limits with the routers
+    /// that live, and closes what is idle.
     async fn keep_pools(self: Arc<Self>, stop: CancellationToken) {
         let mut members = self.placements.members();
         let share = async {
             loop {
                 let sharers = members.borrow_and_update().sharers();
                 self.pools.share_with(sharers);
+                self.quotas.share_with(sharers);
                 if members.changed().await.is_err() {
                     return std::future::pending().await;
                 }
@@ -197,6 +202,16 @@ impl App {
             () = stop.cancelled() => {}
             () = share => {}
             () = self.pools.close_idle() => {}
+            () = self.count_usage() => {}
+        }
+    }
+
+    async fn count_usage(&self) {
+        let mut ticks = tokio::time::interval(quota::RECENT);
+        loop {
+            ticks.tick().await;
+            self.quotas.tick();
+            self.events.metrics.tenants.set(self.quotas.len() as f64);
         }
     }
 
@@ -284,6 +299,7 @@ fn pool_settings(config: &Config, password: Option<String>, tls: Tls) -> PoolSet
         waiting: Waiting {
             max: shards.waiting_max,
             tenant_max: shards.waiting_tenant_max,
+            tenant_share: shards.tenant_share_percent.clamp(1, 100),
         },
         idle_max: Duration::from_millis(shards.idle_ms_max.max(1_000)),
         wait_max: Duration::from_millis(shards.pool_wait_ms_max),

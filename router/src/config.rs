@@ -116,6 +116,8 @@ pub struct Shards {
     pub waiting_max: usize,
     /// Requests of one tenant that may.
     pub waiting_tenant_max: usize,
+    /// Connections to a node that one tenant gets while others wait for one, in percent.
+    pub tenant_share_percent: usize,
     /// Longest wait for a pooled connection.
     pub pool_wait_ms_max: u64,
     /// Longest wait for a new connection.
@@ -400,6 +402,7 @@ impl Default for Shards {
             idle_ms_max: 30_000,
             waiting_max: 1_000,
             waiting_tenant_max: 200,
+            tenant_share_percent: 20,
             pool_wait_ms_max: 2_000,
             connect_ms_max: 2_000,
             statements_max: 256,

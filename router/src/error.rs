@@ -17,6 +17,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tenancy::auth::AuthError;
 
+use crate::quota::{self, Limited, RateNow};
 use crate::timeline::lsn_text;
 
 pub use postgres::{Hidden, Refusal};
@@ -248,6 +249,21 @@ pub enum Error {
     /// If-Match on something that can't be compared with a row.
     #[error("If-Match can't be kept here")]
     Precondition(&'static str),
+    /// The tenant asks more often than it may.
+    #[error("Too many requests a second")]
+    TooManyRequests(RateNow),
+    /// The tenant asks for more at once than it may.
+    #[error("Too many requests at once")]
+    TooManyAtOnce {
+        /// On this router.
+        max: u32,
+    },
+    /// What was read is larger than the tenant may read at once.
+    #[error("The answer is larger than {max} bytes")]
+    AnswerTooLarge {
+        /// In bytes.
+        max: u32,
+    },
     /// A fault of the router's own.
     #[error("Internal error")]
     Internal {
@@ -390,6 +406,15 @@ impl Report {
     }
 }
 
+impl From<Limited> for Error {
+    fn from(limited: Limited) -> Self {
+        match limited {
+            Limited::Rate(rate) => Self::TooManyRequests(rate),
+            Limited::Concurrency { max } => Self::TooManyAtOnce { max },
+        }
+    }
+}
+
 impl Error {
     /// Status, code and texts, as the client gets them.
     pub fn report(&self) -> Report {
@@ -512,6 +537,19 @@ impl Error {
                 "It takes the tag of one row, on a PATCH or DELETE that names the row's whole key."
                     .to_owned(),
             ),
+            Self::TooManyRequests(rate) => report(429, "RF050")
+                .details(format!(
+                    "The tenant has {} requests in {} s",
+                    rate.quota, rate.window
+                ))
+                .header(RETRY_AFTER, &rate.reset.to_string())
+                .header(quota::POLICY, &rate.policy())
+                .header(quota::LIMIT, &rate.limit()),
+            Self::TooManyAtOnce { max } => report(429, "RF051")
+                .details(format!("{max} of the tenant's are being answered here"))
+                .header(RETRY_AFTER, "1"),
+            Self::AnswerTooLarge { .. } => report(422, "RF052")
+                .hint("Ask for fewer rows or columns: limit, select.".to_owned()),
             Self::Internal { .. } => report(500, "XX000"),
         }
     }
@@ -525,7 +563,12 @@ impl Error {
     pub fn retry(&self) -> bool {
         matches!(
             self,
-            Self::Unavailable { .. } | Self::Overloaded | Self::NoSchema | Self::SameKey
+            Self::Unavailable { .. }
+                | Self::Overloaded
+                | Self::NoSchema
+                | Self::SameKey
+                | Self::TooManyRequests(_)
+                | Self::TooManyAtOnce { .. }
         )
     }
 

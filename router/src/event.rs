@@ -10,6 +10,7 @@ use http::{Method, StatusCode};
 use self::access_log::AccessLog;
 use self::metrics::Metrics;
 use crate::config::RequestLog;
+use crate::quota::Limited;
 
 /// Something that happened.
 #[derive(Debug)]
@@ -35,6 +36,8 @@ pub enum Event<'a> {
     Key(KeyUse),
     /// A client's copy of an answer was still good: 304.
     NotModified,
+    /// A tenant's request was refused for a limit of the tenant.
+    Limited(Limited),
     /// A shard's schema model was loaded.
     SchemaLoaded {
         /// The shard.
@@ -234,7 +237,7 @@ impl Events {
             Event::Read { .. } => {}
             Event::FellBack { reason } => tracing::debug!(?reason, "read given to the primary"),
             Event::Key(used) => tracing::debug!(?used, "idempotency key"),
-            Event::NotModified => {}
+            Event::NotModified | Event::Limited(_) => {}
             Event::SchemaLoaded {
                 shard,
                 fingerprint,

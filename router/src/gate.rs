@@ -2,8 +2,9 @@
 //!
 //! A request that finds no free connection waits in its tenant's queue, and the
 //! queues are served one request a turn, so a tenant that floods the router waits
-//! for itself. No tenant may use up the last connections, so that others need
-//! not wait for its slow statements to end. Waiting is bounded in number, in
+//! for itself. While several wait, none gets more than its share of the
+//! connections as long as another one is below its own; and no tenant may use up
+//! the last connections, so that others need not wait for its slow statements to end. Waiting is bounded in number, in
 //! all and by tenant; and who would wait too long anyway, by how long the work of
 //! those in front has taken lately, is told so at once.
 
@@ -15,13 +16,15 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
-/// How many may wait, and for how long.
+/// How many may wait, and what they may have.
 #[derive(Clone, Copy, Debug)]
 pub struct Waiting {
     /// Requests at most.
     pub max: usize,
     /// Requests of one tenant at most.
     pub tenant_max: usize,
+    /// Connections that one tenant gets while others wait, in percent.
+    pub tenant_share: usize,
 }
 
 /// A node's gate.
@@ -117,7 +120,7 @@ impl Gate {
     ) -> Result<Permit, Refused> {
         let mut granted = {
             let mut state = self.state();
-            if state.waiting == 0 && state.may(&claim, self.role_max) {
+            if state.waiting == 0 && state.may(&claim, self.role_max, state.alone_max()) {
                 state.take(&claim);
                 return Ok(self.permit(claim));
             }
@@ -170,17 +173,29 @@ impl Gate {
 
     /// Gives what is free to those who wait, tenants by turns.
     fn grant(&self, state: &mut State) {
+        let share = (state.capacity * self.waiting.tenant_share / 100).max(1);
+        // First those below their share; what nobody else can use is free to all.
+        while (state.turns.len() > 1 && self.grant_one(state, share))
+            || self.grant_one(state, state.alone_max())
+        {}
+    }
+
+    /// Gives one connection to the first in turn who may have it: no more than
+    /// `tenant_max` of one tenant.
+    fn grant_one(&self, state: &mut State, tenant_max: usize) -> bool {
+        let tenant_max = tenant_max.min(state.alone_max());
         let mut passed_over = 0;
         while state.used < state.capacity && passed_over < state.turns.len() {
             let Some(tenant) = state.turns.pop_front() else {
-                return;
+                return false;
             };
             let first = state.queues.get(&tenant).and_then(VecDeque::front);
             let claim = first.map(|waiter| Claim {
                 tenant,
                 role: waiter.role.clone(),
             });
-            if claim.is_some_and(|claim| state.may(&claim, self.role_max)) {
+            let mut granted = false;
+            if claim.is_some_and(|claim| state.may(&claim, self.role_max, tenant_max)) {
                 if let Some(waiter) = state.pop(tenant)
                     && waiter.granted.send(()).is_ok()
                 {
@@ -188,7 +203,7 @@ impl Gate {
                         tenant,
                         role: waiter.role,
                     });
-                    passed_over = 0;
+                    granted = true;
                 }
             } else {
                 passed_over += 1;
@@ -197,7 +212,11 @@ impl Gate {
             if state.queues.contains_key(&tenant) {
                 state.turns.push_back(tenant);
             }
+            if granted {
+                return true;
+            }
         }
+        false
     }
 
     fn permit(self: &Arc<Self>, claim: Claim) -> Permit {
@@ -214,11 +233,15 @@ impl Gate {
 }
 
 impl State {
-    /// There is a connection for the claim.
-    fn may(&self, claim: &Claim, role_max: usize) -> bool {
-        // A tenth, one at least, is left for other tenants.
+    /// Connections that a tenant may have while nobody else wants one: a tenth,
+    /// one at least, is left for others.
+    fn alone_max(&self) -> usize {
         let reserved = (self.capacity / 10).max(1);
-        let tenant_max = self.capacity.saturating_sub(reserved).max(1);
+        self.capacity.saturating_sub(reserved).max(1)
+    }
+
+    /// There is a connection for the claim.
+    fn may(&self, claim: &Claim, role_max: usize, tenant_max: usize) -> bool {
         let of_tenant = self.by_tenant.get(&claim.tenant).copied().unwrap_or(0);
         let mut roles = self.by_role.iter();
         let of_role = roles.find(|(role, _)| *role == claim.role);
@@ -337,6 +360,7 @@ mod tests {
         let waiting = Waiting {
             max: 1_000,
             tenant_max: 100,
+            tenant_share: 20,
         };
         Gate::new(capacity, 20, waiting)
     }
@@ -384,11 +408,41 @@ mod tests {
         assert!(gate.state().by_tenant.is_empty() && gate.state().turns.is_empty());
     }
 
+    /// A tenant of slow statements began nine while it was alone. Once they end it
+    /// has a fifth, as long as others wait: by turns alone it would soon have all.
+    #[tokio::test(start_paused = true)]
+    async fn a_tenant_has_its_share_while_others_wait_and_more_while_they_do_not() {
+        let gate = gate(10);
+        let spawn = |tenant: u128, millis: u64| {
+            let gate = gate.clone();
+            tokio::spawn(async move {
+                let _permit = gate.enter(claim(tenant), LONG).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(millis)).await;
+            });
+        };
+        (0..50).for_each(|_| spawn(1, 1_000));
+        settle().await;
+        let held = |tenant: u128| {
+            let state = gate.state();
+            let held = state.by_tenant.get(&Uuid::from_u128(tenant)).copied();
+            held.unwrap_or(0)
+        };
+        assert_eq!(held(1), 9, "alone it has all but the last");
+        (0..400).for_each(|n| spawn(2 + n % 4, 10));
+        tokio::time::sleep(Duration::from_millis(1_055)).await;
+        settle().await;
+        let others: Vec<_> = (2..6).map(held).collect();
+        assert_eq!((held(1), others), (2, vec![2; 4]));
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        assert_eq!(held(1), 9, "the others have nothing left to do");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn waiting_is_bounded_in_all_and_by_tenant() {
         let waiting = Waiting {
             max: 3,
             tenant_max: 2,
+            tenant_share: 20,
         };
         let gate = Gate::new(1, 1, waiting);
         let permit = gate.enter(claim(1), LONG).await.unwrap();
@@ -468,6 +522,7 @@ mod tests {
         let waiting = Waiting {
             max: 10,
             tenant_max: 10,
+            tenant_share: 20,
         };
         let gate = Gate::new(3, 1, waiting);
         let _one = gate.enter(claim(1), LONG).await.unwrap();

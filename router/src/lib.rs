@@ -23,6 +23,7 @@ pub mod pipeline;
 pub mod placement;
 pub mod plan;
 pub mod pool;
+pub mod quota;
 pub mod replica;
 pub mod request;
 pub mod response;

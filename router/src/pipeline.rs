@@ -7,6 +7,7 @@
 
 mod serve;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,10 +19,11 @@ use http::header::{CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tenancy::auth::TenantContext;
+use tenancy::quota;
 use tokio::time::{Instant as Deadline, timeout_at};
 
 use crate::app::App;
-use crate::config::Limits;
+use crate::config::{Api, Limits};
 use crate::error::{Error, Hidden, Refusal};
 use crate::event::{Event, HoldReason, KeyUse, RequestDone, Route};
 use crate::execute::ExecuteError;
@@ -30,6 +32,7 @@ use crate::hold::Held;
 use crate::idempotency::{self, Keep};
 use crate::placement::{self, Moved, Target};
 use crate::plan::{self, Form, Model, Plan};
+use crate::quota::Pass;
 use crate::request::body;
 use crate::request::{ApiRequest, RequestParts};
 use crate::response::{self, Row, cors};
@@ -76,6 +79,12 @@ pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
         }
         response
     });
+    if let Some(pass) = &seen.pass {
+        let busy = seen.stages.spent(Stage::Transaction);
+        let bytes = response.body().len() as u64;
+        pass.answered(response.status(), seen.rows, bytes, busy);
+        pass.tell(response.headers_mut());
+    }
     response = tag::conditional(&head.method, &head.headers, response);
     if response.status() == StatusCode::NOT_MODIFIED {
         app.events.emit(&Event::NotModified);
@@ -113,10 +122,16 @@ async fn answer(
     app.retries.earn();
     let tenant = tenant::identify(app, incoming.headers)?;
     seen.tenant = Some(tenant.tenant().0);
+    let own = app.placements.load().limits(tenant.tenant());
+    let pass = app.quotas.admit(tenant.tenant().0, own);
+    seen.pass = Some(pass.inspect_err(|limited| app.events.emit(&Event::Limited(*limited)))?);
     seen.stages.mark(Stage::Auth);
 
     let request = ApiRequest::parse(&incoming.parts(), &app.config.api)?;
-    let body = read_body(body, &app.config.limits, incoming.deadline).await?;
+    let bounds = &app.config.limits;
+    let body_max = least(bounds.body_bytes_max, own.request_bytes);
+    let body = read_body(body, bounds, body_max, incoming.deadline).await?;
+    let api = limited_api(&app.config.api, &own);
     let keep = match request.method.writes() {
         true => Keep::read(
             &incoming.parts(),
@@ -138,7 +153,7 @@ async fn answer(
         let target = placement::locate(app, tenant.tenant(), moved.as_ref())?;
         seen.shard = Some(target.shard.id.clone());
         let model = target.shard.model().ok_or(Error::NoSchema)?;
-        let plan = plan::plan(&model, &app.config.api, &request, &payload)?;
+        let plan = plan::plan(&model, &api, &request, &payload)?;
         let keep = keep.as_ref().filter(|_| plan.form == Form::Write);
         let statement = match keep {
             Some(keep) if answered_before => Some(keep.kept()),
@@ -166,7 +181,7 @@ async fn answer(
             guard,
             statement: &statement,
             wanted: request.wanted(),
-            deadline: incoming.deadline,
+            deadline: statement_deadline(&own, incoming.deadline),
         };
         let why = match serve::serve(&work, &mut seen.stages).await {
             // It expired since it was found.
@@ -177,7 +192,12 @@ async fn answer(
             Ok(served) => {
                 seen.stages.mark(Stage::Transaction);
                 seen.token = served.token;
+                let page = served.answer.number("page").unwrap_or(0);
+                seen.rows = u64::try_from(page).unwrap_or(0);
                 let row = Row::read(&served.answer);
+                if let Some(max) = too_large(&plan, &row, &own) {
+                    return Err(Error::AnswerTooLarge { max });
+                }
                 let mut made = response::build(&app.config.api, &request, &plan, row);
                 if answered_before {
                     app.events.emit(&Event::Key(KeyUse::Replayed));
@@ -266,6 +286,36 @@ async fn answer(
         wait(app, stay, reason, &target).await?;
         seen.stages.mark(Stage::Hold);
     }
+}
+
+/// Where the tenant may see fewer rows at once than others, the planner is told so.
+fn limited_api<'a>(api: &'a Api, own: &quota::Limits) -> Cow<'a, Api> {
+    let Some(rows) = own.rows.map(u64::from) else {
+        return Cow::Borrowed(api);
+    };
+    let rows_max = Some(api.rows_max.map_or(rows, |max| max.min(rows)));
+    Cow::Owned(Api {
+        rows_max,
+        ..api.clone()
+    })
+}
+
+/// How long the shard may take from now on.
+fn statement_deadline(own: &quota::Limits, deadline: Deadline) -> Deadline {
+    let own = own.statement_ms.map(u64::from).map(Duration::from_millis);
+    own.map_or(deadline, |own| deadline.min(Deadline::now() + own))
+}
+
+/// The bound that a read exceeds. What was written is not kept from its writer.
+fn too_large(plan: &Plan, row: &Row, own: &quota::Limits) -> Option<u32> {
+    let max = own.response_bytes?;
+    let larger = row.body.len() > usize::try_from(max).unwrap_or(usize::MAX);
+    (larger && !plan.form.writes()).then_some(max)
+}
+
+fn least(bound: usize, own: Option<u32>) -> usize {
+    let own = own.and_then(|own| usize::try_from(own).ok());
+    own.map_or(bound, |own| bound.min(own))
 }
 
 /// Longest wait for a look at the shard's schema.
@@ -392,11 +442,15 @@ fn failed(error: ExecuteError, tenant: &TenantContext, model: &Model, plan: &Pla
 }
 
 /// The body, within its size and its time.
-async fn read_body(body: Body, limits: &Limits, deadline: Deadline) -> Result<Bytes, Error> {
+async fn read_body(
+    body: Body,
+    limits: &Limits,
+    max: usize,
+    deadline: Deadline,
+) -> Result<Bytes, Error> {
     if body.is_end_stream() {
         return Ok(Bytes::new());
     }
-    let max = limits.body_bytes_max;
     let until = deadline.min(Deadline::now() + Duration::from_millis(limits.body_ms_max));
     let collected = timeout_at(until, Limited::new(body, max).collect()).await;
     match collected {
@@ -464,6 +518,10 @@ struct Seen {
     token: Option<Token>,
     /// What became of a write was not known at some time.
     unknown: bool,
+    /// The tenant's leave to be answered.
+    pass: Option<Pass>,
+    /// Rows that were read or written.
+    rows: u64,
     stages: Stages,
 }
 
@@ -510,6 +568,10 @@ impl Stages {
         let now = Instant::now();
         self.spent[stage as usize] += now - self.since;
         self.since = now;
+    }
+
+    fn spent(&self, stage: Stage) -> Duration {
+        self.spent[stage as usize]
     }
 
     fn finish(&self, response: &mut http::Response<Bytes>, request_id: &str) {

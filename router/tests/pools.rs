@@ -76,6 +76,7 @@ impl Node {
             waiting: Waiting {
                 max: 10,
                 tenant_max: 10,
+                tenant_share: 20,
             },
             wait_max: WAIT,
             connect_max: WAIT,

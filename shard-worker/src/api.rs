@@ -4,6 +4,7 @@
 mod fleet;
 mod jobs;
 mod keys;
+mod limits;
 mod migrations;
 mod tenants;
 
@@ -38,6 +39,12 @@ pub fn routes(app: Arc<App>, metrics: PrometheusHandle) -> Router {
         .route("/tenants/{tenant}/suspend", post(tenants::suspend))
         .route("/tenants/{tenant}/resume", post(tenants::resume))
         .route("/tenants/{tenant}/keys", get(keys::list).post(keys::create))
+        .route(
+            "/tenants/{tenant}/limits",
+            get(limits::show).post(limits::set),
+        )
+        .route("/plans", get(limits::plans))
+        .route("/plans/{plan}", post(limits::set_plan))
         .route("/keys/{key}/revoke", post(keys::revoke))
         .route("/jobs", get(jobs::list))
         .route("/jobs/{job}", get(jobs::show))

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tenancy::id::{Epoch, TenantId};
 use tenancy::members::Members;
 use tenancy::placement::TenantState;
+use tenancy::quota::LimitSet;
 use tenancy::ring::Ring;
 use tenancy::snapshot::{Delta, Fleet, RegionRow, ShardRow, Snapshot, SnapshotFile, TenantRow};
 use uuid::Uuid;
@@ -111,6 +112,7 @@ fn fleet(names: &[String]) -> Fleet {
         }],
         shards: names.iter().map(shard).collect(),
         issuers: Vec::new(),
+        plans: Vec::new(),
     }
 }
 
@@ -122,6 +124,7 @@ fn moved(id: TenantId) -> TenantRow {
         epoch: Epoch(2),
         region: "local".into(),
         state: TenantState::Active,
+        limits: LimitSet::default(),
     }
 }
 

@@ -6,6 +6,7 @@
 mod fleet;
 mod keys;
 mod lifecycle;
+mod limits;
 mod tenants;
 
 use std::time::Duration;
@@ -19,6 +20,7 @@ pub use keys::{KeyInfo, NewKey};
 pub use lifecycle::{
     Forgotten, close_tenant, forget_import, forget_tenant, open_import, reopen_tenant,
 };
+pub use limits::{PlanInfo, TenantLimits};
 pub use tenants::{NewTenant, TenantInfo, TenantPage};
 
 use crate::tls::{DsnError, Tls};

@@ -9,6 +9,7 @@ pub mod control;
 pub mod id;
 pub mod members;
 pub mod placement;
+pub mod quota;
 pub mod ring;
 pub mod snapshot;
 pub mod tls;

@@ -1,6 +1,6 @@
 //! Where a tenant lives: the ring's answer, or an exception to it.
 //!
-//! At most tenants' exceptions are kept in memory, and those in 32 bytes each:
+//! At most tenants' exceptions are kept in memory, and those in 40 bytes each:
 //! sorted in 256 buckets, so that a change copies one bucket, and a look-up is
 //! a short binary search.
 
@@ -65,7 +65,7 @@ impl TenantState {
     }
 }
 
-/// What differs from (ring's shard, epoch 1, default region, active).
+/// What differs from (ring's shard, epoch 1, default region, active, default limits).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exception {
     /// The tenant.
@@ -78,6 +78,8 @@ pub struct Exception {
     pub region: u16,
     /// Its state.
     pub state: TenantState,
+    /// Number of its limits in the snapshot's sets.
+    pub limits: u32,
 }
 
 /// A change to one tenant: its exception, or that it has none any longer.
@@ -177,6 +179,7 @@ mod tests {
             shard: 1,
             region: 0,
             state: TenantState::Active,
+            limits: 0,
         }
     }
 

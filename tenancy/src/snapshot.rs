@@ -10,6 +10,7 @@ use uuid::Uuid;
 use crate::id::{Epoch, KeyId, RegionId, ShardId, TenantId};
 use crate::members::Members;
 use crate::placement::{Change, Exception, Exceptions, Placement, TenantState};
+use crate::quota::{LimitSet, LimitSets, Limits, PlanRow};
 use crate::ring::Ring;
 
 /// Everything but tenants and keys: small, and replaced as a whole.
@@ -21,6 +22,9 @@ pub struct Fleet {
     pub shards: Vec<ShardRow>,
     /// Issuers of tokens.
     pub issuers: Vec<IssuerRow>,
+    /// Plans; missing in files of earlier versions.
+    #[serde(default)]
+    pub plans: Vec<PlanRow>,
 }
 
 /// A region.
@@ -88,6 +92,9 @@ pub struct TenantRow {
     pub region: RegionId,
     /// Its state.
     pub state: TenantState,
+    /// What sets its limits.
+    #[serde(default)]
+    pub limits: LimitSet,
 }
 
 /// What changed between two versions.
@@ -110,8 +117,12 @@ pub struct Snapshot {
     rings: Arc<Vec<RegionRing>>,
     default_region: u16,
     exceptions: Exceptions,
+    limits: Arc<LimitSets>,
     revoked: Arc<HashSet<KeyId>>,
 }
+
+/// Limit sets that no exception names any longer are kept up to so many.
+const UNUSED_SETS_MAX: usize = 1_000;
 
 struct RegionRing {
     ring: Ring,
@@ -128,6 +139,7 @@ impl Snapshot {
             rings: Arc::default(),
             default_region: 0,
             exceptions: Exceptions::default(),
+            limits: Arc::new(LimitSets::new(&[])),
             revoked: Arc::default(),
         }
     }
@@ -150,12 +162,17 @@ impl Snapshot {
             ),
         };
         let default_region = position(&fleet.regions, |region| region.is_default).unwrap_or(0);
+        let limits = limit_sets(&self.limits, &self.fleet, &fleet, &delta.tenants);
         let numbers = Numbers::of(&fleet);
-        let changes = delta
-            .tenants
-            .iter()
-            .map(|tenant| numbers.change(tenant, default_region as u16));
+        let changes = delta.tenants.iter().map(|tenant| {
+            let limits = limits.known(&tenant.limits).unwrap_or(0);
+            numbers.change(tenant, default_region as u16, limits)
+        });
         let exceptions = exceptions.with(changes);
+        let (exceptions, limits) = match limits.sets().len() > exceptions.len() + UNUSED_SETS_MAX {
+            true => repacked(&exceptions, &limits, &fleet.plans),
+            false => (exceptions, limits),
+        };
         let revoked = if delta.revoked.is_empty() {
             self.revoked.clone()
         } else {
@@ -167,6 +184,7 @@ impl Snapshot {
             fleet,
             rings,
             exceptions,
+            limits,
             revoked,
         }
     }
@@ -216,6 +234,12 @@ impl Snapshot {
         })
     }
 
+    /// What the tenant may use.
+    pub fn limits(&self, tenant: TenantId) -> Limits {
+        let exception = self.exceptions.get(tenant);
+        self.limits.get(exception.map_or(0, |e| e.limits))
+    }
+
     /// What the ring of `region` says, whatever the tenant's exception.
     pub fn ring_says(&self, region: &RegionId, tenant: TenantId) -> Option<&ShardId> {
         let region = position(&self.fleet.regions, |row| row.id == *region)?;
@@ -245,6 +269,48 @@ fn rings(fleet: &Fleet) -> Vec<RegionRing> {
     fleet.regions.iter().map(of_region).collect()
 }
 
+/// The sets with those of `tenants`, under the plans of `fleet`; shared where
+/// nothing changed.
+fn limit_sets(
+    sets: &Arc<LimitSets>,
+    old: &Fleet,
+    fleet: &Fleet,
+    tenants: &[TenantRow],
+) -> Arc<LimitSets> {
+    let mut sets = match old.plans == fleet.plans {
+        true => sets.clone(),
+        false => Arc::new(sets.with_plans(&fleet.plans)),
+    };
+    for tenant in tenants {
+        if sets.known(&tenant.limits).is_none() {
+            Arc::make_mut(&mut sets).number(&tenant.limits, &fleet.plans);
+        }
+    }
+    sets
+}
+
+/// Only the sets in use, numbered anew.
+fn repacked(
+    exceptions: &Exceptions,
+    sets: &LimitSets,
+    plans: &[PlanRow],
+) -> (Exceptions, Arc<LimitSets>) {
+    let mut packed = LimitSets::new(plans);
+    let renumbered: Vec<Change> = exceptions
+        .iter()
+        .map(|exception| {
+            let set = sets.sets().get(exception.limits as usize);
+            let limits = set.map_or(0, |set| packed.number(set, plans));
+            let renumbered = Exception {
+                limits,
+                ..*exception
+            };
+            (exception.tenant, Some(renumbered))
+        })
+        .collect();
+    (Exceptions::default().with(renumbered), Arc::new(packed))
+}
+
 /// Places of names in a fleet's lists.
 struct Numbers<'a> {
     shards: HashMap<&'a ShardId, u32>,
@@ -259,7 +325,7 @@ impl<'a> Numbers<'a> {
         }
     }
 
-    fn change(&self, tenant: &TenantRow, default_region: u16) -> Change {
+    fn change(&self, tenant: &TenantRow, default_region: u16, limits: u32) -> Change {
         let numbers = self
             .shards
             .get(&tenant.shard)
@@ -270,12 +336,14 @@ impl<'a> Numbers<'a> {
             shard: *shard,
             region: *region,
             state: tenant.state,
+            limits,
         });
         let needed = exception.filter(|exception| {
             tenant.shard != tenant.ring_shard
                 || exception.epoch != Epoch::FIRST
                 || exception.region != default_region
                 || exception.state != TenantState::Active
+                || exception.limits != 0
         });
         (tenant.id, needed)
     }
@@ -322,6 +390,12 @@ pub struct SnapshotFile {
     fleet: Fleet,
     exceptions: Vec<(TenantId, Epoch, u32, u16, TenantState)>,
     revoked: Vec<KeyId>,
+    /// Limits of the exceptions that have other than the default plan's, by
+    /// their places in `limit_sets`. Missing in files of earlier versions.
+    #[serde(default)]
+    limited: Vec<(TenantId, u32)>,
+    #[serde(default)]
+    limit_sets: Vec<LimitSet>,
     /// Missing in files of earlier versions.
     #[serde(default)]
     members: Members,
@@ -331,7 +405,10 @@ impl SnapshotFile {
     /// What the file is to hold.
     pub fn new(snapshot: &Snapshot, members: &Members) -> Self {
         let exceptions = snapshot.exceptions.iter();
+        let limited = snapshot.exceptions.iter().filter(|e| e.limits != 0);
         Self {
+            limited: limited.map(|e| (e.tenant, e.limits)).collect(),
+            limit_sets: snapshot.limits.sets().to_vec(),
             members: members.clone(),
             version: snapshot.version,
             fleet: (*snapshot.fleet).clone(),
@@ -345,6 +422,15 @@ impl SnapshotFile {
     /// What the file holds.
     pub fn open(self) -> (Snapshot, Members) {
         let (shards, regions) = (self.fleet.shards.len(), self.fleet.regions.len());
+        let mut sets = LimitSets::new(&self.fleet.plans);
+        let limited: HashMap<TenantId, u32> = self
+            .limited
+            .iter()
+            .filter_map(|(tenant, place)| {
+                let set = self.limit_sets.get(*place as usize)?;
+                Some((*tenant, sets.number(set, &self.fleet.plans)))
+            })
+            .collect();
         let changes = self
             .exceptions
             .into_iter()
@@ -358,6 +444,7 @@ impl SnapshotFile {
                     shard,
                     region,
                     state,
+                    limits: limited.get(&tenant).copied().unwrap_or(0),
                 };
                 (tenant, Some(exception))
             });
@@ -370,6 +457,7 @@ impl SnapshotFile {
         });
         let snapshot = Snapshot {
             exceptions,
+            limits: Arc::new(sets),
             ..empty
         };
         (snapshot, self.members)
@@ -403,6 +491,7 @@ mod tests {
                 })
                 .collect(),
             issuers: Vec::new(),
+            plans: Vec::new(),
         }
     }
 
@@ -414,6 +503,7 @@ mod tests {
             epoch: Epoch(epoch),
             region: "eu".into(),
             state: TenantState::Active,
+            limits: LimitSet::default(),
         }
     }
 
@@ -476,5 +566,73 @@ mod tests {
             let tenant = TenantId(Uuid::from_u128(n));
             assert_eq!(read.place(tenant), snapshot.place(tenant));
         }
+    }
+
+    fn gold(rate: u32) -> Fleet {
+        let limits = Limits {
+            requests_per_second: Some(rate),
+            ..Limits::default()
+        };
+        Fleet {
+            plans: vec![PlanRow {
+                id: "gold".into(),
+                limits,
+            }],
+            ..fleet(&["s1"])
+        }
+    }
+
+    fn limited(n: u128, plan: &str, rows: Option<u32>) -> TenantRow {
+        let own = Limits {
+            rows,
+            ..Limits::default()
+        };
+        TenantRow {
+            limits: LimitSet {
+                plan: plan.into(),
+                own,
+            },
+            ..row(n, "s1", 1)
+        }
+    }
+
+    #[test]
+    fn limits_follow_plans_and_tenants_and_survive_in_a_file() {
+        let rows = vec![limited(1, "gold", None), limited(2, "gold", Some(9))];
+        let snapshot = Snapshot::empty().with(delta(1, Some(gold(100)), rows));
+        let of = |snapshot: &Snapshot, n| {
+            let limits = snapshot.limits(TenantId(Uuid::from_u128(n)));
+            (limits.requests_per_second, limits.rows)
+        };
+        assert_eq!(of(&snapshot, 1), (Some(100), None));
+        assert_eq!(of(&snapshot, 2), (Some(100), Some(9)));
+        assert_eq!(of(&snapshot, 3), (None, None));
+        // The plan alone changes, then a tenant alone.
+        let snapshot = snapshot.with(delta(2, Some(gold(200)), vec![]));
+        assert_eq!(of(&snapshot, 2), (Some(200), Some(9)));
+        let snapshot = snapshot.with(delta(3, None, vec![limited(2, "default", None)]));
+        assert_eq!(of(&snapshot, 2), (None, None));
+        assert_eq!(snapshot.exceptions().len(), 1);
+
+        let text = serde_json::to_string(&SnapshotFile::new(&snapshot, &Members::default()));
+        let file: SnapshotFile = serde_json::from_str(&text.unwrap()).unwrap();
+        let (read, _) = file.open();
+        for n in 1..4 {
+            assert_eq!(of(&read, n), of(&snapshot, n));
+        }
+    }
+
+    #[test]
+    fn limits_that_nobody_has_any_longer_are_forgotten() {
+        let mut snapshot = Snapshot::empty().with(delta(1, Some(gold(100)), vec![]));
+        let other = limited(2, "gold", Some(7));
+        snapshot = snapshot.with(delta(1, None, vec![other]));
+        for n in 1..3_000 {
+            let changed = limited(1, "gold", Some(n));
+            snapshot = snapshot.with(delta(i64::from(n), None, vec![changed]));
+            assert!(snapshot.limits.sets().len() <= UNUSED_SETS_MAX + 3);
+        }
+        let rows = |n| snapshot.limits(TenantId(Uuid::from_u128(n))).rows;
+        assert_eq!((rows(1), rows(2)), (Some(2_999), Some(7)));
     }
 }

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::id::{Epoch, KeyId, TenantId};
 use crate::members::{self, Me, Members};
 use crate::placement::TenantState;
+use crate::quota::{LimitSet, Limits, PlanRow};
 use crate::snapshot::{
     Delta, Fleet, IssuerRow, NodeRow, RegionRow, ShardRow, Snapshot, SnapshotFile, TenantRow,
 };
@@ -381,7 +382,7 @@ async fn fetch(client: &mut Client, current: &Snapshot) -> Result<Snapshot, Watc
     loop {
         let rows = read
             .query(
-                "select id, shard, ring_shard, epoch, region, state, version from ringfence.tenant
+                "select id, shard, ring_shard, epoch, region, state, plan, limits, version from ringfence.tenant
                  where exceptional and (version, id) > ($1, $2) order by version, id limit $3",
                 &[&after.0, &after.1, &PAGE],
             )
@@ -411,6 +412,10 @@ fn tenant_row(row: &Row) -> Result<TenantRow, WatchError> {
             what: "tenant state",
             value: state.into(),
         })?,
+        limits: LimitSet {
+            plan: row.get::<_, &str>("plan").into(),
+            own: Limits::stored(row.get("limits")),
+        },
     })
 }
 
@@ -440,6 +445,9 @@ pub async fn fetch_fleet(client: &impl GenericClient) -> Result<Fleet, WatchErro
             "select name, secret, jwks, audience, tenants from ringfence.jwt_issuer order by name",
             &[],
         )
+        .await?;
+    let plans = client
+        .query("select id, limits from ringfence.plan order by id", &[])
         .await?;
     let nodes_of = |shard: &str| {
         let own = nodes
@@ -478,6 +486,13 @@ pub async fn fetch_fleet(client: &impl GenericClient) -> Result<Fleet, WatchErro
                 jwks: row.get("jwks"),
                 audience: row.get("audience"),
                 tenants: row.get("tenants"),
+            })
+            .collect(),
+        plans: plans
+            .iter()
+            .map(|row| PlanRow {
+                id: row.get::<_, &str>("id").into(),
+                limits: Limits::stored(row.get("limits")),
             })
             .collect(),
     })

@@ -4,7 +4,8 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Answer, job};
+use super::plan::Limits;
+use super::{Answer, job, plan};
 use crate::admin::{Admin, segment};
 use crate::error::Error;
 use crate::output::{Column, Output, show};
@@ -46,6 +47,17 @@ pub enum Command {
     Show {
         /// Slug or id.
         tenant: String,
+    },
+    /// Show what a tenant may use, or change it. Routers know at once.
+    Limit {
+        /// Slug or id.
+        tenant: String,
+        /// Its plan from now on.
+        #[arg(long)]
+        plan: Option<String>,
+        /// Limits of its own, before the plan's; `none` leaves one to the plan.
+        #[command(flatten)]
+        limits: Limits,
     },
     /// Refuse a tenant's requests until it is resumed; its data stays.
     Suspend {
@@ -90,6 +102,18 @@ const RECORD: &[Column] = &[
     ("created", |t| show(&t["created_at"])),
 ];
 
+const LIMITS: &[Column] = &[
+    ("tenant", |t| show(&t["slug"])),
+    ("plan", |t| show(&t["plan"])),
+    ("requests/s", |t| limit_of(t, "requests_per_second")),
+    ("burst", |t| limit_of(t, "burst")),
+    ("at once", |t| limit_of(t, "concurrency")),
+    ("rows", |t| limit_of(t, "rows")),
+    ("answer", |t| limit_of(t, "response_bytes")),
+    ("body", |t| limit_of(t, "request_bytes")),
+    ("statement", |t| limit_of(t, "statement_ms")),
+];
+
 impl Command {
     pub(super) async fn run(self, admin: &Admin, no_input: bool) -> Answer {
         match self {
@@ -112,6 +136,11 @@ impl Command {
                 let tenant = admin.get(&path(&tenant, ""), &[]).await?;
                 Ok(Output::record(tenant, RECORD))
             }
+            Self::Limit {
+                tenant,
+                plan,
+                limits,
+            } => limit(admin, &tenant, plan, limits).await,
             Self::Suspend { tenant } => {
                 let question = format!("Suspend {tenant}? All its requests are refused.");
                 confirm(&question, no_input)?;
@@ -158,6 +187,30 @@ async fn list(admin: &Admin, search: Option<String>, after: Option<String>, limi
             None => return Ok(Output::list(items, LIST)),
         }
     }
+}
+
+/// Shows the limits, changed where there is something to change.
+async fn limit(admin: &Admin, tenant: &str, plan: Option<String>, limits: Limits) -> Answer {
+    let path = path(tenant, "/limits");
+    let changes = limits.changes();
+    let limits = match plan.is_some() || !changes.is_empty() {
+        true => {
+            let body = json!({ "plan": plan, "limits": changes });
+            admin.post(&path, &body).await?
+        }
+        false => admin.get(&path, &[]).await?,
+    };
+    Ok(Output::record(limits, LIMITS))
+}
+
+/// A limit that counts, and whether it is the tenant's own.
+fn limit_of(tenant: &Value, name: &str) -> String {
+    let own = if tenant["own"][name].is_null() {
+        ""
+    } else {
+        " (its own)"
+    };
+    format!("{}{own}", plan::of(tenant, name))
 }
 
 async fn change(admin: &Admin, tenant: &str, verb: &str) -> Answer {

@@ -9,6 +9,7 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use super::{Event, FallBack, HoldReason, KeyUse, Route};
 use crate::cache::Level;
 use crate::cache::validity::Unfit;
+use crate::quota::Limited;
 
 /// Seconds, from a cached answer to the request deadline; 1 ms and 1 s are
 /// edges, so that an Apdex of either can be read off.
@@ -38,6 +39,10 @@ pub struct Metrics {
     keys: [Counter; 3],
     /// Answers that a client's copy still equalled: 304.
     not_modified: Counter,
+    /// Requests refused for a tenant's limit: of its rate, of its concurrency.
+    limited: [Counter; 2],
+    /// Tenants that asked for something lately.
+    pub tenants: Gauge,
     /// Schema models loaded.
     schemas_loaded: Counter,
     /// Schema models that could not be loaded.
@@ -110,6 +115,9 @@ impl Metrics {
             keys: ["replayed", "refused", "resolved"]
                 .map(|result| metrics::counter!("ringfence_idempotency_total", "result" => result)),
             not_modified: metrics::counter!("ringfence_not_modified_total"),
+            limited: ["rate", "concurrency"]
+                .map(|limit| metrics::counter!("ringfence_requests_limited_total", "limit" => limit)),
+            tenants: metrics::gauge!("ringfence_tenants_active"),
             schemas_loaded: metrics::counter!("ringfence_schema_loads_total", "result" => "ok"),
             schemas_failed: metrics::counter!("ringfence_schema_loads_total", "result" => "failed"),
             primaries_lost: metrics::counter!("ringfence_primaries_lost_total"),
@@ -144,6 +152,8 @@ impl Metrics {
             }]
             .increment(1),
             Event::NotModified => self.not_modified.increment(1),
+            Event::Limited(Limited::Rate(_)) => self.limited[0].increment(1),
+            Event::Limited(Limited::Concurrency { .. }) => self.limited[1].increment(1),
             Event::SchemaLoaded { .. } => self.schemas_loaded.increment(1),
             Event::SchemaFailed { .. } => self.schemas_failed.increment(1),
             Event::PrimaryLost { .. } => self.primaries_lost.increment(1),
@@ -194,6 +204,14 @@ fn describe() {
     counter!(
         "ringfence_not_modified_total",
         "Answers that a client's copy still equalled: status 304."
+    );
+    counter!(
+        "ringfence_requests_limited_total",
+        "Requests refused with 429 for a limit of their tenant, by limit."
+    );
+    gauge!(
+        "ringfence_tenants_active",
+        "Tenants that asked this router for something in the last ten minutes."
     );
     counter!(
         "ringfence_schema_loads_total",

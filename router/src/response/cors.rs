@@ -12,7 +12,7 @@ const METHODS: &str = "GET, POST, PATCH, PUT, DELETE, OPTIONS, HEAD";
 const ALWAYS_ALLOWED: &str = "Accept, Accept-Language, Content-Language";
 const EXPOSED: &str = "Content-Encoding, Content-Location, Content-Range, Content-Type, Date, \
      Location, Server, Transfer-Encoding, Range-Unit, Preference-Applied, Proxy-Status, \
-     Retry-After, ETag, \
+     Retry-After, RateLimit, RateLimit-Policy, ETag, \
      Idempotency-Replayed";
 
 /// The answer to a preflight request; none where it is no such request.

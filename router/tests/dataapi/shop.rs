@@ -154,6 +154,7 @@ impl Shop {
                 waiting: Waiting {
                     max: 100,
                     tenant_max: 100,
+                    tenant_share: 20,
                 },
                 idle_max: Duration::from_secs(30),
                 wait_max: Duration::from_secs(5),

@@ -19,7 +19,7 @@ use crate::reconcile;
 /// A list as every route answers it.
 #[derive(Serialize)]
 pub(super) struct Items<T> {
-    items: Vec<T>,
+    pub(super) items: Vec<T>,
 }
 
 pub(super) async fn shards(State(app): State<Arc<App>>) -> Result<Json<Items<ShardInfo>>, Error> {

@@ -1,0 +1,250 @@
+//! What tenants may use, on real servers: set by the admin API, kept by every router.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
+use std::time::{Duration, Instant};
+
+use ops::local::{Cluster, Options};
+use reqwest::{Client, Response};
+use serde_json::{Value, json};
+
+struct Service {
+    cluster: Cluster,
+    http: Client,
+}
+
+impl Service {
+    async fn start(routers: u16) -> Self {
+        let cluster = Cluster::start(Options {
+            shards: Some(1),
+            replicas: Some(0),
+            routers: Some(routers),
+            ..Options::default()
+        });
+        Self {
+            cluster: cluster.await.unwrap(),
+            http: Client::new(),
+        }
+    }
+
+    async fn get(&self, router: usize, tenant: &str, path: &str) -> Response {
+        let url = format!("{}/rest/v1/{path}", self.cluster.router_url(router));
+        let request = self.http.get(url);
+        let request = request.header("apikey", self.cluster.key(tenant).unwrap());
+        request.send().await.unwrap()
+    }
+
+    async fn admin(&self, path: &str, body: &Value) -> (u16, Value) {
+        let url = format!("{}/admin/v1{path}", self.cluster.admin_url());
+        let request = self.http.post(url).json(body);
+        let request = request.bearer_auth(self.cluster.admin_token());
+        let answer = request.send().await.unwrap();
+        let status = answer.status().as_u16();
+        (status, answer.json().await.unwrap_or_default())
+    }
+
+    async fn limit(&self, tenant: &str, limits: Value) {
+        let path = format!("/tenants/{tenant}/limits");
+        let (status, answer) = self.admin(&path, &json!({ "limits": limits })).await;
+        assert_eq!(status, 200, "{answer}");
+    }
+
+    /// Statuses of `count` requests one after another, and the time that they took.
+    async fn statuses(&self, tenant: &str, count: usize) -> (Vec<u16>, Duration) {
+        let started = Instant::now();
+        let mut statuses = Vec::with_capacity(count);
+        for _ in 0..count {
+            let answer = self.get(0, tenant, "companies?limit=1").await;
+            statuses.push(answer.status().as_u16());
+        }
+        (statuses, started.elapsed())
+    }
+
+    /// How long it takes until a request of the tenant is answered so.
+    async fn until(&self, router: usize, tenant: &str, path: &str, wanted: u16) -> Duration {
+        let started = Instant::now();
+        loop {
+            let status = self.get(router, tenant, path).await.status().as_u16();
+            if status == wanted {
+                return started.elapsed();
+            }
+            assert!(
+                started.elapsed() < Duration::from_secs(20),
+                "still {status}, not {wanted}"
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+fn header(answer: &Response, name: &str) -> String {
+    let value = answer.headers().get(name);
+    value.map_or("", |v| v.to_str().unwrap()).to_owned()
+}
+
+fn count(statuses: &[u16], wanted: u16) -> usize {
+    statuses.iter().filter(|status| **status == wanted).count()
+}
+
+#[tokio::test]
+async fn a_tenants_limits_are_its_own_and_count_at_once() {
+    let service = Service::start(1).await;
+    let free = service.get(0, "acme", "companies?limit=1").await;
+    assert_eq!(header(&free, "ratelimit"), "");
+
+    requests_a_second(&service).await;
+    plans(&service).await;
+    what_cannot_be_meant_is_refused(&service).await;
+    rows_bytes_and_time(&service).await;
+    life(&service).await;
+    service.cluster.down().await;
+}
+
+async fn requests_a_second(service: &Service) {
+    let limits = json!({ "requests_per_second": 20, "burst": 5 });
+    service.limit("acme", limits).await;
+    service.until(0, "acme", "companies?limit=1", 429).await;
+    let (statuses, took) = service.statuses("acme", 200).await;
+    // The bucket's five, and what comes back in the meantime, with some leeway.
+    let most = 6.0 + 20.0 * took.as_secs_f64();
+    let served = count(&statuses, 200);
+    assert!(served as f64 <= most, "{served} in {took:?}");
+    assert_eq!(served + count(&statuses, 429), 200);
+    let refused = loop {
+        let answer = service.get(0, "acme", "companies?limit=1").await;
+        if answer.status() == 429 {
+            break answer;
+        }
+        let left = header(&answer, "ratelimit");
+        assert!(left.starts_with("\"requests\";r="), "{left}");
+        assert_eq!(header(&answer, "ratelimit-policy"), "\"requests\";q=5;w=1");
+    };
+    assert_eq!(header(&refused, "retry-after"), "1");
+    assert_eq!(header(&refused, "ratelimit"), "\"requests\";r=0;t=1");
+    let body: Value = refused.json().await.unwrap();
+    assert_eq!(body["code"], "RF050");
+    // Others don't notice.
+    let (others, _) = service.statuses("globex", 50).await;
+    assert_eq!(count(&others, 200), 50);
+    service
+        .limit(
+            "acme",
+            json!({ "requests_per_second": null, "burst": null }),
+        )
+        .await;
+    let mut free = 0;
+    let until = Instant::now() + Duration::from_secs(20);
+    while free < 30 {
+        assert!(Instant::now() < until, "the limit stays");
+        let answer = service.get(0, "acme", "companies?limit=1").await;
+        free = if answer.headers().contains_key("ratelimit") {
+            0
+        } else {
+            free + 1
+        };
+    }
+}
+
+/// A plan's limits are its tenants', a tenant's own come first, and a plan
+/// that changes counts for all of them.
+async fn plans(service: &Service) {
+    let plan = json!({ "limits": { "rows": 2 } });
+    assert_eq!(service.admin("/plans/small", &plan).await.0, 200);
+    let path = "/tenants/globex/limits";
+    let (status, limits) = service.admin(path, &json!({ "plan": "small" })).await;
+    assert_eq!((status, &limits["limits"]), (200, &json!({ "rows": 2 })));
+    rows_become(service, "globex", 2).await;
+    let plan = json!({ "limits": { "rows": 3 } });
+    service.admin("/plans/small", &plan).await;
+    rows_become(service, "globex", 3).await;
+    service.limit("globex", json!({ "rows": 1 })).await;
+    rows_become(service, "globex", 1).await;
+    assert_eq!(service.admin(path, &json!({ "plan": "none" })).await.0, 404);
+    let own = json!({ "plan": "default", "limits": { "rows": null } });
+    assert_eq!(service.admin(path, &own).await.0, 200);
+    rows_become(service, "globex", 10).await;
+}
+
+/// Waits until a read of ten rows shows so many.
+async fn rows_become(service: &Service, tenant: &str, wanted: usize) {
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        let answer = service.get(0, tenant, "contacts?limit=10&select=id").await;
+        let rows: Vec<Value> = answer.json().await.unwrap();
+        if rows.len() == wanted {
+            return;
+        }
+        assert!(Instant::now() < until, "{} rows, not {wanted}", rows.len());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+async fn what_cannot_be_meant_is_refused(service: &Service) {
+    for (body, why) in [
+        (json!({ "limits": { "rows": 0 } }), "above 0"),
+        (json!({ "limits": { "rows": "many" } }), "whole number"),
+        (json!({ "limits": { "row": 1 } }), "no limit"),
+        (json!({ "limit": {} }), "unknown field"),
+    ] {
+        let (status, answer) = service.admin("/tenants/acme/limits", &body).await;
+        let message = answer["message"].as_str().unwrap_or_default();
+        assert_eq!(status, 400, "{body}");
+        assert!(message.contains(why), "{message}");
+    }
+}
+
+async fn rows_bytes_and_time(service: &Service) {
+    let limits = json!({ "response_bytes": 2_000, "request_bytes": 100, "statement_ms": 300 });
+    service.limit("acme", limits).await;
+    service.until(0, "acme", "contacts?limit=500", 422).await;
+    service.until(0, "acme", "contacts?limit=1", 200).await;
+    let url = format!("{}/rest/v1/companies", service.cluster.router_url(0));
+    let request = service
+        .http
+        .post(url)
+        .json(&json!({ "name": "x".repeat(200) }));
+    let request = request.header("apikey", service.cluster.key("acme").unwrap());
+    assert_eq!(request.send().await.unwrap().status(), 413);
+    let limits = json!({ "response_bytes": null, "request_bytes": null, "statement_ms": null });
+    service.limit("acme", limits).await;
+    service.until(0, "acme", "contacts?limit=500", 200).await;
+}
+
+/// Suspended tenants get 403, also at once.
+async fn life(service: &Service) {
+    let path = "/tenants/initech/suspend";
+    assert_eq!(service.admin(path, &json!({})).await.0, 200);
+    service.until(0, "initech", "companies?limit=1", 403).await;
+    service.admin("/tenants/initech/resume", &json!({})).await;
+    service.until(0, "initech", "companies?limit=1", 200).await;
+}
+
+/// Two routers together let through what one would, whichever are asked.
+#[tokio::test]
+async fn routers_share_a_limit() {
+    let service = Service::start(2).await;
+    service
+        .limit("acme", json!({ "requests_per_second": 10, "burst": 40 }))
+        .await;
+    for router in 0..2 {
+        service
+            .until(router, "acme", "companies?limit=1", 429)
+            .await;
+    }
+    // Full again after four seconds.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let started = Instant::now();
+    let mut served = 0;
+    for _ in 0..100 {
+        for router in 0..2 {
+            let answer = service.get(router, "acme", "companies?limit=1").await;
+            served += u32::from(answer.status() == 200);
+        }
+    }
+    let most = 42.0 + 10.0 * started.elapsed().as_secs_f64();
+    assert!(
+        (40.0..=most).contains(&f64::from(served)),
+        "{served}, not {most}"
+    );
+    service.cluster.down().await;
+}
