@@ -4,6 +4,7 @@ pub mod job;
 pub mod key;
 pub mod local;
 pub mod migrate;
+pub mod moves;
 pub mod node;
 pub mod plan;
 pub mod ring;
@@ -76,6 +77,9 @@ enum Command {
     /// Plans of tenants, and what they may use: list, set.
     #[command(subcommand)]
     Plan(plan::Command),
+    /// Moves of tenants between shards: start, watch, roll back.
+    #[command(subcommand, name = "move")]
+    Move(moves::Command),
     /// Shards: list, add.
     #[command(subcommand)]
     Shard(shard::Command),
@@ -105,6 +109,7 @@ impl Cli {
             Command::Job(command) => command.run(&admin()?).await,
             Command::Migrate(command) => command.run(admin, global.no_input, global.output).await,
             Command::Plan(command) => command.run(&admin()?).await,
+            Command::Move(command) => command.run(&admin()?, global.no_input).await,
             Command::Shard(command) => command.run(&admin()?).await,
             Command::Node(command) => command.run(&admin()?).await,
             Command::Ring(command) => command.run(&admin()?).await,

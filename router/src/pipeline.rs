@@ -263,12 +263,16 @@ async fn answer(
                 // Followed at once: only a shard that is not known yet is waited for.
                 let known = app.shards.get(&to.shard).is_some();
                 let newer = moved.as_ref().is_none_or(|m: &Moved| to.epoch > m.epoch);
-                moved = Some(to);
-                if known && newer {
-                    continue;
+                if newer {
+                    moved = Some(to);
+                    if known {
+                        continue;
+                    }
                 }
                 HoldReason::Moved
             }
+            // Where a shard sent the request to, the tenant may not have arrived yet.
+            Refused::Unknown if moved.is_some() => HoldReason::Moved,
             Refused::Unknown if held.is_some() => return Err(Error::NoTenant),
             Refused::Unknown | Refused::Stale => HoldReason::StalePlacement,
             Refused::Fenced => HoldReason::Fenced,

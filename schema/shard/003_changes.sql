@@ -16,6 +16,10 @@ grant select on ringfence.schema_version to ringfence_router, ringfence_worker;
 create or replace function ringfence.note_schema_change() returns event_trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
+  -- A move makes and switches many of these; they are no part of a schema.
+  if tg_tag like any (array['% PUBLICATION', '% SUBSCRIPTION']) then
+    return;
+  end if;
   insert into ringfence.schema_change default values;
   perform pg_notify('ringfence_schema', '');
 end

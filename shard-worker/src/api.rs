@@ -6,6 +6,7 @@ mod jobs;
 mod keys;
 mod limits;
 mod migrations;
+mod moves;
 mod tenants;
 
 use std::sync::Arc;
@@ -57,6 +58,9 @@ pub fn routes(app: Arc<App>, metrics: PrometheusHandle) -> Router {
             "/migrations/{directory}/apply",
             post(migrations::apply).layer(DefaultBodyLimit::max(MIGRATIONS_MAX)),
         )
+        .route("/moves", get(moves::list).post(moves::start))
+        .route("/moves/{name}", get(moves::show))
+        .route("/moves/{name}/{verb}", post(moves::change))
         .route("/shards", get(fleet::shards).post(fleet::add_shard))
         .route("/nodes", get(fleet::nodes))
         .route("/captures", get(fleet::captures))

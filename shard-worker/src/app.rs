@@ -11,8 +11,10 @@ use tokio::sync::watch;
 
 use crate::capture::Capture;
 use crate::config::Jobs;
+use crate::failpoint::Failpoints;
 use crate::job::News;
 use crate::job::metrics::JobMetrics;
+use crate::move_tenant::metrics::MoveMetrics;
 use crate::shard::Logins;
 
 /// Shared handles.
@@ -43,4 +45,8 @@ pub struct App {
     pub job_watchers: Arc<Semaphore>,
     /// What is counted of jobs.
     pub job_metrics: JobMetrics,
+    /// What is counted of moves.
+    pub move_metrics: MoveMetrics,
+    /// Where tests let this worker die.
+    pub failpoints: Failpoints,
 }

@@ -35,6 +35,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use tenancy::chain;
+use tenancy::changes::Lsn;
 use tenancy::control::Control;
 use tenancy::id::ShardId;
 use tokio::sync::watch;
@@ -53,6 +54,9 @@ type Connection = u64;
 
 /// How often the control database is asked which shards and nodes there are.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// Between two looks whether a position is visible everywhere.
+const VISIBLE_LOOK: Duration = Duration::from_millis(1);
 
 /// What this worker captures, or would.
 pub struct Capture {
@@ -149,6 +153,22 @@ impl Capture {
         }
         tasks.close();
         tasks.wait().await;
+    }
+
+    /// Waits until no router answers any longer from what it knew of a shard
+    /// before this position (rule 11). False at once where this worker does not
+    /// capture that server's changes; the caller bounds it.
+    pub async fn wait_visible(&self, shard: &str, server: (u64, u32), lsn: u64) -> bool {
+        let Some(shard) = self.shard(&ShardId::from(shard)) else {
+            return false;
+        };
+        loop {
+            match shard.is_visible(server, Lsn(lsn)) {
+                None => return false,
+                Some(true) => return true,
+                Some(false) => tokio::time::sleep(VISIBLE_LOOK).await,
+            }
+        }
     }
 
     fn shard(&self, id: &ShardId) -> Option<Arc<shard::Shard>> {

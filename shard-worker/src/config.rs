@@ -59,6 +59,8 @@ pub struct Jobs {
     pub at_once_max: usize,
     /// As many requests may watch jobs' progress.
     pub watchers_max: usize,
+    /// For tests: a file with the name of the point at which this worker dies.
+    pub failpoint_file: Option<PathBuf>,
 }
 
 impl Default for Jobs {
@@ -66,6 +68,7 @@ impl Default for Jobs {
         Self {
             at_once_max: 4,
             watchers_max: 200,
+            failpoint_file: None,
         }
     }
 }

@@ -41,6 +41,7 @@ pub use runner::run;
 pub use store::{JobInfo, NewJob};
 
 use crate::migrate::Migrate;
+use crate::move_tenant::Move;
 use crate::tenant_delete::TenantDelete;
 
 /// Every kind of job.
@@ -51,17 +52,20 @@ pub enum Kind {
     TenantDelete,
     /// Applies a directory's files to all shards.
     Migrate,
+    /// Moves tenants to another shard.
+    Move,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::TenantDelete, Self::Migrate];
+    pub const ALL: [Self; 3] = [Self::TenantDelete, Self::Migrate, Self::Move];
 
     /// The word in the control database.
     pub fn name(self) -> &'static str {
         match self {
             Self::TenantDelete => "tenant_delete",
             Self::Migrate => "migrate",
+            Self::Move => "move",
         }
     }
 
@@ -75,6 +79,7 @@ impl Kind {
         match self {
             Self::TenantDelete => 4,
             Self::Migrate => 1,
+            Self::Move => 16,
         }
     }
 
@@ -83,6 +88,7 @@ impl Kind {
         match self {
             Self::TenantDelete => runner::drive::<TenantDelete>(context, state).await,
             Self::Migrate => runner::drive::<Migrate>(context, state).await,
+            Self::Move => runner::drive::<Move>(context, state).await,
         }
     }
 }

@@ -11,8 +11,10 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use shard_worker::app::App;
 use shard_worker::capture::{Capture, describe_metrics};
 use shard_worker::config::{Config, LogFormat, Secrets};
+use shard_worker::failpoint::Failpoints;
 use shard_worker::job::metrics::JobMetrics;
 use shard_worker::job::{self, News};
+use shard_worker::move_tenant::metrics::MoveMetrics;
 use shard_worker::shard::Logins;
 use shard_worker::{api, forget, nodes, reconcile};
 use tenancy::auth::KeyRing;
@@ -106,6 +108,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
         job_news: News::listen(control_config.clone(), control_tls.clone(), stop.clone()),
         job_watchers: Arc::new(Semaphore::new(config.jobs.watchers_max)),
         job_metrics: JobMetrics::new(),
+        move_metrics: MoveMetrics::new(),
+        failpoints: Failpoints(config.jobs.failpoint_file.clone()),
         jobs: config.jobs.clone(),
     });
     let tasks = TaskTracker::new();

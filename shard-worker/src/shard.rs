@@ -37,6 +37,14 @@ pub enum ShardError {
     /// Its own SQL can't be installed.
     #[error("the shard can't be prepared")]
     Install(#[from] InstallError),
+    /// A fence is not as it was a moment before.
+    #[error("the fence of tenant {tenant} on shard {shard} was changed meanwhile")]
+    Changed {
+        /// The shard.
+        shard: String,
+        /// The tenant.
+        tenant: Uuid,
+    },
     /// No answer in time.
     #[error("the shard did not answer in time")]
     Slow,
@@ -168,6 +176,28 @@ impl Logins {
         Ok(forgotten)
     }
 
+    /// How another shard's Postgres connects to this one's primary, as the mover.
+    pub fn mover_conninfo(&self, nodes: &[Address]) -> String {
+        let list = |part: fn(&Address) -> String| {
+            let parts: Vec<String> = nodes.iter().map(part).collect();
+            quoted(&parts.join(","))
+        };
+        let password = self.roles.mover.as_deref().unwrap_or_default();
+        let mode = match self.tls.is_encrypted() {
+            true => "require",
+            false => "prefer",
+        };
+        // Whichever of them is the primary, also after a failover.
+        format!(
+            "host={} port={} dbname={} user=ringfence_mover password={} sslmode={mode} \
+             connect_timeout=5 target_session_attrs=read-write application_name=ringfence-move",
+            list(|node| node.host.clone()),
+            list(|node| node.port.to_string()),
+            quoted(&self.database),
+            quoted(password),
+        )
+    }
+
     /// A session on the primary that may change the application's schema.
     pub async fn as_migrator(&self, shard: &str, nodes: &[Address]) -> Result<Client, ShardError> {
         let password = self.roles.migrator.as_deref();
@@ -241,4 +271,9 @@ async fn in_time<T>(
     Ok(timeout(FENCE_MAX, statement)
         .await
         .map_err(|_| ShardError::Slow)??)
+}
+
+/// A value of a connection string.
+fn quoted(value: &str) -> String {
+    format!("'{}'", value.replace('\\', "\\\\").replace('\'', "\\'"))
 }

@@ -27,6 +27,7 @@ use uuid::Uuid;
 
 use crate::job::{Context, End, JobError, Machine, Progress, Step, Unit};
 
+pub(crate) use rows::{BATCH, batch, estimate};
 pub use rows::{Swept, delete_for, delete_marks};
 
 /// The states.

@@ -7,6 +7,7 @@ mod fleet;
 mod keys;
 mod lifecycle;
 mod limits;
+mod moves;
 mod tenants;
 
 use std::time::Duration;
@@ -21,6 +22,7 @@ pub use lifecycle::{
     Forgotten, close_tenant, forget_import, forget_tenant, open_import, reopen_tenant,
 };
 pub use limits::{PlanInfo, TenantLimits};
+pub use moves::{Place, move_tenant};
 pub use tenants::{NewTenant, TenantInfo, TenantPage};
 
 use crate::tls::{DsnError, Tls};

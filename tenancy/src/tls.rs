@@ -174,6 +174,11 @@ impl Tls {
         token.cancel_query(self.connector()).await
     }
 
+    /// Whether connections are encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        self.mode != SslMode::Disable
+    }
+
     /// The configuration with this connector's mode, for pools that connect themselves.
     pub fn with_mode(&self, config: &Config) -> Config {
         let mut config = config.clone();

@@ -100,7 +100,7 @@ impl Command {
             None => admin.get(&format!("/jobs/{id}"), &[]).await?,
         };
         match wait {
-            true => Ok(record(follow(admin, &job).await?)),
+            true => Ok(record(follow(admin, &job, |_| false).await?)),
             false => Ok(record(job)),
         }
     }
@@ -135,7 +135,7 @@ pub(super) async fn started(admin: &Admin, job: Value, wait: bool) -> Result<Val
     if !wait {
         return Ok(job);
     }
-    let job = follow(admin, &job).await?;
+    let job = follow(admin, &job, |_| false).await?;
     match job["status"].as_str() {
         Some("done") => Ok(job),
         _ => Err(Error::Job {
@@ -153,9 +153,14 @@ pub(super) async fn started(admin: &Admin, job: Value, wait: bool) -> Result<Val
     }
 }
 
-/// Shows a job's progress until it is over, or waits for a person. A worker
+/// Shows a job's progress until it is over, waits for a person, or is far enough. A worker
 /// that ends is no end of it: another one is asked.
-async fn follow(admin: &Admin, job: &Value) -> Result<Value> {
+pub(super) async fn follow(
+    admin: &Admin,
+    job: &Value,
+    is_enough: impl Fn(&Value) -> bool,
+) -> Result<Value> {
+    let is_settled = |job: &Value| is_settled(job) || is_enough(job);
     let id = job["id"].as_str().ok_or_else(|| Error::Answer {
         request: "GET /jobs".into(),
         field: "id",
@@ -245,7 +250,7 @@ fn line(job: &Value) -> String {
 }
 
 /// `1200 of 5000 rows (24 %)`.
-fn progress(job: &Value) -> String {
+pub(super) fn progress(job: &Value) -> String {
     let progress = &job["progress"];
     let number = |field: &str| progress[field].as_u64().unwrap_or(0);
     let (done, total) = (number("done"), number("total"));
@@ -260,7 +265,7 @@ fn progress(job: &Value) -> String {
     }
 }
 
-fn took(job: &Value) -> String {
+pub(super) fn took(job: &Value) -> String {
     match job["seconds"].as_f64() {
         Some(seconds) => format!("{seconds:.1} s"),
         None => "-".into(),

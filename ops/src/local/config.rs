@@ -24,13 +24,14 @@ log_line_prefix = '%m [%p] %q%u@%d %a '
 wal_level = logical
 hot_standby = on
 hot_standby_feedback = on
-max_wal_senders = 20
-max_replication_slots = 20
+# A move has a slot and a walsender on either side for as long as it can be rolled back.
+max_wal_senders = 60
+max_replication_slots = 60
 # Two base backups at once: one's checkpoint removed what the other's new slot
 # was about to reserve.
 wal_keep_size = 64MB
-max_worker_processes = 24
-max_logical_replication_workers = 12
+max_worker_processes = 64
+max_logical_replication_workers = 48
 track_commit_timestamp = on
 wal_retrieve_retry_interval = 200ms
 # A node that is down for long must not fill the disk of the one it follows.
@@ -95,6 +96,12 @@ struct Worker<'a> {
     control: WorkerControl,
     auth: Auth,
     shards: WorkerShards,
+    jobs: WorkerJobs,
+}
+
+#[derive(Serialize)]
+struct WorkerJobs {
+    failpoint_file: &'static str,
 }
 
 #[derive(Serialize)]
@@ -184,6 +191,10 @@ pub(crate) fn worker(
             worker_password_file: file(secrets, "worker"),
             migrator_password_file: file(secrets, "migrator"),
             mover_password_file: file(secrets, "mover"),
+        },
+        // Relative to the node's own folder: tests write it.
+        jobs: WorkerJobs {
+            failpoint_file: "failpoint",
         },
     })
 }

@@ -212,6 +212,27 @@ impl Shard {
         }
     }
 
+    /// Whether this worker can vouch for it that no router answers from what it
+    /// knew before `lsn`. Where it can't yet, it sees to it that it will.
+    pub(super) fn is_visible(&self, server: (u64, u32), lsn: Lsn) -> Option<bool> {
+        let now = Instant::now();
+        let mut state = self.lock();
+        let serving = state.serving.as_mut()?;
+        if (serving.generation.system, serving.generation.timeline) != server {
+            return None;
+        }
+        let slowest = serving.leases.slowest(now);
+        let is_visible = now >= serving.since + HOLDING
+            && serving.log.watermark() >= lsn
+            && slowest.is_none_or(|slowest| slowest >= lsn);
+        if !is_visible && serving.barriers.is_empty() {
+            // Nobody is answered; it has the position published.
+            serving.barriers.insert(Connection::MAX, 0, lsn, now);
+            self.wanted.notify_one();
+        }
+        Some(is_visible)
+    }
+
     /// A router asks for changes (rule 3): from where it was, or from here on.
     pub(super) fn follow(
         &self,

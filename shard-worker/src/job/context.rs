@@ -155,7 +155,7 @@ impl Context {
     }
 
     /// Ends all sessions: one may be in the middle of a statement.
-    pub(super) async fn drop_sessions(&self) {
+    pub(crate) async fn drop_sessions(&self) {
         self.sessions.lock().await.clear();
     }
 

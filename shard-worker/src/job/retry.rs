@@ -27,6 +27,9 @@ pub enum JobError {
     /// Something is in the way that goes away by itself.
     #[error("{0}")]
     Wait(String),
+    /// What shards show can't be explained: nothing is done before someone looked.
+    #[error("{0}")]
+    Unclear(String),
     /// The state was written by another version of this program.
     #[error("the job's state can't be read: {0}")]
     State(String),
@@ -71,14 +74,16 @@ impl JobError {
                 | ControlError::Invalid(_) => Verdict::End,
             },
             Self::Shard(error) => match error {
-                ShardError::NoPrimary { .. } | ShardError::Slow => Verdict::Retry,
+                ShardError::NoPrimary { .. } | ShardError::Slow | ShardError::Changed { .. } => {
+                    Verdict::Retry
+                }
                 ShardError::Postgres(error) => of_postgres(error),
                 ShardError::Install(_) => Verdict::RetryFew,
             },
             Self::Lost => Verdict::Leave,
             Self::Wait(_) => Verdict::Retry,
             Self::Refused(_) => Verdict::End,
-            Self::State(_) => Verdict::Person,
+            Self::Unclear(_) | Self::State(_) => Verdict::Person,
         }
     }
 
@@ -91,6 +96,7 @@ impl JobError {
             Self::Refused(_) => "RF503",
             Self::Wait(_) => "RF504",
             Self::State(_) => "RF505",
+            Self::Unclear(_) => "RF506",
         }
     }
 

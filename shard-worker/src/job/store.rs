@@ -478,6 +478,57 @@ pub async fn show(control: &Control, id: Uuid) -> Result<JobInfo, ControlError> 
         .ok_or_else(|| not_found(id))
 }
 
+/// What someone wants of a job that runs for long.
+pub async fn wish(control: &Control, id: Uuid) -> Result<Option<String>, ControlError> {
+    let sql = "select wish from ringfence.job where id = $1";
+    let row = control.client().await?.query_opt(sql, &[&id]).await?;
+    Ok(row.and_then(|row| row.get(0)))
+}
+
+/// Says what is wanted of a job, or nothing any longer, and has it look at once.
+pub async fn set_wish(
+    control: &Control,
+    actor: &Actor,
+    id: Uuid,
+    action: &str,
+    wish: Option<&'static str>,
+) -> Result<JobInfo, ControlError> {
+    // One of a few words of this program.
+    let set = match wish {
+        Some(wish) => format!("wish = '{wish}'"),
+        None => "wish = null".to_owned(),
+    };
+    change_open(control, actor, id, action, &set).await?;
+    show(control, id).await
+}
+
+/// A job's state, as its machine wrote it.
+pub async fn state(control: &Control, id: Uuid) -> Result<Value, ControlError> {
+    let sql = "select state from ringfence.job where id = $1";
+    let row = control.client().await?.query_opt(sql, &[&id]).await?;
+    row.map(|row| row.get(0)).ok_or_else(|| not_found(id))
+}
+
+/// The newest job of a kind that is about this object.
+pub async fn newest(
+    control: &Control,
+    kind: Kind,
+    object: &str,
+) -> Result<Option<Uuid>, ControlError> {
+    let row = control
+        .client()
+        .await?
+        .query_opt(
+            "select j.id from ringfence.job j where j.kind = $1 and (j.object = $2 or exists (
+               select from jsonb_array_elements(j.state -> 'plan' -> 'tenants') t
+               where t ->> 'slug' = $2 or t ->> 'id' = $2))
+             order by j.done, j.created_at desc limit 1",
+            &[&kind.name(), &object],
+        )
+        .await?;
+    Ok(row.map(|row| row.get(0)))
+}
+
 /// Asks for a job's end: its own machine says whether it can be had.
 pub async fn cancel(control: &Control, actor: &Actor, id: Uuid) -> Result<JobInfo, ControlError> {
     let asked = "cancel_requested = true";

@@ -13,7 +13,7 @@ use crate::job::{JobError, as_replica};
 /// A job's state is written after so long.
 pub(super) const STEP: Duration = Duration::from_millis(700);
 /// Rows of one transaction: few enough that no lock or replica's lag is felt.
-const BATCH: i64 = 5_000;
+pub(crate) const BATCH: i64 = 5_000;
 /// The fence, where a move left one, counts as a table.
 const FENCE: &str = "ringfence.fence";
 
@@ -85,7 +85,7 @@ pub async fn delete_marks(session: &Client, job: Uuid) -> Result<(), JobError> {
 }
 
 /// Deletes some rows and counts them, in one transaction.
-async fn batch(
+pub(crate) async fn batch(
     session: &mut Client,
     job: Uuid,
     table: &TenantTable,
@@ -173,7 +173,11 @@ async fn progress(
 }
 
 /// The planner's guess of the tenant's rows in a table.
-async fn estimate(session: &Client, table: &TenantTable, tenant: Uuid) -> Result<u64, JobError> {
+pub(crate) async fn estimate(
+    session: &Client,
+    table: &TenantTable,
+    tenant: Uuid,
+) -> Result<u64, JobError> {
     let sql = format!(
         "explain (format json) select from {} where {} = '{tenant}'",
         table.name, table.tenant_column

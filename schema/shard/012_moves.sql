@@ -1,0 +1,236 @@
+-- Moves of tenants between shards, by logical replication. A publication wants
+-- the owner of its tables and a subscription wants a superuser: the functions
+-- here are the installer's, and do just that for the mover, under names of moves.
+
+-- Rows that are written on one side and looked for on the other: all that was
+-- committed before one has arrived when it has.
+create table if not exists ringfence.move_marker (
+  id  uuid primary key,
+  job uuid not null,
+  -- Each direction sees its own only: nothing goes in a circle.
+  way text not null check (way in ('forward', 'back')),
+  at  timestamptz not null default now()
+);
+grant select, insert, delete on ringfence.move_marker to ringfence_mover;
+
+-- The name of a move's publication, subscription or slot; no other is touched.
+create or replace function ringfence.move_name(name text) returns text
+language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
+begin
+  if name !~ '^ringfence_move_[0-9a-f]{32}(_[0-9]{1,3})?(_back)?(_mark)?$' then
+    raise exception using errcode = 'RF014', message = format('"%s" is no name of a move', name);
+  end if;
+  return name;
+end
+$$;
+
+-- What of a tenant's rows is published: everything, or nothing.
+create or replace function ringfence.move_published(is_on boolean) returns text
+language sql immutable as $$
+  -- Never TRUNCATE: it would empty the other tenants' tables on the other side.
+  select case when is_on then 'insert, update, delete' else '' end
+$$;
+
+-- Publishes one tenant's rows of all tables.
+create or replace function ringfence.move_publish(name text, tenant uuid, is_on boolean) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  tables text := (
+    select string_agg(format('%s where (%I = %L::uuid)', r.relid::regclass, r.tenant_column, tenant), ', ' order by r.relid)
+    from ringfence.relation r where r.kind = 'distributed');
+begin
+  if exists (select from pg_publication p where p.pubname = ringfence.move_name(move_publish.name)) then
+    return;
+  end if;
+  execute format('create publication %I%s with (publish = %L, publish_via_partition_root = true)',
+    name, coalesce(' for table ' || tables, ''), ringfence.move_published(is_on));
+end
+$$;
+
+-- Publishes a move's markers of one direction.
+create or replace function ringfence.move_publish_markers(name text, job uuid, way text) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  if exists (select from pg_publication p where p.pubname = ringfence.move_name(move_publish_markers.name)) then
+    return;
+  end if;
+  execute format('create publication %I for table ringfence.move_marker where (job = %L::uuid and way = %L) with (publish = %L)',
+    name, job, way, 'insert');
+end
+$$;
+
+-- Switches a tenant's publication on or off; waits behind no other session.
+create or replace function ringfence.move_switch(name text, is_on boolean) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  execute format('alter publication %I set (publish = %L)', ringfence.move_name(name), ringfence.move_published(is_on));
+end
+$$;
+
+-- Removes a publication, in two calls with a pause in between: at first its
+-- tables leave it. Dropped at once, it would fail whoever writes to one of them
+-- just then ("cache lookup failed for publication"), whatever their tenant.
+-- True once it is gone.
+create or replace function ringfence.move_unpublish(name text) returns boolean
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  tables text := (
+    select string_agg(r.prrelid::regclass::text, ', ' order by r.prrelid)
+    from pg_publication p join pg_publication_rel r on r.prpubid = p.oid
+    where p.pubname = ringfence.move_name(move_unpublish.name));
+begin
+  if tables is not null then
+    execute format('alter publication %I drop table %s', name, tables);
+    return false;
+  end if;
+  if exists (select from pg_publication p where p.pubname = move_unpublish.name) then
+    execute format('drop publication %I', name);
+  end if;
+  return true;
+end
+$$;
+
+-- Receives what publications of another shard send, through the slot of the same
+-- name, which is there already.
+create or replace function ringfence.move_subscribe(name text, conninfo text, publications text[], copies boolean)
+returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  -- From 16 a subscription can run as its owner, whom row level security lets
+  -- pass, and leave out what came from elsewhere. Before, it always does the first.
+  newer text := case when current_setting('server_version_num')::int >= 160000
+    then ', run_as_owner = true, origin = none' else '' end;
+begin
+  if exists (select from pg_subscription s
+      where s.subname = ringfence.move_name(move_subscribe.name)
+        and s.subdbid = (select d.oid from pg_database d where d.datname = current_database())) then
+    return;
+  end if;
+  execute format(
+    'create subscription %I connection %L publication %s with (create_slot = false, slot_name = %L, copy_data = %s, streaming = on%s)',
+    name, conninfo, (select string_agg(quote_ident(p), ', ') from unnest(publications) p), name,
+    case when copies then 'true' else 'false' end, newer);
+end
+$$;
+
+-- Ends a subscription; its slot on the other shard is dropped there.
+create or replace function ringfence.move_unsubscribe(name text) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  if exists (select from pg_subscription s
+      where s.subname = ringfence.move_name(move_unsubscribe.name)
+        and s.subdbid = (select d.oid from pg_database d where d.datname = current_database())) then
+    execute format('alter subscription %I disable', name);
+    execute format('alter subscription %I set (slot_name = none)', name);
+    execute format('drop subscription %I', name);
+  end if;
+end
+$$;
+
+-- Halts a subscription, or has it go on.
+create or replace function ringfence.move_enable(name text, is_on boolean) returns void
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  execute format('alter subscription %I %s', ringfence.move_name(name), case when is_on then 'enable' else 'disable' end);
+end
+$$;
+
+-- How far a subscription is: its tables, how many of them are copied, rows copied
+-- by those under way, and errors so far.
+create or replace function ringfence.move_progress(
+  name text, out tables bigint, out ready bigint, out rows bigint, out errors bigint
+) language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+  select count(r.srrelid), count(*) filter (where r.srsubstate = 'r'),
+    coalesce(sum((select sum(c.tuples_processed) from pg_stat_progress_copy c
+      where c.relid = r.srrelid and c.datname = current_database())), 0)::bigint,
+    coalesce(max(e.apply_error_count + e.sync_error_count), 0)
+  from pg_subscription s
+  left join pg_subscription_rel r on r.srsubid = s.oid
+  left join pg_stat_subscription_stats e on e.subid = s.oid
+  where s.subname = move_progress.name
+    and s.subdbid = (select d.oid from pg_database d where d.datname = current_database())
+$$;
+
+-- Where all sequences of the application are, that have given a number.
+create or replace function ringfence.move_sequences() returns table (name text, last bigint)
+language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+  select format('%I.%I', n.nspname, c.relname), l.last
+  from pg_class c
+  join pg_namespace n on n.oid = c.relnamespace
+  cross join lateral pg_sequence_last_value(c.oid) l(last)
+  where c.relkind = 'S' and c.relpersistence = 'p' and l.last is not null
+    and n.nspname not in ('pg_catalog', 'information_schema', 'ringfence')
+$$;
+
+-- What the cut-over asks of a primary. `writers`: transactions that began to
+-- write more than 200 ms ago: replication would wait for their end.
+create or replace function ringfence.move_look(
+  out version integer, out writers bigint, out slots_left bigint, out captured boolean, out bypasses boolean,
+  out system text, out timeline integer, out lsn bigint
+) language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+  select current_setting('server_version_num')::integer,
+    (select count(*) from pg_stat_activity a
+      where a.backend_type = 'client backend' and a.backend_xid is not null
+        and clock_timestamp() - a.xact_start > interval '200 milliseconds'),
+    current_setting('max_replication_slots')::bigint - (select count(*) from pg_replication_slots),
+    exists (select from pg_replication_slots s where s.slot_name = 'ringfence_capture'),
+    (select r.rolbypassrls and r.rolreplication from pg_roles r where r.rolname = 'ringfence_mover'),
+    (select c.system_identifier from pg_control_system() c)::text,
+    ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::integer,
+    (pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint
+$$;
+
+-- Physical standbys that stream, and have not got the log up to there on disk.
+create or replace function ringfence.standbys_behind(lsn pg_lsn) returns bigint
+language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+  select count(*) from pg_stat_replication r
+  where r.state = 'streaming' and (r.flush_lsn is null or r.flush_lsn < lsn)
+    and not exists (select from pg_replication_slots s where s.active_pid = r.pid and s.slot_type = 'logical')
+$$;
+
+-- Why a table can't be moved row by row, for each that can't.
+create or replace function ringfence.move_refusals() returns table (relation text, reason text)
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+  with leaf as (
+    select r.relid as root, r.tenant_column, c.oid, c.relreplident, c.relpersistence
+    from ringfence.relation r
+    join pg_class root on root.oid = r.relid
+    cross join lateral (
+      select p.relid::oid as oid from pg_partition_tree(r.relid) p where root.relkind = 'p' and p.isleaf
+      union all select r.relid::oid where root.relkind <> 'p') l
+    join pg_class c on c.oid = l.oid
+    where r.kind = 'distributed'
+  ), identity as (
+    select l.*, i.indexrelid,
+      exists (select from unnest(i.indkey::int2[]) k(num)
+        join pg_attribute a on a.attrelid = l.oid and a.attnum = k.num where a.attname = l.tenant_column) as has_tenant
+    from leaf l
+    left join pg_index i on i.indrelid = l.oid and i.indisvalid
+      and case l.relreplident when 'd' then i.indisprimary when 'i' then i.indisreplident else false end
+  )
+  select i.oid::regclass::text, 'its rows can''t be told apart: it has no replica identity'
+  from identity i where i.relreplident = 'n' or (i.relreplident in ('d', 'i') and i.indexrelid is null)
+  union all
+  select i.oid::regclass::text, 'its replica identity leaves out the tenant'
+  from identity i where i.indexrelid is not null and not i.has_tenant
+  union all
+  select l.oid::regclass::text, 'it is not logged' from leaf l where l.relpersistence <> 'p'
+  union all
+  select l.oid::regclass::text, format('its trigger "%s" also fires for replicated rows', g.tgname)
+  from leaf l join pg_trigger g on g.tgrelid = l.oid and not g.tgisinternal and g.tgenabled in ('A', 'R')
+  union all
+  select l.root::regclass::text, format('its column "%s" can name large objects, which are not replicated', a.attname)
+  from leaf l join pg_attribute a on a.attrelid = l.oid and a.attnum > 0 and not a.attisdropped
+    join pg_type t on t.oid = a.atttypid and (t.oid = 'oid'::regtype or t.typname = 'lo')
+$$;
+
+revoke all on function ringfence.move_publish(text, uuid, boolean), ringfence.move_publish_markers(text, uuid, text),
+  ringfence.move_switch(text, boolean), ringfence.move_unpublish(text), ringfence.move_subscribe(text, text, text[], boolean),
+  ringfence.move_unsubscribe(text), ringfence.move_enable(text, boolean), ringfence.move_progress(text), ringfence.move_sequences(), ringfence.move_look(),
+  ringfence.standbys_behind(pg_lsn), ringfence.move_refusals(), ringfence.move_name(text), ringfence.move_published(boolean)
+  from public;
+grant execute on function ringfence.move_publish(text, uuid, boolean), ringfence.move_publish_markers(text, uuid, text),
+  ringfence.move_switch(text, boolean), ringfence.move_unpublish(text), ringfence.move_subscribe(text, text, text[], boolean),
+  ringfence.move_unsubscribe(text), ringfence.move_enable(text, boolean), ringfence.move_progress(text), ringfence.move_sequences(), ringfence.move_look(),
+  ringfence.standbys_behind(pg_lsn), ringfence.move_refusals()
+  to ringfence_mover;

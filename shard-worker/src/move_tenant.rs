@@ -1,0 +1,430 @@
+//! Moves tenants from one shard to another while they are being used, and back.
+//!
+//! Postgres does the moving: logical replication with a row filter a tenant.
+//!
+//! ```text
+//!  Planned ──► Preparing ──► Copying ──► CatchingUp ◄────────────┐ over budget:
+//!     │            │            │            │                   │ undone, later again
+//!     │            │            │            ▼                   │
+//!     │            │            │       CuttingOver(forward) ────┘
+//!     │   cancel, or an error   │            │
+//!     │   that ends it          │            │ all tenants are active on the target
+//!     ▼            ▼            ▼            ▼
+//!     └────────► Undoing ◄──────┘        Retained ───────────┐
+//!                   │                        │ rollback      │ complete, or time is over
+//!                   │                        ▼               │
+//!                   │                CuttingOver(back)       │
+//!                   ▼                        ▼               ▼
+//!                CleaningUp(undone | rolled back | done): streams end, then the
+//!                   │               rows that nobody serves are deleted
+//!                   ▼
+//!            Undone | RolledBack | Done
+//! ```
+//!
+//! Every state is durable, and every step may run twice. What a cut-over has
+//! done is read from the two shards alone ([`crossing`]), so that a worker
+//! killed anywhere is replaced by another that goes on, with or without the
+//! control database.
+
+mod clean_up;
+mod copy;
+pub mod crossing;
+mod cut_over;
+pub mod metrics;
+pub mod names;
+mod prepare;
+mod refusals;
+mod side;
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tenancy::control::TenantInfo;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use crate::job::{Context, End, JobError, Machine, Problem, Progress, Step, Unit, store};
+use crate::shard::ShardError;
+
+/// Longest step: it comes back to what it has not finished.
+const STEP_MAX: Duration = Duration::from_secs(60);
+/// How often a retained move looks whether its time is over.
+const RETAINED_LOOK: Duration = Duration::from_secs(10);
+/// How often a move that was paused looks whether it may go on.
+const PAUSED_LOOK: Duration = Duration::from_secs(10);
+/// A cut-over that was undone is tried again after so long, doubling.
+const AGAIN_FIRST: Duration = Duration::from_millis(500);
+/// Longest wait before that.
+const AGAIN_MAX: Duration = Duration::from_secs(30);
+/// Most tenants of one stream.
+pub const TENANTS_MAX: usize = 200;
+/// Longest budget of a cut-over, ms: after it, it is undone.
+pub const BUDGET_MAX_MS: u64 = 1_000;
+
+/// A move: what is to be done, and how far it is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Move {
+    /// What is to be done.
+    pub plan: Plan,
+    /// How far it is.
+    #[serde(flatten)]
+    pub state: State,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Plan {
+    /// Who is moved, through one stream; 1 to [`TENANTS_MAX`].
+    pub tenants: Vec<Moving>,
+    /// From this shard.
+    pub from: String,
+    /// To this one.
+    pub to: String,
+    /// A cut-over holds a tenant's requests for so long at most, ms.
+    pub budget_ms: u64,
+    /// The way back is kept for so long, seconds.
+    pub keep_s: u64,
+}
+
+/// A tenant that is moved.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Moving {
+    /// Its id.
+    pub id: Uuid,
+    /// Its slug.
+    pub slug: String,
+    /// Its epoch where it is now.
+    pub epoch: i64,
+    /// It is on the target.
+    pub crossed: bool,
+    /// How long its requests were held by each cut-over that was completed, ms.
+    #[serde(default)]
+    pub pauses_ms: Vec<f64>,
+}
+
+/// The states.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum State {
+    /// It is checked whether it can be done.
+    Planned,
+    /// Publications, slots and subscriptions are made.
+    Preparing,
+    /// Rows are copied, table by table.
+    Copying {
+        /// Rows there.
+        rows: u64,
+        /// Of so many, as the planner sees it.
+        expected: u64,
+    },
+    /// Changes are sent as they are made, until they arrive quickly.
+    CatchingUp {
+        /// Cut-overs that were undone.
+        tries: u32,
+        /// Why the last one was, or why none is begun.
+        why: Option<String>,
+    },
+    /// Tenants change shards, one after another.
+    CuttingOver {
+        /// Which way.
+        way: Way,
+        /// Cut-overs that were undone.
+        tries: u32,
+    },
+    /// The source is kept equal: the way back is open.
+    Retained {
+        /// Until then, seconds since 1970.
+        until: u64,
+    },
+    /// It is given up before any tenant is on the target.
+    Undoing {
+        /// Why.
+        why: Ended,
+    },
+    /// Streams are ended, and rows deleted where nobody serves them.
+    CleaningUp {
+        /// How it ends.
+        why: Ended,
+        /// Rows deleted.
+        rows: u64,
+    },
+    /// It is over.
+    Over {
+        /// How it ended.
+        why: Ended,
+    },
+}
+
+/// A direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Way {
+    /// To the target.
+    Forward,
+    /// Back to the source.
+    Back,
+}
+
+/// How a move ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "how", content = "why")]
+pub enum Ended {
+    /// The tenants are on the target.
+    Done,
+    /// They were brought back.
+    RolledBack,
+    /// It was cancelled before they were on the target.
+    Cancelled,
+    /// It could not be done.
+    Failed(String),
+}
+
+/// What someone may want of a move that is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// No cut-over for now.
+    Pause,
+    /// Back to the source, while the move is retained.
+    RollBack,
+    /// The way back is not needed any longer.
+    Complete,
+}
+
+impl Way {
+    fn opposite(self) -> Self {
+        match self {
+            Self::Forward => Self::Back,
+            Self::Back => Self::Forward,
+        }
+    }
+}
+
+impl Wish {
+    /// The word in the control database.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::RollBack => "rollback",
+            Self::Complete => "complete",
+        }
+    }
+
+    fn parse(name: &str) -> Option<Self> {
+        [Self::Pause, Self::RollBack, Self::Complete]
+            .into_iter()
+            .find(|wish| wish.name() == name)
+    }
+}
+
+impl Plan {
+    /// Tenants, each on `from` now.
+    pub fn new(tenants: &[TenantInfo], from: &str, to: &str, budget_ms: u64, keep_s: u64) -> Self {
+        let moving = |tenant: &TenantInfo| Moving {
+            id: tenant.id,
+            slug: tenant.slug.clone(),
+            epoch: tenant.epoch,
+            crossed: false,
+            pauses_ms: Vec::new(),
+        };
+        Self {
+            tenants: tenants.iter().map(moving).collect(),
+            from: from.into(),
+            to: to.into(),
+            budget_ms,
+            keep_s,
+        }
+    }
+}
+
+impl Move {
+    /// The first state.
+    pub fn of(plan: Plan) -> Self {
+        Self {
+            plan,
+            state: State::Planned,
+        }
+    }
+
+    fn to(&self, state: State) -> Self {
+        Self {
+            plan: self.plan.clone(),
+            state,
+        }
+    }
+
+    fn next(&self, state: State) -> Step<Self> {
+        Step::Next(self.to(state))
+    }
+
+    /// Where a move that is given up goes on: who has crossed is brought back
+    /// first. One that was only planned has left nothing behind.
+    fn given_up(&self, why: Ended) -> State {
+        if self.state == State::Planned {
+            return State::Over { why };
+        }
+        match self.plan.tenants.iter().any(|tenant| tenant.crossed) {
+            true => State::CuttingOver {
+                way: Way::Back,
+                tries: 0,
+            },
+            false => State::Undoing { why },
+        }
+    }
+
+    async fn advance(&self, context: &Context) -> Result<Step<Self>, JobError> {
+        match &self.state {
+            State::Planned => prepare::check(context, self).await,
+            State::Preparing => prepare::prepare(context, self).await,
+            State::Copying { expected, .. } => copy::copy(context, self, *expected).await,
+            State::CatchingUp { tries, .. } => copy::catch_up(context, self, *tries).await,
+            State::CuttingOver { way, tries } => {
+                cut_over::cut_over(context, self, *way, *tries).await
+            }
+            State::Retained { until } => self.retain(context, *until).await,
+            State::Undoing { why } => cut_over::undo(context, self, why).await,
+            State::CleaningUp { why, rows } => clean_up::clean_up(context, self, why, *rows).await,
+            State::Over { why } => Ok(self.over(why)),
+        }
+    }
+
+    async fn retain(&self, context: &Context, until: u64) -> Result<Step<Self>, JobError> {
+        failpoint(context, "retained");
+        match wish(context).await? {
+            Some(Wish::RollBack) => Ok(self.next(State::CuttingOver {
+                way: Way::Back,
+                tries: 0,
+            })),
+            Some(Wish::Complete) => Ok(self.next(State::CleaningUp {
+                why: Ended::Done,
+                rows: 0,
+            })),
+            None | Some(Wish::Pause) => {
+                let left = until.saturating_sub(now_s());
+                if left == 0 {
+                    return Ok(self.next(State::CleaningUp {
+                        why: Ended::Done,
+                        rows: 0,
+                    }));
+                }
+                let look = RETAINED_LOOK.min(Duration::from_secs(left));
+                Ok(Step::Later(self.clone(), look))
+            }
+        }
+    }
+
+    fn over(&self, why: &Ended) -> Step<Self> {
+        let end = match why {
+            Ended::Done => End::Done,
+            Ended::RolledBack | Ended::Cancelled => End::Cancelled,
+            Ended::Failed(why) => End::Failed(Problem {
+                code: "RF507".into(),
+                message: why.clone(),
+                advice: "The tenants are served by their source as before.".into(),
+            }),
+        };
+        let tenants: Vec<Value> = self
+            .plan
+            .tenants
+            .iter()
+            .map(|tenant| json!({ "tenant": tenant.slug, "epoch": tenant.epoch, "pauses_ms": tenant.pauses_ms }))
+            .collect();
+        let shard = match why {
+            Ended::Done => &self.plan.to,
+            Ended::RolledBack | Ended::Cancelled | Ended::Failed(_) => &self.plan.from,
+        };
+        let result = json!({ "shard": shard, "tenants": tenants });
+        Step::End(self.clone(), end, result)
+    }
+}
+
+impl Machine for Move {
+    fn phase(&self) -> (&'static str, Progress) {
+        let none = Progress::default();
+        let rows = |done, total| Progress {
+            done,
+            total,
+            unit: Unit::Rows,
+        };
+        match &self.state {
+            State::Planned => ("planned", none),
+            State::Preparing => ("preparing", none),
+            State::Copying {
+                rows: done,
+                expected,
+            } => ("copying", rows(*done, (*expected).max(*done))),
+            State::CatchingUp { .. } => ("catching_up", none),
+            State::CuttingOver {
+                way: Way::Forward, ..
+            } => ("cutting_over", none),
+            State::CuttingOver { way: Way::Back, .. } => ("rolling_back", none),
+            State::Retained { .. } => ("retained", none),
+            State::Undoing { .. } => ("undoing", none),
+            State::CleaningUp { rows: done, .. } => ("cleaning_up", rows(*done, 0)),
+            State::Over { why } => match why {
+                Ended::Done => ("done", none),
+                Ended::RolledBack => ("rolled_back", none),
+                Ended::Cancelled | Ended::Failed(_) => ("undone", none),
+            },
+        }
+    }
+
+    async fn step(&self, context: &Context) -> Result<Step<Self>, JobError> {
+        let step = timeout(STEP_MAX, self.advance(context)).await;
+        let step = step.unwrap_or(Err(JobError::Shard(ShardError::Slow)));
+        if step.is_err() {
+            // One of them may be in the middle of a statement.
+            context.drop_sessions().await;
+        }
+        step
+    }
+
+    fn cancelled(&self) -> Option<Self> {
+        match &self.state {
+            State::Planned
+            | State::Preparing
+            | State::Copying { .. }
+            | State::CatchingUp { .. } => Some(self.to(self.given_up(Ended::Cancelled))),
+            State::CuttingOver { .. }
+            | State::Retained { .. }
+            | State::Undoing { .. }
+            | State::CleaningUp { .. }
+            | State::Over { .. } => None,
+        }
+    }
+
+    fn abandoned(&self, error: &JobError) -> Option<Self> {
+        let why = Ended::Failed(tenancy::chain(error));
+        match &self.state {
+            State::Planned
+            | State::Preparing
+            | State::Copying { .. }
+            | State::CatchingUp { .. } => Some(self.to(self.given_up(why))),
+            State::CuttingOver { .. }
+            | State::Retained { .. }
+            | State::Undoing { .. }
+            | State::CleaningUp { .. }
+            | State::Over { .. } => None,
+        }
+    }
+}
+
+/// What someone wants of this move.
+async fn wish(context: &Context) -> Result<Option<Wish>, JobError> {
+    let wish = store::wish(context.control(), context.job().id).await?;
+    Ok(wish.as_deref().and_then(Wish::parse))
+}
+
+/// When a cut-over that was undone so often is tried again.
+fn again(tries: u32) -> Duration {
+    AGAIN_MAX.min(AGAIN_FIRST * 2_u32.pow(tries.min(10)))
+}
+
+fn now_s() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}
+
+fn failpoint(context: &Context, name: &str) {
+    context.app().failpoints.hit(name);
+}

@@ -1,0 +1,146 @@
+//! The end of a move: its streams are ended on both sides, and only then are
+//! rows deleted where nobody serves them. Deleting while one was on would
+//! empty the other side.
+
+use std::time::Duration;
+
+use schema::tenant_tables::tenant_tables;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::crossing::Fence;
+use super::side::Side;
+use super::{Ended, Move, State, Way, failpoint, names};
+use crate::job::{Context, JobError, Step};
+use crate::tenant_delete;
+
+/// A state's progress is written after so long.
+const STEP: Duration = Duration::from_millis(700);
+
+/// Between a publication's last table and its own end: who writes just then
+/// must not miss it.
+const UNPUBLISH: Duration = Duration::from_millis(300);
+
+/// Some of it.
+pub(super) async fn clean_up(
+    context: &Context,
+    job: &Move,
+    why: &Ended,
+    rows: u64,
+) -> Result<Step<Move>, JobError> {
+    failpoint(context, "cleaning_up");
+    let (plan, id) = (&job.plan, context.job().id);
+    // Receivers first, so that slots are free; a target that is away must not
+    // keep the source's log.
+    let target = Side::open(context, &plan.to).await;
+    if let Ok(target) = &target {
+        unsubscribe(target, &names::stream(id, Way::Forward)).await?;
+    }
+    let source = Side::open(context, &plan.from).await?;
+    unsubscribe(&source, &names::stream(id, Way::Back)).await?;
+    end_sending(&source, job, id, Way::Forward).await?;
+    let target = target?;
+    end_sending(&target, job, id, Way::Back).await?;
+    failpoint(context, "streams_ended");
+
+    let (loser, keeper) = match why {
+        Ended::Done => (&source, &target),
+        Ended::RolledBack | Ended::Cancelled | Ended::Failed(_) => (&target, &source),
+    };
+    let until = Instant::now() + STEP;
+    let mut deleted = rows;
+    for tenant in &plan.tenants {
+        let fence = loser.fence(tenant.id, "").await?.0;
+        let kept = keeper.fence(tenant.id, "").await?.0;
+        let is_lost = !matches!(fence, Fence::Active(_)) && matches!(kept, Fence::Active(_));
+        if !is_lost {
+            return Err(JobError::Unclear(format!(
+                "tenant {} is {fence:?} on {}, where its rows would be deleted, and {kept:?} on {}: nothing is deleted",
+                tenant.slug, loser.shard, keeper.shard
+            )));
+        }
+    }
+    let (loser, tenants) = (loser.shard.clone(), plan.tenants.clone());
+    drop((source, target));
+    let mut session = context.shard(&loser).await?;
+    let tables = tenant_tables(&*session).await?;
+    for tenant in &tenants {
+        for table in &tables {
+            for leaf in &table.leaves {
+                loop {
+                    let batch =
+                        tenant_delete::batch(&mut session, id, table, leaf, tenant.id).await?;
+                    deleted += batch.unsigned_abs();
+                    if batch < tenant_delete::BATCH {
+                        break;
+                    }
+                    if Instant::now() >= until {
+                        return Ok(job.next(State::CleaningUp {
+                            why: why.clone(),
+                            rows: deleted,
+                        }));
+                    }
+                }
+            }
+        }
+        if !matches!(why, Ended::Done) {
+            // Nobody was ever told to come here, but by who was told to go back.
+            session
+                .execute(
+                    "delete from ringfence.fence where tenant_id = $1 and state <> 'active'",
+                    &[&tenant.id],
+                )
+                .await?;
+        }
+    }
+    tenant_delete::delete_marks(&session, id).await?;
+    drop(session);
+    for shard in [&job.plan.from, &job.plan.to] {
+        let side = Side::open(context, shard).await?;
+        side.client
+            .execute("delete from ringfence.move_marker where job = $1", &[&id])
+            .await?;
+    }
+    context.app().move_metrics.ended(why);
+    Ok(job.next(State::Over { why: why.clone() }))
+}
+
+async fn unsubscribe(side: &Side, name: &str) -> Result<(), JobError> {
+    side.client
+        .execute("select ringfence.move_unsubscribe($1)", &[&name])
+        .await?;
+    Ok(())
+}
+
+/// Switches off and removes what a shard sends.
+async fn end_sending(side: &Side, job: &Move, id: Uuid, way: Way) -> Result<(), JobError> {
+    let tenants = 0..job.plan.tenants.len();
+    let publications: Vec<String> = tenants.map(|index| names::tenant(id, index, way)).collect();
+    for publication in &publications {
+        side.client
+            .execute(
+                "select ringfence.move_switch($1, false)
+                 where exists (select from pg_publication where pubname = $1)",
+                &[publication],
+            )
+            .await?;
+    }
+    let slot = names::stream(id, way);
+    side.client
+        .execute(
+            "select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = $1",
+            &[&slot],
+        )
+        .await?;
+    let mut left = publications;
+    left.push(names::markers(id, way));
+    let unpublish = "select n from unnest($1::text[]) n where not ringfence.move_unpublish(n)";
+    loop {
+        let rows = side.client.query(unpublish, &[&left]).await?;
+        left = rows.iter().map(|row| row.get(0)).collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        tokio::time::sleep(UNPUBLISH).await;
+    }
+}

@@ -1,0 +1,177 @@
+//! Waiting while Postgres copies, and until changes arrive quickly.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+
+use super::prepare::same_schema;
+use super::side::Side;
+use super::{Move, PAUSED_LOOK, State, Way, Wish, failpoint, names, wish};
+use crate::job::{Context, JobError, Step};
+
+/// A state's progress is written so often.
+const SHOWN: Duration = Duration::from_millis(1_500);
+const LOOK: Duration = Duration::from_millis(50);
+/// Errors of a stream after which the move is given up: a server that is down
+/// for a while costs a few.
+const ERRORS_MAX: i64 = 100;
+/// Markers in a row that must arrive quickly.
+const MARKERS: u32 = 3;
+/// A marker that takes longer is not quick: a cut-over waits for one.
+const QUICK: Duration = Duration::from_millis(60);
+/// Longest wait for one marker.
+const MARKER_MAX: Duration = Duration::from_secs(10);
+/// Pause before another try to catch up.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// How a stream is going.
+struct Stream {
+    tables: i64,
+    ready: i64,
+    rows: i64,
+    errors: i64,
+}
+
+/// Until all tables are copied.
+pub(super) async fn copy(
+    context: &Context,
+    job: &Move,
+    expected: u64,
+) -> Result<Step<Move>, JobError> {
+    failpoint(context, "copying");
+    let target = Side::open(context, &job.plan.to).await?;
+    let name = names::stream(context.job().id, Way::Forward);
+    if wish(context).await? == Some(Wish::Pause) {
+        enable(&target, &name, false).await?;
+        return Ok(Step::Later(job.clone(), PAUSED_LOOK));
+    }
+    enable(&target, &name, true).await?;
+    require_slot(&Side::open(context, &job.plan.from).await?, context).await?;
+    let until = Instant::now() + SHOWN;
+    loop {
+        let stream = look(&target, &name).await?;
+        if stream.tables > 0 && stream.ready == stream.tables {
+            failpoint(context, "copied");
+            return Ok(job.next(State::CatchingUp {
+                tries: 0,
+                why: None,
+            }));
+        }
+        if stream.errors > ERRORS_MAX {
+            return Err(JobError::Refused(format!(
+                "the copy to shard {} failed {} times: its log says why",
+                target.shard, stream.errors
+            )));
+        }
+        if Instant::now() >= until {
+            return Ok(job.next(State::Copying {
+                rows: stream.rows.unsigned_abs(),
+                expected,
+            }));
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// Until a cut-over will be short; before it, nobody is held.
+pub(super) async fn catch_up(
+    context: &Context,
+    job: &Move,
+    tries: u32,
+) -> Result<Step<Move>, JobError> {
+    failpoint(context, "catching_up");
+    let name = names::stream(context.job().id, Way::Forward);
+    let paused = wish(context).await? == Some(Wish::Pause);
+    let source = Side::open(context, &job.plan.from).await?;
+    let target = Side::open(context, &job.plan.to).await?;
+    let not_yet = |why: String, wait| {
+        let why = Some(why);
+        Ok(Step::Later(job.to(State::CatchingUp { tries, why }), wait))
+    };
+    enable(&target, &name, !paused).await?;
+    if paused {
+        return not_yet("it is paused".into(), PAUSED_LOOK);
+    }
+    require_slot(&source, context).await?;
+    same_schema(&source, &target).await?;
+    let stream = look(&target, &name).await?;
+    if stream.ready < stream.tables {
+        return Ok(job.next(State::Copying {
+            rows: 0,
+            expected: 0,
+        }));
+    }
+    for _ in 0..MARKERS {
+        let began = Instant::now();
+        let way = names::way(Way::Forward);
+        let marker = source.mark(context.job().id, way).await?;
+        let arrived = target.wait_for_marker(marker, Duration::from_millis(1));
+        match timeout(MARKER_MAX, arrived).await {
+            Ok(arrived) => arrived?,
+            Err(_) => {
+                return Err(JobError::Wait(format!(
+                    "shard {} is more than {} s behind",
+                    target.shard,
+                    MARKER_MAX.as_secs()
+                )));
+            }
+        }
+        let took = began.elapsed();
+        if took > QUICK {
+            return not_yet(format!("changes take {} ms", took.as_millis()), AGAIN);
+        }
+    }
+    let writers = source.look().await?.writers;
+    if writers > 0 {
+        let why = format!("{writers} transactions on shard {} are long", source.shard);
+        return not_yet(why, AGAIN);
+    }
+    Ok(job.next(State::CuttingOver {
+        way: Way::Forward,
+        tries,
+    }))
+}
+
+/// Without its slot, as after a failover of the source, a stream has a hole.
+async fn require_slot(source: &Side, context: &Context) -> Result<(), JobError> {
+    let slot = names::stream(context.job().id, Way::Forward);
+    let row = source
+        .client
+        .query_one(
+            "select exists (select from pg_replication_slots
+               where slot_name = $1 and wal_status is distinct from 'lost')",
+            &[&slot],
+        )
+        .await?;
+    match row.get(0) {
+        true => Ok(()),
+        false => Err(JobError::Refused(format!(
+            "shard {} has lost the stream's slot, as by a failover: start the move again",
+            source.shard
+        ))),
+    }
+}
+
+async fn enable(side: &Side, name: &str, is_on: bool) -> Result<(), JobError> {
+    side.client
+        .execute(
+            "select ringfence.move_enable($1, $2)
+             where exists (select from pg_subscription where subname = $1 and subenabled <> $2)",
+            &[&name, &is_on],
+        )
+        .await?;
+    Ok(())
+}
+
+async fn look(target: &Side, name: &str) -> Result<Stream, JobError> {
+    let row = target
+        .client
+        .query_one("select * from ringfence.move_progress($1)", &[&name])
+        .await?;
+    Ok(Stream {
+        tables: row.get("tables"),
+        ready: row.get("ready"),
+        rows: row.get("rows"),
+        errors: row.get("errors"),
+    })
+}

@@ -1,0 +1,55 @@
+//! Names of what a move makes on shards. Whatever bears one is a move's, and
+//! says of which job.
+
+use uuid::Uuid;
+
+use super::Way;
+
+/// How all of them begin.
+pub const PREFIX: &str = "ringfence_move_";
+
+/// The subscription on the receiving shard, and the slot on the sending one.
+pub fn stream(job: Uuid, way: Way) -> String {
+    format!("{PREFIX}{}{}", job.simple(), suffix(way))
+}
+
+/// The publication of the stream's markers, on the sending shard.
+pub fn markers(job: Uuid, way: Way) -> String {
+    format!("{}_mark", stream(job, way))
+}
+
+/// The publication of one tenant's rows, on the sending shard.
+pub fn tenant(job: Uuid, index: usize, way: Way) -> String {
+    format!("{PREFIX}{}_{index}{}", job.simple(), suffix(way))
+}
+
+/// The word in `ringfence.move_marker`.
+pub fn way(way: Way) -> &'static str {
+    match way {
+        Way::Forward => "forward",
+        Way::Back => "back",
+    }
+}
+
+fn suffix(way: Way) -> &'static str {
+    match way {
+        Way::Forward => "",
+        Way::Back => "_back",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_fits_a_name_of_postgres() {
+        let job = Uuid::max();
+        let longest = [
+            stream(job, Way::Back),
+            markers(job, Way::Back),
+            tenant(job, 199, Way::Back),
+        ];
+        assert!(longest.iter().all(|name| name.len() <= 63), "{longest:?}");
+    }
+}

@@ -1,0 +1,191 @@
+//! Whether a move can be done, and all that is made before rows are copied.
+
+use schema::tenant_tables::tenant_tables;
+use tokio_postgres::Client;
+use uuid::Uuid;
+
+use super::crossing::Fence;
+use super::side::Side;
+use super::{Move, State, Way, failpoint, names, refusals};
+use crate::job::{Context, JobError, Step};
+use crate::reconcile;
+
+/// Slots that a move takes on a shard: its own, and those of two tables at once.
+const SLOTS: i64 = 3;
+/// Longest wait for open transactions, which the making of a slot waits for.
+const SLOT_MAX_MS: u64 = 20_000;
+
+/// Refuses what can't be done, before anything is made.
+pub(super) async fn check(context: &Context, job: &Move) -> Result<Step<Move>, JobError> {
+    let plan = &job.plan;
+    let target = Side::open(context, &plan.to).await?;
+    let source = Side::open(context, &plan.from).await?;
+    for side in [&source, &target] {
+        let look = side.look().await?;
+        if let Some(why) = refusals::of_version(&side.shard, look.version) {
+            return Err(JobError::Refused(why));
+        }
+        if !look.bypasses {
+            return Err(JobError::Refused(format!(
+                "role ringfence_mover on shard {} must have REPLICATION and BYPASSRLS: it would copy nothing",
+                side.shard
+            )));
+        }
+        if look.slots_left < SLOTS {
+            return Err(JobError::Refused(format!(
+                "shard {} has {} replication slots left, a move takes {SLOTS}: complete moves that are retained, or raise max_replication_slots",
+                side.shard, look.slots_left
+            )));
+        }
+    }
+    same_schema(&source, &target).await?;
+    let unmoveable = source
+        .client
+        .query_opt(
+            "select relation, reason from ringfence.move_refusals() limit 1",
+            &[],
+        )
+        .await?;
+    if let Some(row) = unmoveable {
+        let (table, why): (String, String) = (row.get(0), row.get(1));
+        return Err(JobError::Refused(format!(
+            "table {table} of shard {} can't be moved: {why}",
+            plan.from
+        )));
+    }
+    let mut rows = 0;
+    for tenant in &plan.tenants {
+        let (fence, _, _) = source.fence(tenant.id, "").await?;
+        if fence != Fence::Active(tenant.epoch) {
+            return Err(JobError::Refused(format!(
+                "tenant {} is not served by shard {} at epoch {}: its fence there is {fence:?}",
+                tenant.slug, plan.from, tenant.epoch
+            )));
+        }
+        let (fence, _, _) = target.fence(tenant.id, "").await?;
+        if !matches!(fence, Fence::None | Fence::Moved(_)) {
+            return Err(JobError::Refused(format!(
+                "shard {} has a fence of tenant {} already: {fence:?}",
+                plan.to, tenant.slug
+            )));
+        }
+        refuse_leftovers(&target, tenant.id, &tenant.slug).await?;
+        rows += expected(&source.client, tenant.id).await?;
+    }
+    context.app().move_metrics.began();
+    tracing::info!(rows, "move can be done");
+    Ok(job.next(State::Preparing))
+}
+
+/// Makes publications, slots, and subscriptions, in that order: a slot decodes
+/// only what is published by then, and a subscription must find its slot.
+pub(super) async fn prepare(context: &Context, job: &Move) -> Result<Step<Move>, JobError> {
+    let (plan, id) = (&job.plan, context.job().id);
+    failpoint(context, "preparing");
+    let source = Side::open(context, &plan.from).await?;
+    let target = Side::open(context, &plan.to).await?;
+    for (side, way, is_on) in [(&source, Way::Forward, true), (&target, Way::Back, false)] {
+        side.client
+            .execute(
+                "select ringfence.move_publish_markers($1, $2, $3)",
+                &[&names::markers(id, way), &id, &names::way(way)],
+            )
+            .await?;
+        for (index, tenant) in plan.tenants.iter().enumerate() {
+            side.client
+                .execute(
+                    "select ringfence.move_publish($1, $2, $3)",
+                    &[&names::tenant(id, index, way), &tenant.id, &is_on],
+                )
+                .await?;
+        }
+    }
+    failpoint(context, "published");
+    make_slot(&source.client, &names::stream(id, Way::Forward)).await?;
+    make_slot(&target.client, &names::stream(id, Way::Back)).await?;
+    failpoint(context, "slots_made");
+    for (side, from, way) in [
+        (&target, &plan.from, Way::Forward),
+        (&source, &plan.to, Way::Back),
+    ] {
+        let nodes = reconcile::addresses(&context.shard_info(from).await?);
+        let conninfo = context.app().logins.mover_conninfo(&nodes);
+        let mut publications = vec![names::markers(id, way)];
+        publications.extend((0..plan.tenants.len()).map(|index| names::tenant(id, index, way)));
+        side.client
+            .execute(
+                "select ringfence.move_subscribe($1, $2, $3, $4)",
+                &[
+                    &names::stream(id, way),
+                    &conninfo,
+                    &publications,
+                    &(way == Way::Forward),
+                ],
+            )
+            .await?;
+    }
+    failpoint(context, "subscribed");
+    let mut rows = 0;
+    for tenant in &plan.tenants {
+        rows += expected(&source.client, tenant.id).await?;
+    }
+    Ok(job.next(State::Copying {
+        rows: 0,
+        expected: rows,
+    }))
+}
+
+/// Refuses shards whose tables differ.
+pub(super) async fn same_schema(source: &Side, target: &Side) -> Result<(), JobError> {
+    let (there, here) = tokio::join!(
+        tenant_tables(&*source.client),
+        tenant_tables(&*target.client)
+    );
+    let (there, here) = (there?, here?);
+    match refusals::of_schemas((&source.shard, &there), (&target.shard, &here)) {
+        None => Ok(()),
+        Some(why) => Err(JobError::Refused(why)),
+    }
+}
+
+/// Rows of the tenant that the target holds already would collide with its own.
+async fn refuse_leftovers(target: &Side, tenant: Uuid, slug: &str) -> Result<(), JobError> {
+    for table in tenant_tables(&*target.client).await? {
+        let sql = format!(
+            "select exists (select from {} where {} = $1)",
+            table.name, table.tenant_column
+        );
+        if target.client.query_one(&sql, &[&tenant]).await?.get(0) {
+            return Err(JobError::Refused(format!(
+                "shard {} holds rows of tenant {slug} already, in {}: `ringfence doctor` shows leftovers",
+                target.shard, table.name
+            )));
+        }
+    }
+    Ok(())
+}
+
+async fn make_slot(client: &Client, name: &str) -> Result<(), JobError> {
+    client
+        .batch_execute(&format!("set statement_timeout = {SLOT_MAX_MS}"))
+        .await?;
+    let made = client
+        .execute(
+            "select pg_create_logical_replication_slot($1::text, 'pgoutput')
+             where not exists (select from pg_replication_slots where slot_name = $1::text)",
+            &[&name],
+        )
+        .await;
+    client.batch_execute("reset statement_timeout").await?;
+    made?;
+    Ok(())
+}
+
+/// Rows of a tenant, as the planner sees them.
+pub(super) async fn expected(client: &Client, tenant: Uuid) -> Result<u64, JobError> {
+    let mut rows = 0;
+    for table in tenant_tables(client).await? {
+        rows += crate::tenant_delete::estimate(client, &table, tenant).await?;
+    }
+    Ok(rows)
+}

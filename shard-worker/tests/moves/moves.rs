@@ -1,0 +1,237 @@
+//! The whole way: there under writes, back under writes, and what is left then.
+
+use std::time::Duration;
+
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::stage::Stage;
+use crate::writers::Writers;
+
+pub(crate) fn other(shard: &str) -> &'static str {
+    match shard {
+        "s1" => "s2",
+        _ => "s1",
+    }
+}
+
+/// Starts a move, and returns its job.
+pub(crate) async fn start(stage: &Stage, tenants: &[&str], to: &str) -> String {
+    let body = json!({ "tenants": tenants, "to": to, "budget_ms": 1_000 });
+    let (status, moves) = stage.send(Method::POST, "moves", Some(body)).await;
+    assert_eq!(status, StatusCode::ACCEPTED, "{moves}");
+    moves["items"][0]["id"].as_str().unwrap().to_owned()
+}
+
+pub(crate) async fn wish(stage: &Stage, id: &str, verb: &str) {
+    let path = format!("moves/{id}/{verb}");
+    let (status, body) = stage.send(Method::POST, &path, Some(json!({}))).await;
+    assert_eq!(status, StatusCode::OK, "{body}");
+}
+
+pub(crate) async fn phase(stage: &Stage, id: &str, phase: &str) -> Value {
+    stage
+        .job(id, |job| {
+            assert!(
+                job["status"] != "stuck" && (job["done"] != true || job["phase"] == phase),
+                "{job}"
+            );
+            job["phase"] == phase
+        })
+        .await
+}
+
+/// Nothing of moves is left on any shard.
+pub(crate) async fn assert_nothing_left(stage: &Stage) {
+    for shard in ["s1", "s2"] {
+        let left = stage
+            .shard(shard)
+            .await
+            .query_one(
+                "select array(select pubname::text from pg_publication where pubname like 'ringfence_move%'
+                   union all select subname from pg_subscription
+                   union all select slot_name from pg_replication_slots where slot_name like 'ringfence_move%' or slot_name like 'pg_%sync%'
+                   union all select 'marker ' || id from ringfence.move_marker
+                   union all select 'mark ' || item from ringfence.job_mark)",
+                &[],
+            )
+            .await
+            .unwrap();
+        assert_eq!(
+            left.get::<_, Vec<String>>(0),
+            Vec::<String>::new(),
+            "{shard}"
+        );
+    }
+}
+
+/// Exactly one shard serves the tenant: this one.
+pub(crate) async fn assert_served_by(stage: &Stage, tenant: Uuid, shard: &str, epoch: i64) {
+    for name in ["s1", "s2"] {
+        let fence = stage
+            .shard(name)
+            .await
+            .query_opt(
+                "select epoch from ringfence.fence where tenant_id = $1 and state = 'active'",
+                &[&tenant],
+            )
+            .await
+            .unwrap();
+        let expected = (name == shard).then_some(epoch);
+        assert_eq!(fence.map(|row| row.get::<_, i64>(0)), expected, "{name}");
+    }
+    let info = stage.get(&format!("tenants/{tenant}")).await;
+    assert_eq!(
+        (&info["shard"], &info["epoch"]),
+        (&json!(shard), &json!(epoch))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_moves_there_and_back_while_it_is_used() {
+    let stage = Stage::start(300).await;
+    let (acme, home) = stage.tenant("acme").await;
+    let away = other(&home);
+    stage.fill(&home, acme, 20_000).await;
+    let (globex, globex_home) = stage.tenant("globex").await;
+    let neighbour = stage.rows(&globex_home, globex).await;
+    let key = stage.cluster.key("acme").unwrap();
+    let writers = Writers::start(
+        &stage.cluster.router_url(0),
+        &key,
+        4,
+        Duration::from_millis(3),
+    );
+    writers.more(50).await;
+
+    // What can't be done is refused, with the reason, and leaves nothing.
+    for (body, status) in [
+        (
+            json!({ "tenants": ["acme"], "to": home }),
+            StatusCode::CONFLICT,
+        ),
+        (
+            json!({ "tenants": ["acme"], "to": "s9" }),
+            StatusCode::NOT_FOUND,
+        ),
+        (
+            json!({ "tenants": [], "to": away }),
+            StatusCode::BAD_REQUEST,
+        ),
+        (
+            json!({ "tenants": ["acme"], "to": away, "budget_ms": 5_000 }),
+            StatusCode::BAD_REQUEST,
+        ),
+    ] {
+        let (answer, body) = stage.send(Method::POST, "moves", Some(body)).await;
+        assert_eq!(answer, status, "{body}");
+    }
+
+    let id = start(&stage, &["acme"], away).await;
+    let again = json!({ "tenants": ["acme"], "to": away });
+    let (status, _) = stage.send(Method::POST, "moves", Some(again)).await;
+    assert_eq!(status, StatusCode::CONFLICT);
+    phase(&stage, &id, "retained").await;
+    assert_served_by(&stage, acme, away, 2).await;
+    writers.more(100).await;
+
+    // Back, lossless, with all that was written there.
+    wish(&stage, &id, "rollback").await;
+    phase(&stage, &id, "rolled_back").await;
+    assert_served_by(&stage, acme, &home, 3).await;
+    assert_nothing_left(&stage).await;
+    assert!(stage.rows(away, acme).await.is_empty());
+    writers.more(50).await;
+
+    // There for good.
+    let id = start(&stage, &["acme"], away).await;
+    phase(&stage, &id, "retained").await;
+    writers.more(50).await;
+    wish(&stage, &id, "complete").await;
+    let done = phase(&stage, &id, "done").await;
+    assert_eq!(done["status"], "done", "{done}");
+    assert_served_by(&stage, acme, away, 4).await;
+    assert_nothing_left(&stage).await;
+    writers.more(50).await;
+
+    let ledgers = writers.finish(&stage.shard(away).await, acme).await;
+    for ledger in &ledgers {
+        assert!(ledger.failed.is_empty(), "{:?}", ledger.failed);
+        assert!(ledger.stale.is_empty(), "{:?}", ledger.stale);
+    }
+    let slowest = ledgers.iter().map(|ledger| ledger.slowest).max().unwrap();
+    let moves = stage.get("moves").await;
+    eprintln!(
+        "slowest answer {slowest:?}; pauses of the cut-overs: {}",
+        moves["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|m| m["tenants"][0]["pauses_ms"].to_string())
+            .collect::<String>()
+    );
+    assert!(stage.rows(&home, acme).await.is_empty());
+    assert!(stage.rows(away, acme).await["public.activities"] >= 20_000);
+    assert_eq!(stage.rows(&globex_home, globex).await, neighbour);
+    stage.cluster.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_move_is_cancelled_or_refused_and_leaves_the_source_serving() {
+    let stage = Stage::start(300).await;
+    let (acme, home) = stage.tenant("acme").await;
+    let away = other(&home);
+    let before = stage.rows(&home, acme).await;
+
+    // A table that is not there yet.
+    stage
+        .shard(&home)
+        .await
+        .batch_execute(
+            "create table more (id int primary key); select ringfence.distribute('more')",
+        )
+        .await
+        .unwrap();
+    let id = start(&stage, &["acme"], away).await;
+    let refused = stage.over(&id).await;
+    assert_eq!(refused["status"], "failed");
+    let why = refused["problem"]["message"].as_str().unwrap();
+    assert!(why.contains("more") && why.contains(away), "{why}");
+    stage
+        .shard(&home)
+        .await
+        .batch_execute("drop table more")
+        .await
+        .unwrap();
+
+    // A long transaction keeps it from being cut over; then it is cancelled.
+    let long = stage.shard(&home).await;
+    long.batch_execute("begin; insert into ringfence.job_mark values (gen_random_uuid(), 'x')")
+        .await
+        .unwrap();
+    let id = start(&stage, &["acme"], away).await;
+    phase(&stage, &id, "preparing").await;
+    wish(&stage, &id, "pause").await;
+    long.batch_execute("rollback").await.unwrap();
+    phase(&stage, &id, "copying").await;
+    wish(&stage, &id, "resume").await;
+    let (status, _) = stage
+        .send(
+            Method::POST,
+            &format!("moves/{id}/rollback"),
+            Some(json!({})),
+        )
+        .await;
+    assert_eq!(status, StatusCode::CONFLICT);
+    wish(&stage, &id, "pause").await;
+    wish(&stage, "acme", "cancel").await;
+    let over = stage.over(&id).await;
+    if over["status"] == "cancelled" {
+        assert_served_by(&stage, acme, &home, 1).await;
+        assert_eq!(stage.rows(&home, acme).await, before);
+        assert!(stage.rows(away, acme).await.is_empty());
+    }
+    assert_nothing_left(&stage).await;
+    stage.cluster.down().await;
+}
