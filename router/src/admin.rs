@@ -1,4 +1,4 @@
-//! The admin port: `/live`, `/ready`, `/metrics` and `/usage`.
+//! The admin port: `/live`, `/ready`, `/metrics`, `/usage` and `/cache`.
 
 use std::sync::Arc;
 
@@ -21,6 +21,7 @@ pub fn routes(app: Arc<App>, metrics: PrometheusHandle) -> Router {
         .route("/ready", get(ready))
         .route("/metrics", get(render))
         .route("/usage", get(usage))
+        .route("/cache", get(cache))
         .with_state(Admin { app, metrics })
 }
 
@@ -72,6 +73,11 @@ async fn usage(State(admin): State<Admin>, Query(wanted): Query<Wanted>) -> Json
     })
 }
 
+/// What the caches hold and know, as JSON.
+async fn cache(State(admin): State<Admin>) -> impl IntoResponse {
+    axum::Json(admin.app.cache.report())
+}
+
 async fn render(State(admin): State<Admin>) -> impl IntoResponse {
     let app = &admin.app;
     let usage = app.pools.usages();
@@ -81,6 +87,7 @@ async fn render(State(admin): State<Admin>) -> impl IntoResponse {
     metrics.connections_max.set(usage.max as f64);
     metrics.requests_waiting.set(usage.waiting as f64);
     nodes(app);
+    app.cache.measure();
     let headers = [("content-type", "text/plain; version=0.0.4; charset=utf-8")];
     (headers, admin.metrics.render())
 }

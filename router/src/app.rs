@@ -9,16 +9,23 @@ use anyhow::Context;
 use http::HeaderMap;
 use tenancy::auth::{AuthSettings, Authenticator, DefaultIssuer, KeyRing};
 use tenancy::id::TenantId;
+use tenancy::members::Members;
 use tenancy::tls::Tls;
 use tenancy::watch::{Placements, Source};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::cache::Cache;
+use crate::cache::shared::Shared;
+use crate::coherence::Coherence;
 use crate::config::Config;
 use crate::event::Events;
+use crate::event::metrics::{CacheMetrics, SharedMetrics};
 use crate::gate::Waiting;
 use crate::hold::HoldRoom;
 use crate::nodes::Node;
+use crate::pipeline::Filled;
 use crate::pool::{NodeAddress, PoolSettings, Pools};
 use crate::quota::{self, Quotas};
 use crate::retry::RetryBudget;
@@ -55,6 +62,8 @@ pub struct App {
     pub pools: Pools,
     /// What tenants use, and may use.
     pub quotas: Quotas,
+    /// Answers that are kept, and what keeps them right.
+    pub(crate) cache: Cache<Filled>,
     /// What may be tried again.
     pub retries: RetryBudget,
     /// Requests that wait for their tenant's cut-over.
@@ -98,6 +107,13 @@ impl App {
         );
         let pools = Pools::new(pool_settings(&config, password, tls));
         let limits = &config.limits;
+        let coherence = Coherence::new(config.name.clone());
+        let cache = Cache::new(
+            config.cache.clone(),
+            coherence.clone(),
+            shared_cache(&config, stop.child_token())?,
+            CacheMetrics::new(),
+        );
         let app = Arc::new(Self {
             hold_room: HoldRoom::new(limits.held_max, Duration::from_millis(limits.hold_ms_max)),
             events,
@@ -106,6 +122,7 @@ impl App {
             shards,
             pools,
             quotas: Quotas::default(),
+            cache,
             retries: RetryBudget::default(),
             transactions: TaskTracker::new(),
             in_flight: AtomicUsize::new(0),
@@ -116,6 +133,10 @@ impl App {
         });
         app.take_fleet();
         tokio::spawn(app.clone().keep_pools(stop.clone()));
+        let secret = app.config.stream_secret()?;
+        let secret = secret.map(|secret| secret.expose().to_owned());
+        let workers = worker_addresses(&app, stop.clone());
+        coherence.start(workers, secret, app.events.clone(), stop.clone());
         tokio::spawn(app.clone().follow_fleet(stop));
         Ok(app)
     }
@@ -254,6 +275,45 @@ impl App {
         });
         self.shards.set(wanted);
     }
+}
+
+/// The cache's second level, where one is configured.
+fn shared_cache(config: &Config, stop: CancellationToken) -> anyhow::Result<Option<Arc<Shared>>> {
+    let urls = &config.cache.redis_urls;
+    if urls.is_empty() || !config.cache.enabled {
+        return Ok(None);
+    }
+    let password = config.redis_password()?;
+    let password = password.as_ref().map(|password| password.expose());
+    let shared = Shared::start(urls, password, SharedMetrics::new(), stop);
+    shared
+        .map(Some)
+        .context("the addresses of Redis can't be used")
+}
+
+/// Where workers serve their changes: those that the configuration names, and
+/// all that are alive.
+fn worker_addresses(app: &App, stop: CancellationToken) -> watch::Receiver<Vec<String>> {
+    let configured = app.config.cache.workers.clone();
+    let mut members = app.placements.members();
+    let all = move |members: &Members| {
+        let alive = members.workers.iter();
+        let alive = alive.filter_map(|worker| worker.stream_url.as_deref());
+        let mut all: Vec<String> = alive.map(str::to_owned).collect();
+        all.extend(configured.iter().cloned());
+        all.sort();
+        all.dedup();
+        all
+    };
+    let (tell, addresses) = watch::channel(all(&members.borrow_and_update()));
+    tokio::spawn(stop.run_until_cancelled_owned(async move {
+        while members.changed().await.is_ok() {
+            let now = all(&members.borrow_and_update());
+            tell.send_if_modified(|known| std::mem::replace(known, now.clone()) != now);
+        }
+        std::future::pending::<()>().await;
+    }));
+    addresses
 }
 
 fn authenticator(config: &Config) -> anyhow::Result<Authenticator> {

@@ -10,8 +10,10 @@ pub mod control;
 pub mod entry;
 pub mod fill;
 pub mod key;
+pub mod label;
 pub mod local;
 pub mod made_of;
+pub mod shared;
 pub mod validity;
 pub mod worth;
 
@@ -20,17 +22,21 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use http::{HeaderMap, StatusCode};
+use schema::ident::Ident;
 use tenancy::changes::Cell;
 use tenancy::id::{ShardId, TenantId};
+use tenancy::quota;
 
 use self::control::Control;
 use self::entry::Entry;
 use self::fill::Fills;
 use self::key::Key;
 use self::local::Local;
+use self::shared::{FillLease, Shared};
 use self::validity::{Asked, Stamp, UnderLease, Unfit, Written};
 use self::worth::Worth;
 use crate::coherence::Coherence;
+use crate::coherence::barrier::Waited;
 use crate::coherence::clock::Boot;
 use crate::config;
 use crate::event::metrics::CacheMetrics;
@@ -90,6 +96,7 @@ pub struct Cache<F> {
     /// Fills under way.
     pub fills: Arc<Fills<F>>,
     local: Local,
+    shared: Option<Arc<Shared>>,
     worth: Worth,
     fronts: moka::sync::Cache<Key, Arc<Front>>,
     settings: config::Cache,
@@ -104,6 +111,8 @@ pub struct Front {
     pub request: ApiRequest,
     /// Its plan.
     pub plan: Plan,
+    /// The tenant's limits, which the plan keeps.
+    pub own: quota::Limits,
     /// The head of its last answer, made of that entry.
     built: ArcSwapOption<Built>,
 }
@@ -119,13 +128,19 @@ const FRONTS_MAX: u64 = 20_000;
 
 impl<F: Clone + Send + Sync + 'static> Cache<F> {
     /// Empty.
-    pub fn new(settings: config::Cache, coherence: Arc<Coherence>, metrics: CacheMetrics) -> Self {
+    pub fn new(
+        settings: config::Cache,
+        coherence: Arc<Coherence>,
+        shared: Option<Arc<Shared>>,
+        metrics: CacheMetrics,
+    ) -> Self {
         let bytes = settings.memory_bytes_max;
         let share = bytes / 100 * u64::from(settings.tenant_share_percent.min(100));
         Self {
             coherence,
             fills: Fills::new(),
             local: Local::new(bytes, share),
+            shared,
             worth: Worth::default(),
             fronts: moka::sync::Cache::new(FRONTS_MAX),
             settings,
@@ -139,14 +154,21 @@ impl<F: Clone + Send + Sync + 'static> Cache<F> {
     }
 
     /// How a table's answers are to be kept.
-    pub fn policy(&self, table: &str) -> config::TableCache {
+    pub fn policy(&self, schema: &Ident, table: &Ident) -> config::TableCache {
         let tables = &self.settings.tables;
-        tables.get(table).copied().unwrap_or_default()
+        if tables.is_empty() {
+            return config::TableCache::default();
+        }
+        let name = format!("{}.{}", schema.as_str(), table.as_str());
+        tables.get(&name).copied().unwrap_or_default()
     }
 
     /// Rules 6 and 10: what this router's lease on the shard's history allows;
     /// none without one. Asking keeps the lease alive.
     pub fn under_lease(&self, shard: &ShardId) -> Option<UnderLease> {
+        if !self.is_on() {
+            return None;
+        }
         let now = Boot::now();
         let followed = self.coherence.shard(shard);
         let view = self.coherence.wanted(&followed, now)?;
@@ -234,13 +256,62 @@ impl<F: Clone + Send + Sync + 'static> Cache<F> {
         let entry = Arc::new(Entry::new(stamp, read_at, row));
         if entry.row.is_plain() && entry.row.body.len() <= entry::BODY_MAX {
             self.local.put(question.key, question.tenant, entry.clone());
+            if let Some(shared) = &self.shared {
+                shared.put(question.key, entry.clone());
+            }
         }
         entry
+    }
+
+    /// An entry of Redis that may answer, or that another router is about to put
+    /// there. None: this router is to read.
+    pub async fn shared(&self, question: &Question) -> Option<Hit> {
+        let shared = self.shared.as_ref()?;
+        // Each entry under a lease that was loaded after it was found: one that
+        // ends while Redis is asked must not spoil it.
+        let fits = |entry: &Entry| {
+            let under = self.under_lease(&question.shard);
+            under.is_some_and(|under| self.judge(question, &under, None, entry).is_ok())
+        };
+        let found = shared.get(&question.key).await;
+        let entry = match found.filter(fits) {
+            Some(entry) => entry,
+            None if shared.lease(&question.key).await == FillLease::Theirs => {
+                shared.wait_for(&question.key, fits).await?
+            }
+            None => return None,
+        };
+        self.worth.hit(question.table);
+        let entry = Arc::new(entry);
+        self.local.put(question.key, question.tenant, entry.clone());
+        Some(Hit {
+            entry,
+            level: Level::Shared,
+            old: None,
+        })
     }
 
     /// Counts an answer that came from the shard.
     pub fn answered_by_shard(&self, level: Level) {
         self.metrics.hit(level);
+    }
+
+    /// Counts a read that waited for another's fill.
+    pub fn joined(&self) {
+        self.metrics.joined.increment(1);
+    }
+
+    /// Counts a write that is acknowledged now, and what it waited for; none: for
+    /// nothing, as was wanted.
+    pub fn acknowledged(&self, waited: Option<Waited>, took: Duration) {
+        let by = match waited {
+            Some(Waited::Confirmed) => 0,
+            Some(Waited::LeasesEnded) => 1,
+            Some(Waited::NoLeases) => 2,
+            None => 3,
+        };
+        self.metrics.barriers[by].increment(1);
+        self.metrics.barrier_wait.record(took.as_secs_f64());
     }
 
     /// The plan of a request that was seen before.
@@ -249,11 +320,19 @@ impl<F: Clone + Send + Sync + 'static> Cache<F> {
     }
 
     /// Remembers the plan of a request.
-    pub fn remember(&self, request: Key, question: Arc<Question>, asked: ApiRequest, plan: Plan) {
+    pub fn remember(
+        &self,
+        request: Key,
+        question: Arc<Question>,
+        asked: ApiRequest,
+        plan: Plan,
+        own: quota::Limits,
+    ) {
         let front = Front {
             question,
             request: asked,
             plan,
+            own,
             built: ArcSwapOption::empty(),
         };
         self.fronts.insert(request, Arc::new(front));
@@ -265,10 +344,78 @@ impl<F: Clone + Send + Sync + 'static> Cache<F> {
         self.fronts.invalidate_all();
     }
 
-    /// (entries, bytes) in this process's memory.
-    pub fn size(&self) -> (u64, u64) {
-        self.local.size()
+    /// What the caches hold and know, for people.
+    pub fn report(&self) -> Report {
+        let (entries, bytes) = self.local.size();
+        let now = Boot::now();
+        let mut shards: Vec<ShardReport> = self
+            .coherence
+            .all()
+            .iter()
+            .map(|shard| {
+                let view = shard.view();
+                let lease = view.as_ref().map(|view| view.heard.lease());
+                ShardReport {
+                    shard: shard.id.clone(),
+                    generation: view.as_ref().map(|view| view.generation.to_string()),
+                    watermark: view.as_ref().map(|v| v.heard.watermark().to_string()),
+                    leased: lease.is_some_and(|lease| lease.holds(now)),
+                }
+            })
+            .collect();
+        shards.sort_by(|a, b| a.shard.cmp(&b.shard));
+        Report {
+            enabled: self.is_on(),
+            entries,
+            bytes,
+            bytes_max: self.settings.memory_bytes_max,
+            redis: self.shared.as_ref().map(|shared| shared.is_connected()),
+            workers: self.coherence.connected(),
+            shards,
+        }
     }
+
+    /// Brings the gauges up to date.
+    pub fn measure(&self) {
+        let report = self.report();
+        let leased = report.shards.iter().filter(|shard| shard.leased).count();
+        self.metrics.entries.set(report.entries as f64);
+        self.metrics.bytes.set(report.bytes as f64);
+        self.metrics.leases.set(leased as f64);
+        self.metrics.streams.set(report.workers as f64);
+    }
+}
+
+/// A router's caches at one moment.
+#[derive(Debug, serde::Serialize)]
+pub struct Report {
+    /// Anything is kept.
+    pub enabled: bool,
+    /// Entries in memory.
+    pub entries: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// At most.
+    pub bytes_max: u64,
+    /// Connected to Redis; none where it is not configured.
+    pub redis: Option<bool>,
+    /// Workers whose changes are heard.
+    pub workers: usize,
+    /// What is known of each shard.
+    pub shards: Vec<ShardReport>,
+}
+
+/// What a router knows of a shard's changes.
+#[derive(Debug, serde::Serialize)]
+pub struct ShardReport {
+    /// The shard.
+    pub shard: ShardId,
+    /// Its history.
+    pub generation: Option<String>,
+    /// What is applied.
+    pub watermark: Option<String>,
+    /// Answers may come from the caches now.
+    pub leased: bool,
 }
 
 impl Front {

@@ -5,6 +5,7 @@
 //! ([`follow`]) that decides what to say and what to believe; and the result, in
 //! memory that requests read without a lock ([`cells`]).
 
+pub mod alone;
 pub mod barrier;
 pub mod cells;
 pub mod clock;
@@ -63,6 +64,8 @@ pub struct Followed {
     /// When a lease was last wanted, by the boot clock.
     wanted: AtomicU64,
     follow: Mutex<Follow>,
+    /// What looks at the primary saw of the slot, while no worker is heard of.
+    alone: tokio::sync::Mutex<alone::Alone>,
 }
 
 impl Coherence {
@@ -87,6 +90,7 @@ impl Coherence {
             view: ArcSwapOption::empty(),
             wanted: AtomicU64::new(0),
             follow: Mutex::new(Follow::new(id.clone())),
+            alone: tokio::sync::Mutex::default(),
         });
         self.shards.rcu(|shards| {
             let mut shards = HashMap::clone(shards);

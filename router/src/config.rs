@@ -148,7 +148,8 @@ pub enum ReadsFrom {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cache {
-    /// Answers are kept. Without it writes still wait for other routers' caches.
+    /// Answers are kept, and writes wait until every router sees them. The same
+    /// for all routers: one that is off waits for no other's cache.
     pub enabled: bool,
     /// Memory for answers in this process.
     pub memory_bytes_max: u64,
@@ -220,7 +221,7 @@ pub enum VisibleTo {
 impl Default for Cache {
     fn default() -> Self {
         Self {
-            enabled: true,
+            enabled: false,
             memory_bytes_max: 256 << 20,
             tenant_share_percent: 25,
             tables: HashMap::new(),
@@ -596,6 +597,22 @@ impl Config {
     /// The default issuer's HS256 secret, where there is one.
     pub fn jwt_secret(&self) -> Result<Option<Secret>, ConfigError> {
         secret("RINGFENCE_JWT_SECRET", self.auth.jwt_secret_file.as_deref())
+    }
+
+    /// What the workers' stream of changes is opened with.
+    pub fn stream_secret(&self) -> Result<Option<Secret>, ConfigError> {
+        secret(
+            "RINGFENCE_STREAM_SECRET",
+            self.cache.stream_secret_file.as_deref(),
+        )
+    }
+
+    /// Redis' password, where it needs one.
+    pub fn redis_password(&self) -> Result<Option<Secret>, ConfigError> {
+        secret(
+            "RINGFENCE_REDIS_PASSWORD",
+            self.cache.redis_password_file.as_deref(),
+        )
     }
 
     /// The password of the shards' login role, where it needs one.

@@ -160,6 +160,17 @@ impl ExecuteError {
         }
     }
 
+    /// The same, for another who waited for it; without the connection's own words.
+    pub fn again(&self) -> Self {
+        match self {
+            Self::Refused(error) => Self::Refused(error.clone()),
+            Self::Deadline => Self::Deadline,
+            Self::Lost(_) => Self::Lost(None),
+            Self::NotBegun(error) => Self::NotBegun(error.clone()),
+            Self::Unknown => Self::Unknown,
+        }
+    }
+
     /// Whether a model older than the schema can be the cause.
     pub fn may_be_stale_plan(&self) -> bool {
         matches!(self, Self::Refused(error) if [
@@ -291,6 +302,28 @@ fn plan_is_stale(error: Option<&DbError>) -> bool {
             && error.routine() == Some("RevalidateCachedQuery");
         reshaped || *error.code() == SqlState::INVALID_SQL_STATEMENT_NAME
     })
+}
+
+/// Whether nobody has the capture's slot, and how often it was acquired.
+///
+/// See schema/shard/011_capture_look.sql.
+pub async fn slot(connection: &mut Leased) -> Result<(bool, i64), ExecuteError> {
+    const TEXT: &str = "select free, term from ringfence.capture_look()";
+    let run = async {
+        let statement = connection.prepare(TEXT, &[], || TEXT.to_owned()).await?;
+        let (client, driver) = connection.start()?;
+        let row = driver.drive(one_row(client, &statement, &[])).await;
+        settle(connection, &row);
+        row
+    };
+    let row = run.await.map_err(before_commit)?.row;
+    let free = row
+        .try_get("free")
+        .map_err(|e| ExecuteError::Lost(Some(e)))?;
+    let term = row
+        .try_get("term")
+        .map_err(|e| ExecuteError::Lost(Some(e)))?;
+    Ok((free, term))
 }
 
 /// Runs what may write as one pipelined transaction.

@@ -5,7 +5,11 @@
 //! and none calls the next. A request that its shard refuses for its placement
 //! waits off the pools and enters again at Placement.
 
+mod cached;
 mod serve;
+mod visible;
+
+pub(crate) use cached::Filled;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -23,6 +27,9 @@ use tenancy::quota;
 use tokio::time::{Instant as Deadline, timeout_at};
 
 use crate::app::App;
+use crate::cache::control::Control;
+use crate::cache::key::Key;
+use crate::cache::{Level, label};
 use crate::config::{Api, Limits};
 use crate::error::{Error, Hidden, Refusal};
 use crate::event::{Event, HoldReason, KeyUse, RequestDone, Route};
@@ -40,7 +47,7 @@ use crate::sql;
 use crate::tag;
 use crate::tenant;
 use crate::token::{self, Token};
-use serve::{Failed, Work};
+use serve::{Failed, Served, Work};
 
 /// Answers one request, and observes it.
 pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
@@ -114,7 +121,7 @@ pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
 
 /// The stages, in order.
 async fn answer(
-    app: &App,
+    app: &Arc<App>,
     incoming: &Incoming<'_>,
     body: Body,
     seen: &mut Seen,
@@ -126,6 +133,9 @@ async fn answer(
     let pass = app.quotas.admit(tenant.tenant().0, own);
     seen.pass = Some(pass.inspect_err(|limited| app.events.emit(&Event::Limited(*limited)))?);
     seen.stages.mark(Stage::Auth);
+    if let Some(hit) = cached::at_once(app, incoming, &tenant, &own, seen) {
+        return Ok(hit);
+    }
 
     let request = ApiRequest::parse(&incoming.parts(), &app.config.api)?;
     let bounds = &app.config.limits;
@@ -183,22 +193,22 @@ async fn answer(
             wanted: request.wanted(),
             deadline: statement_deadline(&own, incoming.deadline),
         };
-        let why = match serve::serve(&work, &mut seen.stages).await {
-            // It expired since it was found.
-            Ok(served) if answered_before && served.answer.number("page").is_none() => {
-                answered_before = false;
-                continue;
-            }
-            Ok(served) => {
-                seen.stages.mark(Stage::Transaction);
-                seen.token = served.token;
-                let page = served.answer.number("page").unwrap_or(0);
-                seen.rows = u64::try_from(page).unwrap_or(0);
-                let row = Row::read(&served.answer);
-                if let Some(max) = too_large(&plan, &row, &own) {
-                    return Err(Error::AnswerTooLarge { max });
+        let done = match request.method.reads() {
+            true => read(&work, incoming, &request, &plan, &model, &own, seen).await,
+            false => match change(&work, &plan, &request, seen).await {
+                // It expired since it was found.
+                Ok(served) if answered_before && served.answer.number("page").is_none() => {
+                    answered_before = false;
+                    continue;
                 }
-                let mut made = response::build(&app.config.api, &request, &plan, row);
+                done => done.map(|served| {
+                    let row = Row::read(&served.answer);
+                    made(&app.config.api, &request, &plan, row, &own, seen)
+                }),
+            },
+        };
+        let why = match done {
+            Ok(mut made) => {
                 if answered_before {
                     app.events.emit(&Event::Key(KeyUse::Replayed));
                     made = made.map(idempotency::replayed);
@@ -324,6 +334,91 @@ fn least(bound: usize, own: Option<u32>) -> usize {
 
 /// Longest wait for a look at the shard's schema.
 const SCHEMA_LOOK_MAX: Duration = Duration::from_secs(2);
+
+/// Stages 5 to 9 of a read: from a cache, or from the shard.
+async fn read(
+    work: &Work<'_>,
+    incoming: &Incoming<'_>,
+    request: &ApiRequest,
+    plan: &Plan,
+    model: &plan::Model,
+    own: &quota::Limits,
+    seen: &mut Seen,
+) -> Result<Result<http::Response<Bytes>, Error>, Failed> {
+    let (app, catalog) = (work.app, model.catalog());
+    let question = cached::question(
+        app,
+        work.tenant,
+        work.target,
+        catalog,
+        plan,
+        work.statement,
+        &work.guard,
+    );
+    let control = Control::parse(incoming.headers);
+    let stages = &mut seen.stages;
+    let (got, question) = match question.map(Arc::new) {
+        None => (cached::direct(work, stages, Level::Bypassed).await?, None),
+        Some(question) => {
+            let got = cached::read(&question, work, &control, stages).await?;
+            (got, Some(question))
+        }
+    };
+    let old = got.hit.as_ref().and_then(|hit| hit.old);
+    let made = made(&app.config.api, request, plan, got.row, own, seen);
+    Ok(made.map(|mut made| {
+        if let Some(question) = question.filter(|_| got.hit.is_some() && request.token.is_none()) {
+            let key = Key::of_request(
+                work.tenant,
+                work.target.epoch,
+                catalog,
+                incoming.method,
+                incoming.path,
+                incoming.query,
+                incoming.headers,
+            );
+            app.cache
+                .remember(key, question, request.clone(), plan.clone(), *own);
+        }
+        if app.cache.is_on() {
+            label::put(made.headers_mut(), got.level, old);
+        }
+        made
+    }))
+}
+
+/// Stage 9, within the tenant's bounds.
+fn made(
+    api: &Api,
+    request: &ApiRequest,
+    plan: &Plan,
+    row: Row,
+    own: &quota::Limits,
+    seen: &mut Seen,
+) -> Result<http::Response<Bytes>, Error> {
+    seen.rows = u64::try_from(row.page).unwrap_or(0);
+    match too_large(plan, &row, own) {
+        Some(max) => Err(Error::AnswerTooLarge { max }),
+        None => response::build(api, request, plan, row),
+    }
+}
+
+/// Stages 6 to 8 of what may change something, until it is visible.
+async fn change(
+    work: &Work<'_>,
+    plan: &Plan,
+    request: &ApiRequest,
+    seen: &mut Seen,
+) -> Result<Served, Failed> {
+    let served = serve::serve(work, &mut seen.stages).await?;
+    seen.stages.mark(Stage::Transaction);
+    seen.token = served.token;
+    if plan.form == Form::Write {
+        visible::wait(work, plan, request.prefer.visibility_self, &served).await;
+        seen.stages.mark(Stage::Visible);
+    }
+    Ok(served)
+}
 
 /// How often a request that was sent is sent again after its node failed.
 const LOST_MAX: u32 = 1;
@@ -535,18 +630,22 @@ enum Stage {
     Auth,
     Parse,
     Plan,
+    Cache,
     Pool,
     Transaction,
+    Visible,
     Hold,
     Response,
 }
 
-const STAGES: [&str; 7] = [
+const STAGES: [&str; 9] = [
     "auth",
     "parse",
     "plan",
+    "cache",
     "pool",
     "transaction",
+    "visible",
     "hold",
     "response",
 ];

@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::shards::Shard;
 
 /// Where a request is sent.
+#[derive(Clone)]
 pub struct Target {
     /// The shard.
     pub shard: Arc<Shard>,

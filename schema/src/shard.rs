@@ -26,6 +26,10 @@ const FILES: &[(&str, &str)] = &[
         "010_idempotency",
         include_str!("../shard/010_idempotency.sql"),
     ),
+    (
+        "011_capture_look",
+        include_str!("../shard/011_capture_look.sql"),
+    ),
     ("012_moves", include_str!("../shard/012_moves.sql")),
     ("020_api", include_str!("../shard/020_api.sql")),
     ("090_mover", include_str!("../shard/090_mover.sql")),

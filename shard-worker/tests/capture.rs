@@ -1,6 +1,10 @@
 //! Change capture on a real shard, with a client of the routers' stream.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "helpers of tests may panic as tests do"
+)]
 
 #[path = "capture/client.rs"]
 mod client;

@@ -99,6 +99,12 @@ impl UnderLease {
         }
     }
 
+    /// `W`, and what it is a place of: under the lease, a node that is so far has
+    /// every acknowledged write (rules 5 and 10).
+    pub fn watermark(&self) -> Lsn {
+        self.view.heard.watermark()
+    }
+
     /// The history that the lease is on.
     pub fn generation(&self) -> Generation {
         self.view.generation

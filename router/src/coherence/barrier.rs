@@ -8,17 +8,18 @@ use tenancy::changes::{FromRouter, Lsn};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
+use super::alone::Look;
+use super::follow::Connection;
 use super::{Coherence, Followed, LEASE_PLUS};
+use crate::token::Generation;
 
 /// A write that was committed.
 #[derive(Clone, Copy, Debug)]
 pub struct Committed {
-    /// System identifier of the node that committed it.
-    pub system: u64,
-    /// Its timeline.
-    pub timeline: u32,
-    /// A place behind the commit.
-    pub lsn: Lsn,
+    /// The log that it is in.
+    pub log: Generation,
+    /// A place behind the commit, where the node said so.
+    pub lsn: Option<Lsn>,
     /// When this router had the node's word.
     pub at: Instant,
 }
@@ -30,6 +31,8 @@ pub enum Waited {
     Confirmed,
     /// Every lease that a router could have held without it has ended.
     LeasesEnded,
+    /// Nobody could have granted one.
+    NoLeases,
 }
 
 /// Barriers that were asked for and not answered.
@@ -41,27 +44,74 @@ pub(super) struct Waiting {
 
 impl Coherence {
     /// Waits until no router can answer from its cache without the write: for a
-    /// worker's word, and at most `D⁺` from when COMMIT returned.
-    pub async fn visible_everywhere(&self, shard: &Followed, write: Committed) -> Waited {
+    /// worker's word, and at most `D⁺` from when COMMIT returned. Where no worker
+    /// is heard of, `look` asks the primary whether one could have granted leases.
+    pub async fn visible_everywhere<F>(
+        &self,
+        shard: &Followed,
+        write: Committed,
+        look: impl Fn() -> F,
+    ) -> Waited
+    where
+        F: Future<Output = Option<Look>>,
+    {
         let ended = sleep_until(write.at + LEASE_PLUS);
         let source = shard.follow().source();
-        let Some(connection) = source else {
-            ended.await;
-            return Waited::LeasesEnded;
+        let proved = async {
+            match (source, write.lsn) {
+                (Some(connection), Some(lsn)) => {
+                    self.word_of(connection, shard, write.log, lsn).await;
+                    Waited::Confirmed
+                }
+                (None, _) => {
+                    shard.nobody_could(&write, look).await;
+                    Waited::NoLeases
+                }
+                (Some(_), None) => std::future::pending().await,
+            }
         };
+        tokio::select! {
+            biased;
+            waited = proved => waited,
+            () = ended => Waited::LeasesEnded,
+        }
+    }
+
+    /// Returns once the worker has said that every router applied the write.
+    async fn word_of(&self, worker: Connection, shard: &Followed, log: Generation, lsn: Lsn) {
         let (asked, answer) = self.barriers.ask();
         let barrier = FromRouter::Barrier {
             shard: shard.id.clone(),
             id: asked.id,
-            system: write.system,
-            timeline: write.timeline,
-            lsn: write.lsn,
+            system: log.system,
+            timeline: log.timeline,
+            lsn,
         };
-        self.workers.say(connection, barrier);
-        tokio::select! {
-            biased;
-            Ok(()) = answer => Waited::Confirmed,
-            () = ended => Waited::LeasesEnded,
+        self.workers.say(worker, barrier);
+        if answer.await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl Followed {
+    /// Returns once it is proved that no lease lacks the write; see
+    /// [`super::alone`]. One look serves all writes that were committed before it.
+    async fn nobody_could<F>(&self, write: &Committed, look: impl Fn() -> F)
+    where
+        F: Future<Output = Option<Look>>,
+    {
+        let mut alone = self.alone.lock().await;
+        if !alone.has_looked_since(write.at)
+            && let Some(seen) = look().await
+        {
+            alone.saw(seen);
+        }
+        let free_from = alone.free_from(write.log, write.at);
+        drop(alone);
+        match free_from {
+            Some(free_from) => sleep_until(free_from).await,
+            None => std::future::pending().await,
         }
     }
 }

@@ -307,7 +307,11 @@ type Socket =
 
 async fn connect(address: &str, secret: Option<&str>) -> Result<Socket, StreamError> {
     let wrong = |error| StreamError::Socket(Box::new(error));
-    let url = format!("{}{}", address.trim_end_matches('/'), changes::PATH);
+    let base = address.trim_end_matches('/');
+    let url = match base.ends_with(changes::PATH) {
+        true => base.to_owned(),
+        false => format!("{base}{}", changes::PATH),
+    };
     let mut request = url.into_client_request().map_err(wrong)?;
     if let Some(secret) = secret {
         let bearer = format!("Bearer {secret}").try_into();

@@ -288,6 +288,14 @@ pub struct CacheMetrics {
     pub barriers: [Counter; 4],
     /// Time that acknowledged writes waited for that.
     pub barrier_wait: Histogram,
+    /// Entries in this process's memory.
+    pub entries: Gauge,
+    /// Bytes of them.
+    pub bytes: Gauge,
+    /// Shards on whose history a lease is held.
+    pub leases: Gauge,
+    /// Workers whose changes are heard.
+    pub streams: Gauge,
 }
 
 const LEVELS: [&str; 5] = ["local", "shared", "filled", "missed", "bypassed"];
@@ -316,6 +324,17 @@ impl CacheMetrics {
             "ringfence_write_barriers_total",
             "Writes acknowledged, by how they became visible everywhere."
         );
+        use metrics::describe_gauge as gauge;
+        gauge!("ringfence_cache_entries", "Entries in the router's memory.");
+        gauge!("ringfence_cache_bytes", "Bytes of entries in memory.");
+        gauge!(
+            "ringfence_cache_leases",
+            "Shards whose answers may come from the caches now."
+        );
+        gauge!(
+            "ringfence_change_streams",
+            "Workers whose changes are heard."
+        );
         metrics::describe_histogram!(
             "ringfence_write_barrier_seconds",
             Unit::Seconds,
@@ -330,6 +349,10 @@ impl CacheMetrics {
             barriers: BARRIERS
                 .map(|how| metrics::counter!("ringfence_write_barriers_total", "by" => how)),
             barrier_wait: metrics::histogram!("ringfence_write_barrier_seconds"),
+            entries: metrics::gauge!("ringfence_cache_entries"),
+            bytes: metrics::gauge!("ringfence_cache_bytes"),
+            leases: metrics::gauge!("ringfence_cache_leases"),
+            streams: metrics::gauge!("ringfence_change_streams"),
         }
     }
 
@@ -345,6 +368,51 @@ impl CacheMetrics {
 }
 
 impl Default for CacheMetrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What happens between this router and Redis.
+pub struct SharedMetrics {
+    /// Entries found.
+    pub found: Counter,
+    /// Entries not found.
+    pub missed: Counter,
+    /// Commands refused.
+    pub failed: Counter,
+    /// Commands without an answer in time.
+    pub timed_out: Counter,
+    /// Commands not sent: a breaker is open, or too many are under way.
+    pub skipped: Counter,
+    /// Connections made, the first included.
+    pub connected: Counter,
+}
+
+impl SharedMetrics {
+    /// The handles, described.
+    pub fn new() -> Self {
+        metrics::describe_counter!(
+            "ringfence_cache_redis_total",
+            "Commands to Redis, by what came of them."
+        );
+        metrics::describe_counter!(
+            "ringfence_cache_redis_connects_total",
+            "Clients built for Redis: one at the start, others when commands fail."
+        );
+        let of = |result: &'static str| metrics::counter!("ringfence_cache_redis_total", "result" => result);
+        Self {
+            found: of("found"),
+            missed: of("missed"),
+            failed: of("failed"),
+            timed_out: of("timed_out"),
+            skipped: of("skipped"),
+            connected: metrics::counter!("ringfence_cache_redis_connects_total"),
+        }
+    }
+}
+
+impl Default for SharedMetrics {
     fn default() -> Self {
         Self::new()
     }

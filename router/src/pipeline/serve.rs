@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tenancy::auth::TenantContext;
+use tenancy::id::ShardId;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -31,7 +32,7 @@ const REPLICA_WAIT_MAX: Duration = Duration::from_millis(50);
 
 /// What is to be done on a shard.
 pub(super) struct Work<'a> {
-    pub(super) app: &'a App,
+    pub(super) app: &'a Arc<App>,
     pub(super) target: &'a Target,
     pub(super) tenant: &'a TenantContext,
     pub(super) guard: Guard,
@@ -47,6 +48,8 @@ pub(super) struct Served {
     pub(super) token: Option<Token>,
     /// The node that answered, as it was when the connection was made.
     pub(super) by: Identity,
+    /// It had everything up to here, at least; the primary has everything.
+    pub(super) has: u64,
 }
 
 impl Served {
@@ -59,7 +62,7 @@ impl Served {
 }
 
 /// Why a shard gave no answer.
-pub(super) enum Failed {
+pub(crate) enum Failed {
     /// It has no primary, or that can't be connected to.
     NoPrimary,
     /// The token's write is not on the primary's timeline.
@@ -70,6 +73,21 @@ pub(super) enum Failed {
     /// All connections stayed busy.
     Busy,
     Execute(ExecuteError),
+}
+
+impl Failed {
+    /// The same for another who waited for it.
+    pub(super) fn again(&self) -> Self {
+        match self {
+            Self::NoPrimary => Self::NoPrimary,
+            Self::LostWrite { token, left_at } => Self::LostWrite {
+                token: *token,
+                left_at: *left_at,
+            },
+            Self::Busy => Self::Busy,
+            Self::Execute(error) => Self::Execute(error.again()),
+        }
+    }
 }
 
 /// Why a replica gave none.
@@ -115,7 +133,7 @@ fn replicas_may(work: &Work<'_>) -> Result<Option<Needed>, Failed> {
         ancestors: &reign.ancestors,
         epoch: work.guard.epoch,
         written: reign.written.last(work.guard.tenant),
-        lease: lease(work.target),
+        lease: lease(work, reign.generation),
     };
     let reads = work.app.config.shards.reads();
     match freshness::source(reads, &work.wanted, &known, Instant::now()) {
@@ -129,9 +147,15 @@ fn replicas_may(work: &Work<'_>) -> Result<Option<Needed>, Failed> {
     }
 }
 
-/// This router's lease on the shard: there is none before there is a cache.
-fn lease(_: &Target) -> Option<freshness::Lease> {
-    None
+/// This router's lease on the shard, if it is one on the log `here`.
+fn lease(work: &Work<'_>, here: Generation) -> Option<freshness::Lease> {
+    let shard = ShardId(work.target.shard.id.clone());
+    let under = work.app.cache.under_lease(&shard)?;
+    let on = under.generation();
+    let same = (on.system, on.timeline) == (here.system, here.timeline);
+    same.then(|| freshness::Lease {
+        lsn: under.watermark().0,
+    })
 }
 
 /// Stages 6 to 8 on the tenant's replica.
@@ -164,6 +188,7 @@ async fn at_replica(
                 answer,
                 token: None,
                 by: identity,
+                has: needed.lsn,
             });
         }
         Err(error) => error,
@@ -257,6 +282,7 @@ async fn at_primary(work: &Work<'_>, stages: &mut Stages) -> Result<Served, Fail
                 answer,
                 token,
                 by: *identity,
+                has: u64::MAX,
             })
         }
         Err(error) => Err(Failed::Execute(error)),
@@ -264,7 +290,7 @@ async fn at_primary(work: &Work<'_>, stages: &mut Stages) -> Result<Served, Fail
 }
 
 /// Why there is no connection.
-enum NoConnection {
+pub(super) enum NoConnection {
     /// All stayed busy.
     Busy,
     /// The node can't be connected to, is another, or is gone.
@@ -272,7 +298,7 @@ enum NoConnection {
 }
 
 /// Stage 6: a connection to a node in the request's role.
-async fn connect(
+pub(super) async fn connect(
     work: &Work<'_>,
     watched: &Watched,
     identity: Identity,

@@ -1,0 +1,329 @@
+//! The second level: entries in Redis Cluster, for all routers. It is never
+//! trusted: what comes out of it is judged like any other entry, so it may be
+//! down, empty, full of old copies, or another cluster than yesterday.
+//!
+//! redis-rs' cluster client waits for ever on a frozen master with its own
+//! settings, and with tight ones it goes on asking the frozen node after another
+//! took over: a timeout makes it look at nothing anew. So no request waits here
+//! longer than [`WAIT_MAX`], what keeps failing is left alone for a while by
+//! groups of slots, and a watchdog builds a new client when commands fail.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use redis::cluster::{ClusterClient, ClusterClientBuilder};
+use redis::cluster_async::ClusterConnection;
+use redis::{FromRedisValue, RedisResult};
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::entry::Entry;
+use super::key::Key;
+use crate::event::metrics::SharedMetrics;
+
+/// Longest wait of a request for Redis.
+const WAIT_MAX: Duration = Duration::from_millis(50);
+/// How long an entry is kept that nobody replaces.
+const KEPT: Duration = Duration::from_secs(3_600);
+/// How long a router may take for a fill before another begins one, too.
+const LEASE: Duration = Duration::from_millis(150);
+/// How long a router waits for another's fill.
+const LEASE_WAIT: [Duration; 5] = [
+    Duration::from_millis(3),
+    Duration::from_millis(6),
+    Duration::from_millis(12),
+    Duration::from_millis(24),
+    Duration::from_millis(48),
+];
+/// Entries on their way to Redis at once; more are not sent.
+const WRITES_MAX: usize = 128;
+/// Longest wait for a new client's first connection.
+const CONNECT_MAX: Duration = Duration::from_secs(2);
+/// Pauses between new clients while commands fail.
+const REBUILD_FIRST: Duration = Duration::from_millis(250);
+const REBUILD_MAX: Duration = Duration::from_secs(4);
+
+/// The connection to Redis Cluster.
+pub struct Shared {
+    client: ClusterClient,
+    connection: ArcSwapOption<ClusterConnection>,
+    groups: [Group; GROUPS],
+    writes: Arc<Semaphore>,
+    /// A command failed: the watchdog is to look.
+    failed: Notify,
+    metrics: SharedMetrics,
+    started: Instant,
+}
+
+/// Slots are judged by groups: a lost master must not take the others' away.
+const GROUPS: usize = 64;
+/// Failures in a row that open a group's breaker.
+const FAILURES_MAX: u32 = 3;
+/// How long it stays open before one command tries again.
+const OPEN_FOR: Duration = Duration::from_millis(500);
+
+#[derive(Default)]
+struct Group {
+    failures: AtomicU32,
+    /// Milliseconds since `started`, from when on a command may try.
+    closed_until: AtomicU64,
+    trying: AtomicBool,
+}
+
+/// Whose fill it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FillLease {
+    /// This router's. Also where Redis can't say.
+    Ours,
+    /// Another router has begun one.
+    Theirs,
+}
+
+impl Shared {
+    /// Connects in the background, and again whenever commands fail.
+    ///
+    /// # Errors
+    /// The addresses are none.
+    pub fn start(
+        urls: &[String],
+        password: Option<&str>,
+        metrics: SharedMetrics,
+        stop: CancellationToken,
+    ) -> RedisResult<Arc<Self>> {
+        let mut builder = ClusterClientBuilder::new(urls.iter().map(String::as_str))
+            .connection_timeout(Duration::from_millis(250))
+            .response_timeout(Duration::from_millis(100))
+            .overall_response_timeout(Some(Duration::from_millis(300)))
+            .retries(3)
+            .min_retry_wait(10)
+            .max_retry_wait(100);
+        if let Some(password) = password {
+            builder = builder.password(password);
+        }
+        let shared = Arc::new(Self {
+            client: builder.build()?,
+            connection: ArcSwapOption::empty(),
+            groups: std::array::from_fn(|_| Group::default()),
+            writes: Arc::new(Semaphore::new(WRITES_MAX)),
+            failed: Notify::new(),
+            metrics,
+            started: Instant::now(),
+        });
+        tokio::spawn(stop.run_until_cancelled_owned(shared.clone().watch()));
+        Ok(shared)
+    }
+
+    /// Whether there is a connection.
+    pub fn is_connected(&self) -> bool {
+        self.connection.load().is_some()
+    }
+
+    /// The entry of that key, whatever it is worth.
+    pub async fn get(&self, key: &Key) -> Option<Entry> {
+        let mut command = redis::cmd("GET");
+        command.arg(name(key));
+        let value: Option<Vec<u8>> = self.ask(key, &command).await?;
+        let entry = value.and_then(|value| Entry::decode(key, &value));
+        match entry {
+            Some(_) => self.metrics.found.increment(1),
+            None => self.metrics.missed.increment(1),
+        }
+        entry
+    }
+
+    /// Sends an entry, in the background.
+    pub fn put(self: &Arc<Self>, key: Key, entry: Arc<Entry>) {
+        let Ok(permit) = self.writes.clone().try_acquire_owned() else {
+            self.metrics.skipped.increment(1);
+            return;
+        };
+        let shared = self.clone();
+        tokio::spawn(async move {
+            let _permit = permit;
+            if let Some(value) = entry.encode(&key) {
+                let mut command = redis::cmd("SET");
+                let kept = u64::try_from(KEPT.as_millis()).unwrap_or(u64::MAX);
+                command.arg(name(&key)).arg(value).arg("PX").arg(kept);
+                let _: Option<()> = shared.ask(&key, &command).await;
+            }
+            let mut command = redis::cmd("DEL");
+            command.arg(lease_name(&key));
+            let _: Option<()> = shared.ask(&key, &command).await;
+        });
+    }
+
+    /// Asks for the right to fill, which ends by itself.
+    pub async fn lease(&self, key: &Key) -> FillLease {
+        let mut command = redis::cmd("SET");
+        let kept = u64::try_from(LEASE.as_millis()).unwrap_or(u64::MAX);
+        command
+            .arg(lease_name(key))
+            .arg(1)
+            .arg("NX")
+            .arg("PX")
+            .arg(kept);
+        let answer: Option<Option<String>> = self.ask(key, &command).await;
+        match answer {
+            Some(None) => FillLease::Theirs,
+            Some(Some(_)) | None => FillLease::Ours,
+        }
+    }
+
+    /// Looks a few times whether another router's fill has come.
+    pub async fn wait_for(&self, key: &Key, fits: impl Fn(&Entry) -> bool) -> Option<Entry> {
+        for pause in LEASE_WAIT {
+            sleep(pause).await;
+            if let Some(entry) = self.get(key).await.filter(|entry| fits(entry)) {
+                return Some(entry);
+            }
+        }
+        None
+    }
+
+    /// A command's answer, in time; none where there is none.
+    async fn ask<T: FromRedisValue>(&self, key: &Key, command: &redis::Cmd) -> Option<T> {
+        let group = &self.groups[usize::from(slot(name(key).as_bytes())) * GROUPS / SLOTS];
+        if !group.allows(self.now()) {
+            self.metrics.skipped.increment(1);
+            return None;
+        }
+        let mut connection = ClusterConnection::clone(&*self.connection.load_full()?);
+        match timeout(WAIT_MAX, command.query_async(&mut connection)).await {
+            Ok(Ok(answer)) => {
+                group.succeeded();
+                Some(answer)
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "Redis refused a command");
+                self.metrics.failed.increment(1);
+                group.failed(self.now());
+                self.failed.notify_one();
+                None
+            }
+            Err(_) => {
+                self.metrics.timed_out.increment(1);
+                group.failed(self.now());
+                self.failed.notify_one();
+                None
+            }
+        }
+    }
+
+    /// Builds a client at the start and after commands failed, for as long as
+    /// they do. The old one serves until then.
+    async fn watch(self: Arc<Self>) {
+        let mut pause = REBUILD_FIRST;
+        loop {
+            let connected = timeout(CONNECT_MAX, self.client.get_async_connection()).await;
+            match connected {
+                Ok(Ok(connection)) => {
+                    self.connection.store(Some(Arc::new(connection)));
+                    self.metrics.connected.increment(1);
+                }
+                Ok(Err(error)) => tracing::debug!(%error, "no connection to Redis"),
+                Err(_) => tracing::debug!("Redis does not answer"),
+            }
+            sleep(pause).await;
+            if self.is_connected() {
+                let quiet = timeout(REBUILD_MAX, self.failed.notified()).await.is_err();
+                if quiet {
+                    pause = REBUILD_FIRST;
+                    self.failed.notified().await;
+                    continue;
+                }
+            }
+            pause = (pause * 2).min(REBUILD_MAX);
+        }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Group {
+    fn allows(&self, now: u64) -> bool {
+        if self.failures.load(Ordering::Relaxed) < FAILURES_MAX {
+            return true;
+        }
+        now >= self.closed_until.load(Ordering::Relaxed)
+            && !self.trying.swap(true, Ordering::Relaxed)
+    }
+
+    fn failed(&self, now: u64) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        let open = u64::try_from(OPEN_FOR.as_millis()).unwrap_or(u64::MAX);
+        self.closed_until.store(now + open, Ordering::Relaxed);
+        self.trying.store(false, Ordering::Relaxed);
+    }
+
+    fn succeeded(&self) {
+        if self.failures.load(Ordering::Relaxed) != 0 {
+            self.failures.store(0, Ordering::Relaxed);
+            self.trying.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+/// An entry's name. In hexadecimal: a brace would gather keys in one slot.
+fn name(key: &Key) -> String {
+    named("rf1:", key)
+}
+
+fn lease_name(key: &Key) -> String {
+    named("rf1-fill:", key)
+}
+
+fn named(prefix: &str, key: &Key) -> String {
+    use std::fmt::Write;
+    let mut name = String::with_capacity(prefix.len() + 64);
+    name.push_str(prefix);
+    for byte in key.bytes() {
+        let _ = write!(name, "{byte:02x}");
+    }
+    name
+}
+
+const SLOTS: usize = 16_384;
+
+/// Redis Cluster's slot of a key without braces: CRC16 (XMODEM), modulo 16,384.
+fn slot(key: &[u8]) -> u16 {
+    let crc = key.iter().fold(0_u16, |crc, byte| {
+        (0..8).fold(crc ^ u16::from(*byte) << 8, |crc, _| match crc & 0x8000 {
+            0 => crc << 1,
+            _ => crc << 1 ^ 0x1021,
+        })
+    });
+    crc % 16_384
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_redis_own() {
+        // CLUSTER KEYSLOT foo; CLUSTER KEYSLOT 123456789
+        assert_eq!((slot(b"foo"), slot(b"123456789")), (12_182, 12_739));
+        assert_ne!(name(&Key::for_test(1)), lease_name(&Key::for_test(1)));
+        assert!(!name(&Key::for_test(0x7b)).contains('{'));
+    }
+
+    #[test]
+    fn a_failing_group_is_left_alone_and_tried_by_one() {
+        let group = Group::default();
+        for _ in 0..FAILURES_MAX {
+            assert!(group.allows(0));
+            group.failed(0);
+        }
+        assert!(!group.allows(499));
+        assert!(group.allows(500) && !group.allows(500));
+        group.failed(500);
+        assert!(!group.allows(999) && group.allows(1_000));
+        group.succeeded();
+        assert!(group.allows(1_000) && group.allows(1_000));
+    }
+}

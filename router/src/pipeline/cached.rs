@@ -1,0 +1,388 @@
+//! Stage 5, where it meets the others: a read through both caches, or past them.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use http::Response;
+use tenancy::auth::TenantContext;
+use tenancy::changes::{Cell, Lsn, TableHash};
+use tenancy::id::ShardId;
+use tenancy::quota;
+use tokio::time::{Instant, timeout_at};
+
+use super::serve::{self, Failed, Work};
+use super::{Incoming, Seen, Stage, Stages, too_large};
+use crate::app::App;
+use crate::cache::control::Control;
+use crate::cache::entry::Entry;
+use crate::cache::fill::Part;
+use crate::cache::key::Key;
+use crate::cache::validity::Written;
+use crate::cache::{Hit, Level, Question, label, made_of};
+use crate::config::{TableCache, TableCacheName};
+use crate::execute::{ExecuteError, Guard};
+use crate::freshness::Wanted;
+use crate::placement::{self, Target};
+use crate::plan::Plan;
+use crate::response::{self, Row};
+use crate::sql::Statement;
+use crate::token::Token;
+
+/// What a fill brought: the row, and the entry where it is one.
+pub(crate) type Filled = Result<Brought, Arc<Failed>>;
+
+#[derive(Clone)]
+pub(crate) struct Brought {
+    row: Row,
+    entry: Option<Arc<Entry>>,
+    level: Level,
+}
+
+/// An answer, and where it came from.
+pub(super) struct Got {
+    pub(super) row: Row,
+    pub(super) hit: Option<Hit>,
+    pub(super) level: Level,
+}
+
+/// What a planned read asks the caches; none where its answer can't be kept.
+pub(super) fn question(
+    app: &App,
+    tenant: &TenantContext,
+    target: &Target,
+    catalog: &schema::catalog::Catalog,
+    plan: &Plan,
+    statement: &Statement,
+    guard: &Guard,
+) -> Option<Question> {
+    // A function that runs before may look at anything; a plan is of now.
+    if !app.cache.is_on() || guard.before.is_some() || plan.explain.is_some() {
+        return None;
+    }
+    let cells = made_of::cells(plan, catalog, tenant.tenant()).ok()?;
+    let mut max_age = None;
+    for name in &plan.relations {
+        match app.cache.policy(&name.schema, &name.name) {
+            TableCache::Current | TableCache::Named(TableCacheName::Current) => {}
+            TableCache::Named(TableCacheName::Off) => return None,
+            // Of several tables only what all allow.
+            TableCache::Seconds(_) if plan.relations.len() > 1 => {}
+            TableCache::Seconds(n) => max_age = Some(std::time::Duration::from_secs(n)),
+        }
+    }
+    let first = plan.relations.first()?;
+    let table = TableHash::of(first.schema.as_str(), first.name.as_str());
+    Some(Question {
+        key: Key::of_plan(tenant, target.epoch, catalog, guard, plan, statement),
+        tenant: tenant.tenant(),
+        shard: ShardId(target.shard.id.clone()),
+        epoch: target.epoch,
+        cells,
+        table: Cell::rows(tenant.tenant(), table),
+        max_age,
+    })
+}
+
+/// The answer of a request that was planned before and is in this process's
+/// memory: no stage but authentication and placement runs again.
+pub(super) fn at_once(
+    app: &App,
+    incoming: &Incoming<'_>,
+    tenant: &TenantContext,
+    own: &quota::Limits,
+    seen: &mut Seen,
+) -> Option<Response<bytes::Bytes>> {
+    let reads = matches!(*incoming.method, http::Method::GET | http::Method::HEAD);
+    if !reads || !app.cache.is_on() || incoming.headers.contains_key(crate::token::HEADER) {
+        return None;
+    }
+    let control = Control::parse(incoming.headers);
+    let target = placement::locate(app, tenant.tenant(), None).ok()?;
+    let model = target.shard.model()?;
+    let key = Key::of_request(
+        tenant,
+        target.epoch,
+        model.catalog(),
+        incoming.method,
+        incoming.path,
+        incoming.query,
+        incoming.headers,
+    );
+    let front = app.cache.front(&key)?;
+    if control.reads_past() || front.request.prefer.read_primary || front.own != *own {
+        return None;
+    }
+    let under = app.cache.under_lease(&front.question.shard)?;
+    let hit = app.cache.local(&front.question, &under, None)?;
+    if too_large(&front.plan, &hit.entry.row, own).is_some() {
+        return None;
+    }
+    seen.shard = Some(target.shard.id.clone());
+    seen.rows = u64::try_from(hit.entry.row.page).unwrap_or(0);
+    let head = front.head(&hit.entry);
+    let mut answer = match head {
+        Some((status, headers)) => {
+            let body = match front.plan.body {
+                true => hit.entry.row.body.clone(),
+                false => bytes::Bytes::new(),
+            };
+            let mut answer = Response::new(body);
+            *answer.status_mut() = status;
+            *answer.headers_mut() = headers;
+            answer
+        }
+        None => {
+            let row = hit.entry.row.clone();
+            let made = response::build(&app.config.api, &front.request, &front.plan, row).ok()?;
+            front.keep_head(&hit.entry, made.status(), made.headers());
+            made
+        }
+    };
+    label::put(answer.headers_mut(), hit.level, hit.old);
+    seen.stages.mark(Stage::Cache);
+    Some(answer)
+}
+
+/// A read whose answer may be kept.
+pub(super) async fn read(
+    question: &Arc<Question>,
+    work: &Work<'_>,
+    control: &Control,
+    stages: &mut Stages,
+) -> Result<Got, Failed> {
+    let cache = &work.app.cache;
+    let token = work.wanted.token.map(written);
+    let reads_past = control.reads_past() || work.wanted.primary;
+    let under = cache.under_lease(&question.shard);
+    if !reads_past {
+        let current = under
+            .as_ref()
+            .and_then(|under| cache.local(question, under, token));
+        let longest = control.longest(question.max_age).or(work.wanted.stale_max);
+        let found = current.or_else(|| cache.local_old(question, longest, token));
+        if let Some(hit) = found {
+            stages.mark(Stage::Cache);
+            return Ok(got(hit));
+        }
+    }
+    // Rule 10: without a lease nothing is kept, and nobody waits for another's read.
+    let fills = under.is_some() && !control.no_store && token.is_none();
+    let done = if fills && reads_past {
+        // What is read past the caches is as good for them as any other read.
+        let brought = from_shard(question, work, stages).await;
+        brought.map(|brought| Got {
+            level: Level::Bypassed,
+            row: brought.row,
+            hit: None,
+        })
+    } else if fills && cache.is_worth_a_fill(question) {
+        joined(question, work, stages).await
+    } else {
+        direct(
+            work,
+            stages,
+            match reads_past {
+                true => Level::Bypassed,
+                false => Level::Missed,
+            },
+        )
+        .await
+    };
+    match done {
+        Err(failed @ (Failed::NoPrimary | Failed::Busy)) => {
+            let old = cache.local_old(question, control.stale_if_error, token);
+            old.map(got).ok_or(failed)
+        }
+        done => done,
+    }
+}
+
+/// The shard's own answer, which nobody else gets.
+pub(super) async fn direct(
+    work: &Work<'_>,
+    stages: &mut Stages,
+    level: Level,
+) -> Result<Got, Failed> {
+    let served = serve::serve(work, stages).await?;
+    work.app.cache.answered_by_shard(level);
+    Ok(Got {
+        row: Row::read(&served.answer),
+        hit: None,
+        level,
+    })
+}
+
+/// One fill for all who ask the same now.
+async fn joined(
+    question: &Arc<Question>,
+    work: &Work<'_>,
+    stages: &mut Stages,
+) -> Result<Got, Failed> {
+    let cache = &work.app.cache;
+    let run = cache.fills.run(question.key, || {
+        let owned = Owned::of(work);
+        let question = question.clone();
+        async move { fill(&question, &owned).await.map_err(Arc::new) }
+    });
+    let Ok((part, filled)) = timeout_at(work.deadline, run).await else {
+        return Err(Failed::Execute(ExecuteError::Deadline));
+    };
+    stages.mark(Stage::Cache);
+    match (part, filled) {
+        // Its read began after this request did: it is this request's own.
+        (Part::Started, Some(Ok(brought))) => {
+            cache.answered_by_shard(brought.level);
+            Ok(Got {
+                hit: brought.entry.map(|entry| Hit {
+                    entry,
+                    level: brought.level,
+                    old: None,
+                }),
+                row: brought.row,
+                level: brought.level,
+            })
+        }
+        // Rule 5: who joins a fill treats its result as an entry.
+        (
+            Part::Joined,
+            Some(Ok(Brought {
+                entry: Some(entry), ..
+            })),
+        ) => {
+            cache.joined();
+            let under = cache.under_lease(&question.shard);
+            let fit = under.is_some_and(|under| {
+                let token = work.wanted.token.map(written);
+                cache.judge(question, &under, token, &entry).is_ok()
+            });
+            match fit {
+                true => {
+                    cache.answered_by_shard(Level::Local);
+                    Ok(got(Hit {
+                        entry,
+                        level: Level::Local,
+                        old: None,
+                    }))
+                }
+                false => direct(work, stages, Level::Missed).await,
+            }
+        }
+        // Another's deadline is not this request's.
+        (Part::Joined, Some(Err(failed)))
+            if !matches!(*failed, Failed::Execute(ExecuteError::Deadline)) =>
+        {
+            Err(failed.again())
+        }
+        (Part::Started, Some(Err(failed))) => Err(failed.again()),
+        (_, _) => direct(work, stages, Level::Missed).await,
+    }
+}
+
+/// A fill, in a task of its own.
+async fn fill(question: &Arc<Question>, owned: &Owned) -> Result<Brought, Failed> {
+    let cache = &owned.app.cache;
+    if let Some(under) = cache.under_lease(&question.shard) {
+        // Another fill may have ended between its caller's look and this one.
+        if let Some(hit) = cache.local(question, &under, None) {
+            return Ok(brought(hit));
+        }
+    }
+    if let Some(hit) = cache.shared(question).await {
+        return Ok(brought(hit));
+    }
+    let mut stages = Stages::default();
+    from_shard(question, &owned.work(), &mut stages).await
+}
+
+/// Reads from the shard, and keeps the answer where it can be proved (rule 5).
+async fn from_shard(
+    question: &Arc<Question>,
+    work: &Work<'_>,
+    stages: &mut Stages,
+) -> Result<Brought, Failed> {
+    let cache = &work.app.cache;
+    let stamp = cache
+        .under_lease(&question.shard)
+        .map(|under| under.stamp(question.epoch));
+    let read_at = SystemTime::now();
+    let served = serve::serve(work, stages).await?;
+    let row = Row::read(&served.answer);
+    let proved = stamp.filter(|stamp| {
+        let log = served.by.generation;
+        stamp.fits_node(log.system, log.timeline) && served.has >= stamp.at.0
+    });
+    Ok(match proved {
+        Some(stamp) => Brought {
+            entry: Some(cache.keep(question, stamp, read_at, row.clone())),
+            row,
+            level: Level::Filled,
+        },
+        None => Brought {
+            row,
+            entry: None,
+            level: Level::Missed,
+        },
+    })
+}
+
+fn brought(hit: Hit) -> Brought {
+    Brought {
+        row: hit.entry.row.clone(),
+        level: hit.level,
+        entry: Some(hit.entry),
+    }
+}
+
+fn got(hit: Hit) -> Got {
+    Got {
+        row: hit.entry.row.clone(),
+        level: hit.level,
+        hit: Some(hit),
+    }
+}
+
+fn written(token: Token) -> Written {
+    Written {
+        system: token.generation.system,
+        timeline: token.generation.timeline,
+        epoch: token.epoch,
+        lsn: Lsn(token.lsn),
+    }
+}
+
+/// A read that outlives its request.
+struct Owned {
+    app: Arc<App>,
+    target: Target,
+    tenant: TenantContext,
+    guard: Guard,
+    statement: Statement,
+    wanted: Wanted,
+    deadline: Instant,
+}
+
+impl Owned {
+    fn of(work: &Work<'_>) -> Self {
+        Self {
+            app: work.app.clone(),
+            target: work.target.clone(),
+            tenant: work.tenant.clone(),
+            guard: work.guard.clone(),
+            statement: work.statement.clone(),
+            wanted: work.wanted,
+            deadline: work.deadline,
+        }
+    }
+
+    fn work(&self) -> Work<'_> {
+        Work {
+            app: &self.app,
+            target: &self.target,
+            tenant: &self.tenant,
+            guard: self.guard.clone(),
+            statement: &self.statement,
+            wanted: self.wanted,
+            deadline: self.deadline,
+        }
+    }
+}
