@@ -7,6 +7,9 @@
 //! strikes, later it is mended. Nothing may be lost, doubled, stale or leaked,
 //! and only requests in flight at the dead node may fail.
 
+#[path = "chaos/cache.rs"]
+mod cache;
+
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
 use std::time::Duration;
@@ -52,6 +55,8 @@ enum Fault {
     ControlKill,
     /// The worker is killed, and returns.
     WorkerKill,
+    /// Everything that the caches are made of, at random, one after another.
+    Cache,
 }
 
 type Failure = Box<dyn std::error::Error>;
@@ -104,6 +109,8 @@ async fn suffer(fault: Fault, args: &Args) -> Result<Seen, Failure> {
         replicas: Some(2),
         routers: Some(2),
         sync: true,
+        redis: (fault == Fault::Cache).then_some(3),
+        caches: true,
         ..Options::default()
     })
     .await?;
@@ -112,15 +119,28 @@ async fn suffer(fault: Fault, args: &Args) -> Result<Seen, Failure> {
     let report = folder.join(format!("{name}.json"));
     eprintln!("· {name}: {} s of load", args.seconds);
     let mut load = load(&cluster, args, &report)?;
-    tokio::time::sleep(Duration::from_secs(args.seconds) / 3).await;
-    eprintln!("· {name}: now");
-    fault.strike(&cluster).await?;
-    tokio::time::sleep(Duration::from_secs(args.seconds) / 3).await;
-    fault.mend(&cluster).await?;
+    let mut fresh = None;
+    if fault == Fault::Cache {
+        let lasts = Duration::from_secs(args.seconds.saturating_sub(5));
+        fresh = Some(cache::suffer(&cluster, lasts).await?);
+    } else {
+        tokio::time::sleep(Duration::from_secs(args.seconds) / 3).await;
+        eprintln!("· {name}: now");
+        fault.strike(&cluster).await?;
+        tokio::time::sleep(Duration::from_secs(args.seconds) / 3).await;
+        fault.mend(&cluster).await?;
+    }
     load.wait().await?;
     let text = std::fs::read_to_string(&report)
         .map_err(|error| format!("the load tester wrote no report: {error}"))?;
-    let seen = Seen::read(&serde_json::from_str(&text)?);
+    let mut seen = Seen::read(&serde_json::from_str(&text)?);
+    if let Some(fresh) = fresh {
+        eprintln!("· {name}: {fresh:?}");
+        let stale = fresh.stale.load(std::sync::atomic::Ordering::Relaxed);
+        seen.violations = seen.violations.saturating_add(stale as usize);
+        // Caches that never answered prove nothing.
+        seen.idle = fresh.hits.load(std::sync::atomic::Ordering::Relaxed) == 0;
+    }
     cluster.down().await;
     Ok(seen)
 }
@@ -174,6 +194,7 @@ impl Fault {
             Self::RouterKill => cluster.kill("router-1").await?,
             Self::ControlKill => cluster.kill("control").await?,
             Self::WorkerKill => cluster.kill("worker-1").await?,
+            Self::Cache => {}
         }
         Ok(())
     }
@@ -186,6 +207,7 @@ impl Fault {
             Self::RouterKill => cluster.start_node("router-1").await?,
             Self::ControlKill => cluster.start_node("control").await?,
             Self::WorkerKill => cluster.start_node("worker-1").await?,
+            Self::Cache => {}
         }
         Ok(())
     }
@@ -197,7 +219,7 @@ impl Fault {
         match self {
             Self::SwitchOver | Self::ReplicaKill | Self::ControlKill | Self::WorkerKill => 0,
             Self::PrimaryKill | Self::PrimaryFreeze => 2,
-            Self::RouterKill => usize::MAX,
+            Self::RouterKill | Self::Cache => usize::MAX,
         }
     }
 }
@@ -210,6 +232,8 @@ struct Seen {
     longest_ms: f64,
     failing_seconds: usize,
     violations: usize,
+    /// What was to be broken was never in use.
+    idle: bool,
 }
 
 impl Seen {
@@ -234,11 +258,13 @@ impl Seen {
             violations: report["checks"]["violations"]
                 .as_array()
                 .map_or(usize::MAX, Vec::len),
+            idle: false,
         }
     }
 
     fn is_good(&self, fault: Fault) -> bool {
         self.requests > 0
+            && !self.idle
             && self.violations == 0
             && self.failing_seconds <= fault.failing_seconds_max()
     }

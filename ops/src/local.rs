@@ -92,6 +92,8 @@ pub struct Options {
     /// Services reach the Postgres servers by TLS only, verified against the
     /// cluster's own authority.
     pub tls: bool,
+    /// Routers answer from their caches.
+    pub caches: bool,
     /// What runs in it.
     pub content: Content,
     /// Called with what is being done.
@@ -132,6 +134,7 @@ impl Default for Options {
             sync: false,
             network: false,
             tls: false,
+            caches: false,
             content: Content::Demo {
                 extra: 0,
                 rows: None,
@@ -190,6 +193,7 @@ pub struct Cluster {
     nursery: Nursery,
     content: Content,
     fsync: bool,
+    caches: bool,
     sync: bool,
     authority: Option<Authority>,
     network: Option<Network>,
@@ -292,6 +296,7 @@ impl Cluster {
             nursery: Nursery::new().map_err(io("start a thread"))?,
             content: options.content,
             fsync: options.fsync,
+            caches: options.caches,
             sync: options.sync,
             authority,
             network,

@@ -275,6 +275,7 @@ impl Up {
                 rows: self.rows,
             },
             report: |step| say(&format!("· {step}")),
+            ..Options::default()
         }
     }
 

@@ -9,7 +9,9 @@ use serde_json::{Value, json};
 use super::folder::write_private;
 use super::layout::{Node, Role};
 use super::postgres::{Postgres, connect, failed};
-use super::{APP_DATABASE, CONTROL_DATABASE, Cluster, Content, demo, process, redis, service};
+use super::{
+    APP_DATABASE, CONTROL_DATABASE, Cluster, Content, config, demo, process, redis, service,
+};
 use crate::admin::Admin;
 use crate::error::{Error, Result, io};
 
@@ -159,12 +161,15 @@ impl Cluster {
             }
             Role::Worker | Role::Router { .. } => {
                 let control = self.find("control")?;
-                let redis = self.redis_urls();
+                let caches = config::Caches {
+                    enabled: self.caches,
+                    redis_urls: self.redis_urls(),
+                };
                 service::serve(
                     &self.folder,
                     node,
                     control,
-                    &redis,
+                    &caches,
                     self.ca_file(),
                     &self.secrets,
                 )?

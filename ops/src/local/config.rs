@@ -68,6 +68,7 @@ struct Router<'a> {
 
 #[derive(Serialize)]
 struct RouterCache<'a> {
+    enabled: bool,
     redis_urls: &'a [String],
     redis_password_file: String,
     stream_secret_file: String,
@@ -133,13 +134,20 @@ struct Auth {
     jwt_secret_file: String,
 }
 
+/// What routers cache in.
+pub(crate) struct Caches {
+    pub(crate) enabled: bool,
+    /// Empty: in their own memory alone.
+    pub(crate) redis_urls: Vec<String>,
+}
+
 /// A router's file. `dsn` is the control database's, for reading.
 pub(crate) fn router(
     name: &str,
     port: u16,
     admin_port: u16,
     dsn: String,
-    redis_urls: &[String],
+    caches: &Caches,
     tls: Option<&Path>,
     secrets: &Secrets,
 ) -> Result<String, toml::ser::Error> {
@@ -159,7 +167,8 @@ pub(crate) fn router(
             tls: verified(tls),
         },
         cache: RouterCache {
-            redis_urls,
+            enabled: caches.enabled,
+            redis_urls: &caches.redis_urls,
             redis_password_file: file(secrets, "redis"),
             stream_secret_file: file(secrets, "stream-secret"),
         },

@@ -17,7 +17,7 @@ pub(crate) fn serve(
     folder: &Folder,
     node: &Node,
     control: &Node,
-    redis_urls: &[String],
+    caches: &config::Caches,
     tls: Option<&Path>,
     secrets: &Secrets,
 ) -> Result<Command> {
@@ -38,7 +38,7 @@ pub(crate) fn serve(
                 node.own_port,
                 admin_port,
                 router_dsn(),
-                redis_urls,
+                caches,
                 tls,
                 secrets,
             ),
