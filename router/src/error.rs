@@ -283,8 +283,8 @@ pub struct Unrelated {
     pub schema: String,
     /// The `!hint`, if any.
     pub hint: Option<String>,
-    /// A similar name.
-    pub similar: Option<String>,
+    /// A similar name, and the one that it would stand for.
+    pub similar: Option<(String, String)>,
 }
 
 /// Two names that several relationships join.
@@ -593,9 +593,9 @@ impl Unrelated {
                 self.origin, self.schema
             ))
             .hint(
-                self.similar
-                    .as_ref()
-                    .map(|name| format!("Perhaps you meant '{name}' instead of '{target}'.")),
+                self.similar.as_ref().map(|(name, wanted)| {
+                    format!("Perhaps you meant '{name}' instead of '{wanted}'.")
+                }),
             )
     }
 }

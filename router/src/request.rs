@@ -140,6 +140,9 @@ impl ApiRequest {
             Method::Get => query.page().intersect(page::header(parts.headers)?)?,
             _ => query.page().intersect(Page::default())?,
         };
+        if method == Method::Put && !page.is_whole() {
+            return Err(Error::PutRange);
+        }
         Ok(Self {
             method,
             target,

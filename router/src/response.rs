@@ -116,6 +116,9 @@ pub fn build(
                 ..row
             };
             answer.content(plan, &row);
+            if config.schemas.len() > 1 || request.schema_named {
+                answer.header_name("content-profile", &request.schema);
+            }
             answer.headers.insert(VARY, VARIES);
             tagged(&mut answer, request, plan, &row);
             return Ok(answer.finish());

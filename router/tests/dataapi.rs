@@ -267,7 +267,7 @@ async fn the_root_describes_what_the_role_may_use() {
         ["delete", "get", "patch", "post"]
     );
     assert_eq!(methods(&root, "/genres"), ["get"]);
-    assert_eq!(methods(&root, "/rpc/cheap"), ["post"]);
+    assert_eq!(methods(&root, "/rpc/cheap"), ["get", "post"]);
     assert!(methods(&root, "/ledger").is_empty());
 
     shop.api.openapi = OpenApi::IgnorePrivileges;

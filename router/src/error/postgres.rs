@@ -104,15 +104,15 @@ impl Refusal {
             ("42P17", _) => 500,
             ("42501", _) if self.anonymous => 401,
             ("42501", _) => 403,
-            // The stack's depth: a value of the request is nested too deeply.
-            ("54001", _) => 400,
             // Idempotency-Key: in use, too many, another request's, answer too large.
             ("RF032", _) => 409,
             ("RF033", _) => 429,
             ("RF031" | "RF034", _) => 422,
             (_, "08" | "53") => 503,
+            // Above all the stack's depth: a value of the request is nested too deeply.
+            (_, "54") => 413,
             (_, "0L" | "0P" | "28") => 403,
-            (_, "09" | "25" | "2D" | "38" | "39" | "3B" | "40" | "54" | "55" | "57" | "58") => 500,
+            (_, "09" | "25" | "2D" | "38" | "39" | "3B" | "40" | "55" | "57" | "58") => 500,
             (_, "F0" | "HV" | "P0" | "XX") => 500,
             _ => 400,
         }
@@ -238,6 +238,7 @@ mod tests {
             ("PTabc", "", 500),
             ("53300", "", 503),
             ("40001", "", 500),
+            ("54001", "", 413),
             ("P0001", "", 400),
             ("P0002", "", 500),
         ] {

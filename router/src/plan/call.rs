@@ -191,7 +191,7 @@ impl<'a> Planner<'a> {
         let by_body: Vec<&Function> = overloads.iter().filter(whole).copied().collect();
         match by_body.as_slice() {
             [one] => Ok((one, unnamed(one))),
-            [] => Err(self.no_function(name, given, &overloads)),
+            [] => Err(self.no_function(name, given, payload, &overloads)),
             several => Err(ambiguous(several)),
         }
     }
@@ -254,7 +254,13 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn no_function(&self, name: &str, given: &[&str], overloads: &[&Function]) -> Error {
+    fn no_function(
+        &self,
+        name: &str,
+        given: &[&str],
+        payload: &Payload,
+        overloads: &[&Function],
+    ) -> Error {
         let schema = &self.request.schema;
         let full = format!("{schema}.{name}");
         let with = match given {
@@ -262,13 +268,29 @@ impl<'a> Planner<'a> {
             [one] => format!(" with parameter {one}"),
             several => format!(" with parameters {}", several.join(", ")),
         };
-        let body = match self.request.method {
-            Method::Post => " or with a single unnamed json/jsonb parameter",
-            _ => "",
+        let (signature, with) = match (payload, given) {
+            // Such a body is the one argument, whatever the function's name for it.
+            (Payload::Raw { kind, .. }, _) => {
+                let only = match kind {
+                    RawKind::Text => "text",
+                    RawKind::Xml => "xml",
+                    RawKind::Bytes => "bytea",
+                };
+                (
+                    full.clone(),
+                    format!(" with a single unnamed {only} parameter"),
+                )
+            }
+            (Payload::Json(_) | Payload::None, []) => (format!("{full} without parameters"), with),
+            (Payload::Json(_) | Payload::None, several) => {
+                (format!("{full}({})", several.join(", ")), with)
+            }
         };
-        let signature = match given {
-            [] => format!("{full} without parameters"),
-            several => format!("{full}({})", several.join(", ")),
+        let body = match payload {
+            Payload::Json(_) if self.request.method == Method::Post => {
+                " or with a single unnamed json/jsonb parameter"
+            }
+            Payload::Json(_) | Payload::Raw { .. } | Payload::None => "",
         };
         Error::NoFunction {
             message: format!("Could not find the function {signature} in the schema cache"),

@@ -59,6 +59,14 @@ impl Model {
         self.relationships.get(origin).map_or(&[], Vec::as_slice)
     }
 
+    /// Relations that have relationships.
+    pub(super) fn related(&self) -> impl Iterator<Item = &QualifiedName> {
+        let pairs = self.relationships.iter();
+        pairs
+            .filter(|(_, found)| !found.is_empty())
+            .map(|(name, _)| name)
+    }
+
     pub(super) fn computed_field(&self, relation: &Relation, name: &str) -> Option<&Function> {
         let fields = self.computed_fields.get(&relation.name)?;
         fields.get(&Ident::new(name))

@@ -319,7 +319,7 @@ pub(super) fn find<'a>(
             target: target.to_owned(),
             schema: schema.to_owned(),
             hint: hint.map(str::to_owned),
-            similar: suggest::target(model.relationships(origin), target),
+            similar: suggest::embed(model, origin, target),
         }))),
         several => Err(Error::AmbiguousRelationship(Box::new(Ambiguous {
             origin: origin.name.as_str().to_owned(),

@@ -3,12 +3,12 @@
 use schema::catalog::Catalog;
 use schema::ident::QualifiedName;
 
-use super::model::Relationship;
+use super::model::Model;
 
 /// Below this a name is another name, not a misspelled one.
 const SIMILARITY_MIN: f64 = 0.75;
-/// For functions, and their lists of parameters, more is taken for a mistake.
-const FUNCTION_SIMILARITY_MIN: f64 = 0.33;
+/// For embeds, functions and their lists of parameters, more is taken for a mistake.
+const MISTAKE_SIMILARITY_MIN: f64 = 0.33;
 /// In larger schemas the search would cost more than the hint is worth.
 const NAMES_MAX: usize = 1_000;
 
@@ -23,14 +23,43 @@ pub(super) fn relation(catalog: &Catalog, wanted: &QualifiedName) -> Option<Stri
     Some(format!("{}.{best}", wanted.schema.as_str()))
 }
 
-/// The embed that `target` may mean.
-pub(super) fn target(relationships: &[Relationship], target: &str) -> Option<String> {
-    let names = relationships.iter().map(|found| found.target.name.as_str());
-    closest(names.filter(|name| *name != target), target).map(str::to_owned)
+/// The embed that `target` may mean; or the relation that `origin` may, where
+/// that has none at all. (The name, and the one that it would stand for.)
+pub(super) fn embed(
+    model: &Model,
+    origin: &QualifiedName,
+    target: &str,
+) -> Option<(String, String)> {
+    let by_key = model.relationships(origin).iter();
+    let computed = model.catalog().computed_relationships.iter();
+    let computed = computed.filter(|found| found.table == *origin);
+    let names: Vec<&str> = by_key
+        .map(|found| &found.target)
+        .chain(computed.map(|found| &found.foreign_table))
+        .map(|name| name.name.as_str())
+        .collect();
+    // It is there, so something else is wrong.
+    if names.iter().any(|name| name.eq_ignore_ascii_case(target)) {
+        return None;
+    }
+    let (wanted, found) = if names.is_empty() {
+        let others = model.related();
+        let others = others.filter(|name| name.schema == origin.schema);
+        let wanted = origin.name.as_str();
+        let others = others.map(|name| name.name.as_str());
+        (wanted, similar(others, wanted))
+    } else {
+        (target, similar(names.into_iter(), target))
+    };
+    Some((found?.to_owned(), wanted.to_owned()))
 }
 
 /// The function that `wanted` may mean.
 pub(super) fn function<'a>(names: impl Iterator<Item = &'a str>, wanted: &str) -> Option<&'a str> {
+    similar(names, wanted)
+}
+
+fn similar<'a>(names: impl Iterator<Item = &'a str>, wanted: &str) -> Option<&'a str> {
     let names: Vec<&str> = names.collect();
     // Three letters in a row that both have, or else two.
     [3, 2].into_iter().find_map(|length| {
@@ -38,7 +67,7 @@ pub(super) fn function<'a>(names: impl Iterator<Item = &'a str>, wanted: &str) -
         let related = names.iter().copied();
         let related =
             related.filter(|name| self::grams(name, length).iter().any(|g| grams.contains(g)));
-        closest_above(FUNCTION_SIMILARITY_MIN, related, wanted)
+        closest_above(MISTAKE_SIMILARITY_MIN, related, wanted)
     })
 }
 

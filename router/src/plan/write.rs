@@ -198,9 +198,6 @@ impl<'a> Planner<'a> {
 
     /// PUT is an upsert of the one row that the URL names by its whole key.
     fn put(&self, relation: &Relation, payload: &Payload) -> Result<Change, Error> {
-        if !self.request.page.is_whole() {
-            return Err(Error::PutRange);
-        }
         let query = &self.request.query;
         let mut key = Vec::new();
         for filter in &query.filters {

@@ -94,17 +94,18 @@ fn raw(value: Bytes, kind: RawKind) -> Payload {
 
 fn json(request: &ApiRequest, call: bool, body: Bytes) -> Result<Payload, Error> {
     let first = body.iter().find(|byte| !byte.is_ascii_whitespace());
+    // Postgres says what is wrong with it.
+    if request.query.columns.is_some() {
+        return Ok(Payload::Json(Json {
+            array: first == Some(&b'['),
+            text: body,
+            keys: Vec::new(),
+        }));
+    }
     if call && first.is_none() {
         return Ok(Payload::Json(Json {
             text: Bytes::from_static(b"{}"),
             array: false,
-            keys: Vec::new(),
-        }));
-    }
-    if request.query.columns.is_some() && first.is_some() {
-        return Ok(Payload::Json(Json {
-            array: first == Some(&b'['),
-            text: body,
             keys: Vec::new(),
         }));
     }

@@ -8,12 +8,24 @@ pub(super) struct Cursor<'a> {
     text: &'a str,
     at: usize,
     kind: &'static str,
+    /// Characters in front of the text that columns count from.
+    before: usize,
 }
 
 impl<'a> Cursor<'a> {
     /// Starts at the beginning of `text`, which is a `kind` (for error texts).
     pub(super) fn new(kind: &'static str, text: &'a str) -> Self {
-        Self { text, at: 0, kind }
+        Self {
+            text,
+            at: 0,
+            kind,
+            before: 0,
+        }
+    }
+
+    /// Columns count from so many characters in front of it.
+    pub(super) fn behind(self, before: usize) -> Self {
+        Self { before, ..self }
     }
 
     /// What has not been read yet.
@@ -78,7 +90,7 @@ impl<'a> Cursor<'a> {
 
     /// A syntax error here.
     pub(super) fn error(&self, expected: &str) -> Error {
-        let column = self.text[..self.at].chars().count() + 1;
+        let column = self.before + self.text[..self.at].chars().count() + 1;
         let found = match self.peek() {
             Some(c) => format!("\"{c}\""),
             None => "end of input".to_owned(),

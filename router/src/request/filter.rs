@@ -222,6 +222,9 @@ fn compare(cursor: &mut Cursor<'_>, operator: Operator, place: Place) -> Result<
         quantifier = Some(Quantifier::of(word).ok_or_else(|| cursor.error("any or all"))?);
         cursor.expect(")")?;
     }
+    if cursor.at_end() {
+        return Err(cursor.error("operator (eq, gt, ...)"));
+    }
     cursor.expect(".")?;
     let mut value = value(cursor, place)?;
     if matches!(operator, Operator::Like | Operator::Ilike) {

@@ -59,7 +59,9 @@ impl Join {
 
 /// Reads the value of an `and=` or `or=` parameter.
 pub(super) fn root(join: Join, negated: bool, value: &str) -> Result<Tree, Error> {
-    let mut cursor = Cursor::new("logic tree", value);
+    // PostgREST reads the key's last words with it.
+    let before = join.word().len() + if negated { "not.".len() } else { 0 };
+    let mut cursor = Cursor::new("logic tree", value).behind(before);
     cursor.skip_blanks();
     let items = items(&mut cursor, 1)?;
     cursor.end()?;
@@ -81,7 +83,9 @@ fn items(cursor: &mut Cursor<'_>, depth: usize) -> Result<Vec<Tree>, Error> {
         if cursor.eat(",") {
             continue;
         }
-        cursor.expect(")")?;
+        if !cursor.eat(")") {
+            return Err(cursor.error("\",\" or \")\""));
+        }
         cursor.skip_blanks();
         return Ok(found);
     }
@@ -105,7 +109,13 @@ fn item(cursor: &mut Cursor<'_>, depth: usize) -> Result<Tree, Error> {
             }
         }
     }
-    let field = name::field(cursor)?;
+    let start = cursor.clone();
+    let field = name::field(cursor).map_err(|error| match cursor.rest() == start.rest() {
+        true => start.error(
+            "field name (* or [a..z0..9_$]), negation operator (not) or logic operator (and, or)",
+        ),
+        false => error,
+    })?;
     cursor.expect(".")?;
     let operation = filter::operation(cursor, Place::Tree)?;
     Ok(Tree::Leaf { field, operation })

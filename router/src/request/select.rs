@@ -123,7 +123,11 @@ impl Reader {
             let target = name::name(cursor)?;
             return self.embed(cursor, depth, None, target, true);
         }
-        let first = name::name(cursor)?;
+        let start = cursor.clone();
+        let first = name::name(cursor).map_err(|error| match cursor.rest() == start.rest() {
+            true => start.error("\"...\", field name (* or [a..z0..9_$]), \"*\" or \"count()\""),
+            false => error,
+        })?;
         let (alias, name) = if is_alias(cursor) {
             cursor.expect(":")?;
             (Some(first), name::name(cursor)?)

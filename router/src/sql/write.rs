@@ -38,11 +38,11 @@ pub(super) fn write(sql: &mut Fragment, plan: &Plan, write: &Write) {
     sql.push(" as page");
     if merges(&write.change) {
         sql.push(
-            ", pg_catalog.count(*) - coalesce(nullif(\
+            ", (select pg_catalog.count(*) from w) - coalesce(nullif(\
              pg_catalog.current_setting('ringfence.updated', true), '')::bigint, 0) as inserted",
         );
     } else if merges_nothing(&write.change) {
-        sql.push(", pg_catalog.count(*) as inserted");
+        sql.push(", (select pg_catalog.count(*) from w) as inserted");
     }
     match &write.returning {
         Returning::Count => {}

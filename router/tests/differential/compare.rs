@@ -68,7 +68,7 @@ fn json(text: &str) -> Option<Value> {
 }
 
 /// A body as the multiset of its rows: every array sorted.
-fn unordered(body: &str) -> String {
+pub(crate) fn unordered(body: &str) -> String {
     let Some(mut value) = json(body) else {
         let mut lines: Vec<&str> = body.split('\n').collect();
         lines.sort_unstable();
