@@ -6,9 +6,13 @@
 //! tester drives `crm_day` with its checks; a while into the run the fault
 //! strikes, later it is mended. Nothing may be lost, doubled, stale or leaked,
 //! and only requests in flight at the dead node may fail.
+//!
+//! Crowds break nothing: they ask for too much (`chaos/crowd.rs`).
 
 #[path = "chaos/cache.rs"]
 mod cache;
+#[path = "chaos/crowd.rs"]
+mod crowd;
 
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
@@ -17,6 +21,7 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
+use crowd::Crowd;
 use ops::local::{Cluster, Options};
 use serde_json::Value;
 use tokio::process::{Child, Command};
@@ -57,6 +62,14 @@ enum Fault {
     WorkerKill,
     /// Everything that the caches are made of, at random, one after another.
     Cache,
+    /// A tenant sends twenty times its limit.
+    NoisyNeighbour,
+    /// A tenant sends slow queries.
+    SlowNeighbour,
+    /// A tenant asks for huge results.
+    HugeNeighbour,
+    /// All tenants together ask for three times what can be done.
+    Overload,
 }
 
 type Failure = Box<dyn std::error::Error>;
@@ -91,12 +104,22 @@ async fn run(args: Args) -> Result<bool, Failure> {
         "VERDICT",
     ]);
     let mut good = true;
+    let mut crowds = crowd::table();
     for fault in &args.faults {
+        if let Some(crowd) = fault.crowd() {
+            eprintln!("· {}: {} s of load", fault.name(), args.seconds);
+            let seen = crowd::suffer(crowd, &args).await?;
+            good &= seen.is_good();
+            crowds.add_row(seen.row(&fault.name()));
+            continue;
+        }
         let seen = suffer(*fault, &args).await?;
         good &= seen.is_good(*fault);
         table.add_row(seen.row(*fault));
     }
-    println!("{table}");
+    for table in [table, crowds].iter().filter(|table| table.row_count() > 0) {
+        println!("{table}");
+    }
     Ok(good)
 }
 
@@ -174,6 +197,23 @@ impl Fault {
             .unwrap_or_default()
     }
 
+    fn crowd(self) -> Option<Crowd> {
+        match self {
+            Self::NoisyNeighbour => Some(Crowd::Noisy),
+            Self::SlowNeighbour => Some(Crowd::Slow),
+            Self::HugeNeighbour => Some(Crowd::Huge),
+            Self::Overload => Some(Crowd::Overload),
+            Self::SwitchOver
+            | Self::PrimaryKill
+            | Self::PrimaryFreeze
+            | Self::ReplicaKill
+            | Self::RouterKill
+            | Self::ControlKill
+            | Self::WorkerKill
+            | Self::Cache => None,
+        }
+    }
+
     async fn strike(self, cluster: &Cluster) -> Result<(), Failure> {
         match self {
             Self::SwitchOver => {
@@ -194,7 +234,11 @@ impl Fault {
             Self::RouterKill => cluster.kill("router-1").await?,
             Self::ControlKill => cluster.kill("control").await?,
             Self::WorkerKill => cluster.kill("worker-1").await?,
-            Self::Cache => {}
+            Self::Cache
+            | Self::NoisyNeighbour
+            | Self::SlowNeighbour
+            | Self::HugeNeighbour
+            | Self::Overload => {}
         }
         Ok(())
     }
@@ -207,7 +251,11 @@ impl Fault {
             Self::RouterKill => cluster.start_node("router-1").await?,
             Self::ControlKill => cluster.start_node("control").await?,
             Self::WorkerKill => cluster.start_node("worker-1").await?,
-            Self::Cache => {}
+            Self::Cache
+            | Self::NoisyNeighbour
+            | Self::SlowNeighbour
+            | Self::HugeNeighbour
+            | Self::Overload => {}
         }
         Ok(())
     }
@@ -217,7 +265,14 @@ impl Fault {
     /// dead node fails; a dead router's clients must find the other one.
     fn failing_seconds_max(self) -> usize {
         match self {
-            Self::SwitchOver | Self::ReplicaKill | Self::ControlKill | Self::WorkerKill => 0,
+            Self::SwitchOver
+            | Self::ReplicaKill
+            | Self::ControlKill
+            | Self::WorkerKill
+            | Self::NoisyNeighbour
+            | Self::SlowNeighbour
+            | Self::HugeNeighbour
+            | Self::Overload => 0,
             Self::PrimaryKill | Self::PrimaryFreeze => 2,
             Self::RouterKill | Self::Cache => usize::MAX,
         }

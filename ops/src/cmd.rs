@@ -1,5 +1,6 @@
 //! The command tree: one file a command.
 
+pub mod audit;
 pub mod job;
 pub mod key;
 pub mod local;
@@ -11,6 +12,7 @@ pub mod ring;
 pub mod shard;
 pub mod status;
 pub mod tenant;
+pub mod usage;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -68,6 +70,8 @@ enum Command {
     /// API keys of tenants: create, list, revoke.
     #[command(subcommand)]
     Key(key::Command),
+    /// Who changed what.
+    Audit(audit::Audit),
     /// What workers do over many steps: list, show, cancel, retry.
     #[command(subcommand)]
     Job(job::Command),
@@ -106,6 +110,7 @@ impl Cli {
         let output = match self.command {
             Command::Tenant(command) => command.run(&admin()?, global.no_input).await,
             Command::Key(command) => command.run(&admin()?, global.no_input).await,
+            Command::Audit(audit) => audit.run(&admin()?).await,
             Command::Job(command) => command.run(&admin()?).await,
             Command::Migrate(command) => command.run(admin, global.no_input, global.output).await,
             Command::Plan(command) => command.run(&admin()?).await,

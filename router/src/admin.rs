@@ -8,11 +8,12 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use axum::{Json, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+use tenancy::usage::{By, Usages};
 use uuid::Uuid;
 
 use crate::app::App;
-use crate::quota::{By, RECENT, Usage};
+use crate::quota::RECENT;
 
 /// Routes of the admin port.
 pub fn routes(app: Arc<App>, metrics: PrometheusHandle) -> Router {
@@ -51,13 +52,6 @@ struct Wanted {
     #[serde(default)]
     by: By,
     limit: Option<usize>,
-}
-
-#[derive(Serialize)]
-struct Usages {
-    /// What "recent" means.
-    recent_seconds: u64,
-    tenants: Vec<Usage>,
 }
 
 /// What tenants use of this router.

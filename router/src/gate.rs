@@ -120,7 +120,9 @@ impl Gate {
     ) -> Result<Permit, Refused> {
         let mut granted = {
             let mut state = self.state();
-            if state.waiting == 0 && state.may(&claim, self.role_max, state.alone_max()) {
+            if state.waiting == 0
+                && state.may(&claim, self.role_max, self.alone_max(state.capacity))
+            {
                 state.take(&claim);
                 return Ok(self.permit(claim));
             }
@@ -142,7 +144,8 @@ impl Gate {
     ) -> Result<Granted, Refused> {
         let of_tenant = state.queues.get(&claim.tenant).map_or(0, VecDeque::len);
         let ahead = state.ahead(of_tenant);
-        let expected = ahead as f64 * state.held / state.capacity as f64;
+        let at_once = state.capacity.min(self.role_max);
+        let expected = ahead as f64 * state.held / at_once as f64;
         let full = state.waiting >= self.waiting.max || of_tenant >= self.waiting.tenant_max;
         if full || expected > wait_max.as_secs_f64() {
             return Err(Refused::Full);
@@ -173,17 +176,16 @@ impl Gate {
 
     /// Gives what is free to those who wait, tenants by turns.
     fn grant(&self, state: &mut State) {
-        let share = (state.capacity * self.waiting.tenant_share / 100).max(1);
+        let (share, alone) = (self.share(state.capacity), self.alone_max(state.capacity));
         // First those below their share; what nobody else can use is free to all.
         while (state.turns.len() > 1 && self.grant_one(state, share))
-            || self.grant_one(state, state.alone_max())
+            || self.grant_one(state, alone)
         {}
     }
 
     /// Gives one connection to the first in turn who may have it: no more than
     /// `tenant_max` of one tenant.
     fn grant_one(&self, state: &mut State, tenant_max: usize) -> bool {
-        let tenant_max = tenant_max.min(state.alone_max());
         let mut passed_over = 0;
         while state.used < state.capacity && passed_over < state.turns.len() {
             let Some(tenant) = state.turns.pop_front() else {
@@ -219,6 +221,20 @@ impl Gate {
         false
     }
 
+    /// Connections that a tenant gets while others wait. Nearly all use the same
+    /// role, so what counts is what one role may have.
+    fn share(&self, capacity: usize) -> usize {
+        let usable = capacity.min(self.role_max);
+        (usable * self.waiting.tenant_share / 100).max(1)
+    }
+
+    /// Connections that a tenant may have while nobody else wants one: a tenth,
+    /// one at least, is left for others.
+    fn alone_max(&self, capacity: usize) -> usize {
+        let usable = capacity.min(self.role_max);
+        usable.saturating_sub((usable / 10).max(1)).max(1)
+    }
+
     fn permit(self: &Arc<Self>, claim: Claim) -> Permit {
         Permit {
             gate: self.clone(),
@@ -233,13 +249,6 @@ impl Gate {
 }
 
 impl State {
-    /// Connections that a tenant may have while nobody else wants one: a tenth,
-    /// one at least, is left for others.
-    fn alone_max(&self) -> usize {
-        let reserved = (self.capacity / 10).max(1);
-        self.capacity.saturating_sub(reserved).max(1)
-    }
-
     /// There is a connection for the claim.
     fn may(&self, claim: &Claim, role_max: usize, tenant_max: usize) -> bool {
         let of_tenant = self.by_tenant.get(&claim.tenant).copied().unwrap_or(0);
@@ -435,6 +444,25 @@ mod tests {
         assert_eq!((held(1), others), (2, vec![2; 4]));
         tokio::time::sleep(Duration::from_millis(700)).await;
         assert_eq!(held(1), 9, "the others have nothing left to do");
+    }
+
+    /// The node has room, but the role that all of them use has not.
+    #[tokio::test(start_paused = true)]
+    async fn the_last_connections_of_a_role_are_for_other_tenants() {
+        let waiting = Waiting {
+            max: 100,
+            tenant_max: 100,
+            tenant_share: 20,
+        };
+        let gate = Gate::new(80, 20, waiting);
+        let mut held = Vec::new();
+        while let Ok(Ok(permit)) =
+            timeout(Duration::from_millis(1), gate.enter(claim(1), LONG)).await
+        {
+            held.push(permit);
+        }
+        assert_eq!(held.len(), 18);
+        drop(gate.enter(claim(2), LONG).await.unwrap());
     }
 
     #[tokio::test(start_paused = true)]

@@ -17,8 +17,8 @@ use http::header::HeaderName;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
-use serde::{Deserialize, Serialize};
 use tenancy::quota::Limits;
+use tenancy::usage::{self, By, Totals, Usage};
 use uuid::Uuid;
 
 /// Accounts at most.
@@ -107,53 +107,6 @@ pub struct Pass {
     pub rate: Option<RateNow>,
 }
 
-/// What a tenant has used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Totals {
-    /// Requests, those included that were refused.
-    pub requests: u64,
-    /// Those refused for its limits.
-    pub refused: u64,
-    /// Those answered with 5xx.
-    pub failed: u64,
-    /// Rows that were read or written.
-    pub rows: u64,
-    /// Bytes of answers.
-    pub bytes: u64,
-    /// Time of its statements on shards, in microseconds.
-    pub busy_us: u64,
-}
-
-/// What tenants can be ordered by.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum By {
-    /// Requests.
-    #[default]
-    Requests,
-    /// Those refused.
-    Refused,
-    /// Rows.
-    Rows,
-    /// Bytes of answers.
-    Bytes,
-    /// Time on shards.
-    Busy,
-}
-
-/// A tenant's use of this router.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Usage {
-    /// The tenant.
-    pub tenant: Uuid,
-    /// Requests being answered now.
-    pub in_flight: u32,
-    /// Since its account was opened.
-    pub total: Totals,
-    /// In the last [`RECENT`].
-    pub recent: Totals,
-}
-
 #[derive(Default)]
 struct Counters {
     requests: AtomicU64,
@@ -229,14 +182,12 @@ impl Quotas {
 
     /// Who has used most of it recently, or in all where that is equal.
     pub fn top(&self, by: By, count: usize) -> Vec<Usage> {
-        let mut all: Vec<Usage> = self
+        let all = self
             .accounts
             .iter()
             .map(|(tenant, account)| account.usage(*tenant))
             .collect();
-        all.sort_by_key(|usage| std::cmp::Reverse((usage.recent.by(by), usage.total.by(by))));
-        all.truncate(count.min(TOP_MAX));
-        all
+        usage::top(all, by, count.min(TOP_MAX))
     }
 
     /// What one tenant has used.
@@ -403,29 +354,6 @@ impl Counters {
             rows: get(&self.rows),
             bytes: get(&self.bytes),
             busy_us: get(&self.busy_us),
-        }
-    }
-}
-
-impl Totals {
-    fn since(&self, before: &Self) -> Self {
-        Self {
-            requests: self.requests - before.requests,
-            refused: self.refused - before.refused,
-            failed: self.failed - before.failed,
-            rows: self.rows - before.rows,
-            bytes: self.bytes - before.bytes,
-            busy_us: self.busy_us - before.busy_us,
-        }
-    }
-
-    fn by(&self, by: By) -> u64 {
-        match by {
-            By::Requests => self.requests,
-            By::Refused => self.refused,
-            By::Rows => self.rows,
-            By::Bytes => self.bytes,
-            By::Busy => self.busy_us,
         }
     }
 }

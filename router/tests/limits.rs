@@ -34,6 +34,13 @@ impl Service {
         request.send().await.unwrap()
     }
 
+    async fn knows_not(&self, path: &str) -> bool {
+        let url = format!("{}/rest/v1/{path}", self.cluster.router_url(0));
+        let request = self.http.request(reqwest::Method::OPTIONS, url);
+        let request = request.header("apikey", self.cluster.key("acme").unwrap());
+        request.send().await.unwrap().status() == 404
+    }
+
     async fn admin(&self, path: &str, body: &Value) -> (u16, Value) {
         let url = format!("{}/admin/v1{path}", self.cluster.admin_url());
         let request = self.http.post(url).json(body);
@@ -41,6 +48,13 @@ impl Service {
         let answer = request.send().await.unwrap();
         let status = answer.status().as_u16();
         (status, answer.json().await.unwrap_or_default())
+    }
+
+    async fn ask(&self, path: &str) -> Value {
+        let url = format!("{}/admin/v1{path}", self.cluster.admin_url());
+        let request = self.http.get(url);
+        let request = request.bearer_auth(self.cluster.admin_token());
+        request.send().await.unwrap().json().await.unwrap()
     }
 
     async fn limit(&self, tenant: &str, limits: Value) {
@@ -97,6 +111,8 @@ async fn a_tenants_limits_are_its_own_and_count_at_once() {
     what_cannot_be_meant_is_refused(&service).await;
     rows_bytes_and_time(&service).await;
     life(&service).await;
+    usage(&service).await;
+    audit(&service).await;
     service.cluster.down().await;
 }
 
@@ -219,6 +235,68 @@ async fn life(service: &Service) {
     service.until(0, "initech", "companies?limit=1", 200).await;
 }
 
+/// Who asked, for what, and what is stored.
+async fn usage(service: &Service) {
+    let until = Instant::now() + Duration::from_secs(30);
+    let acme = loop {
+        service.get(0, "acme", "contacts?limit=7").await;
+        let top = service.ask("/usage?by=rows&limit=5").await;
+        let items = top["items"].as_array().unwrap();
+        let acme = items.iter().find(|item| item["slug"] == "acme").cloned();
+        if acme
+            .as_ref()
+            .is_some_and(|a| a["recent"]["rows"].as_u64() >= Some(7))
+        {
+            break acme.unwrap();
+        }
+        assert!(Instant::now() < until, "{top}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    assert!(acme["total"]["refused"].as_u64() > Some(0), "{acme}");
+    assert_eq!(acme["shard"], "s1");
+    let usage = service.ask("/tenants/globex/usage").await;
+    assert!(usage["rows"].as_u64() > Some(100), "{usage}");
+    let tables = usage["tables"].as_array().unwrap();
+    assert!(
+        tables
+            .iter()
+            .any(|table| table["table"] == "public.contacts")
+    );
+    assert!(
+        usage["usage"]["total"]["requests"].as_u64() > Some(50),
+        "{usage}"
+    );
+}
+
+/// Each change is in the log with what was before and after, each refusal with
+/// its code; and nobody takes a line out again.
+async fn audit(service: &Service) {
+    let log = service
+        .ask("/audit?object=globex&action=tenant.limit")
+        .await;
+    let newest = &log["items"][0];
+    assert_eq!(newest["actor"], "admin");
+    assert_eq!(newest["result"], "done");
+    assert_eq!(newest["before"]["own"]["rows"], 1, "{newest}");
+    assert_eq!(newest["after"]["plan"], "default", "{newest}");
+    let refused = service.ask("/audit?action=refused&limit=1").await;
+    let refused = &refused["items"][0];
+    assert_eq!(refused["result"], "RF401", "{refused}");
+    assert_eq!(refused["object"], "/tenants/acme/limits");
+    let dsn = service.cluster.control_dsn();
+    let (client, connection) = tokio_postgres::connect(&dsn, tokio_postgres::NoTls)
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    for change in [
+        "update ringfence.audit set actor = 'nobody'",
+        "delete from ringfence.audit",
+    ] {
+        let refused = client.batch_execute(change).await.unwrap_err();
+        assert_eq!(refused.code().unwrap().code(), "RF013", "{change}");
+    }
+}
+
 /// Two routers together let through what one would, whichever are asked.
 #[tokio::test]
 async fn routers_share_a_limit() {
@@ -247,4 +325,67 @@ async fn routers_share_a_limit() {
         "{served}, not {most}"
     );
     service.cluster.down().await;
+}
+
+/// A tenant without limits has more slow statements under way than there are
+/// connections for; others find one at once nevertheless.
+#[tokio::test]
+async fn a_slow_neighbour_leaves_connections_to_others() {
+    let service = Service::start(1).await;
+    let dsn = service.cluster.shard_dsn("s1-primary").unwrap();
+    let (client, connection) = tokio_postgres::connect(&dsn, tokio_postgres::NoTls)
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    client
+        .batch_execute(
+            "create function public.nap() returns int language sql volatile as
+               $$ select 1 from pg_sleep(4) $$",
+        )
+        .await
+        .unwrap();
+    let until = Instant::now() + Duration::from_secs(20);
+    while service.knows_not("rpc/nap").await {
+        assert!(Instant::now() < until, "the function is not seen");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let service = std::sync::Arc::new(service);
+    let naps: Vec<_> = (0..60)
+        .map(|_| {
+            let service = service.clone();
+            tokio::spawn(async move { service.get(0, "acme", "rpc/nap").await.status() })
+        })
+        .collect();
+    let asleep = "select count(*) from pg_stat_activity where wait_event = 'PgSleep'";
+    let until = Instant::now() + Duration::from_secs(20);
+    while client
+        .query_one(asleep, &[])
+        .await
+        .unwrap()
+        .get::<_, i64>(0)
+        < 18
+    {
+        assert!(Instant::now() < until, "the flood does not begin");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Behind them it would take four seconds.
+    let mut took = Vec::new();
+    for _ in 0..10 {
+        let started = Instant::now();
+        let answer = service.get(0, "globex", "companies?limit=1").await;
+        assert_eq!(answer.status(), 200);
+        took.push(started.elapsed());
+    }
+    took.sort();
+    assert!(took[5] < Duration::from_secs(1), "{took:?}");
+    let asleep: i64 = client.query_one(asleep, &[]).await.unwrap().get(0);
+    assert!(asleep <= 18, "{asleep} of 20 connections");
+    for nap in naps {
+        nap.await.unwrap();
+    }
+    std::sync::Arc::into_inner(service)
+        .unwrap()
+        .cluster
+        .down()
+        .await;
 }

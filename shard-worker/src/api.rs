@@ -1,6 +1,7 @@
 //! The admin API: `/admin/v1`, JSON, a bearer token. It writes intent and
 //! reads what is; reconcilers do the rest.
 
+mod audit;
 mod fleet;
 mod jobs;
 mod keys;
@@ -8,6 +9,7 @@ mod limits;
 mod migrations;
 mod moves;
 mod tenants;
+mod usage;
 
 use std::sync::Arc;
 
@@ -44,6 +46,8 @@ pub fn routes(app: Arc<App>, metrics: PrometheusHandle) -> Router {
             "/tenants/{tenant}/limits",
             get(limits::show).post(limits::set),
         )
+        .route("/tenants/{tenant}/usage", get(usage::of_tenant))
+        .route("/usage", get(usage::top))
         .route("/plans", get(limits::plans))
         .route("/plans/{plan}", post(limits::set_plan))
         .route("/keys/{key}/revoke", post(keys::revoke))
@@ -63,11 +67,13 @@ pub fn routes(app: Arc<App>, metrics: PrometheusHandle) -> Router {
         .route("/moves/{name}/{verb}", post(moves::change))
         .route("/shards", get(fleet::shards).post(fleet::add_shard))
         .route("/nodes", get(fleet::nodes))
+        .route("/audit", get(audit::list))
         .route("/captures", get(fleet::captures))
         .route("/members", get(fleet::members))
         .route("/ring", get(fleet::ring))
         .route("/issuers", get(fleet::issuers).post(fleet::put_issuer))
         .fallback(|| async { Error::NoRoute })
+        .layer(from_fn_with_state(app.clone(), audit::refusals))
         .layer(from_fn_with_state(app.clone(), authorize))
         .with_state(app.clone());
     Router::new()

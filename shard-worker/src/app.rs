@@ -29,6 +29,8 @@ pub struct App {
     pub control: Control,
     /// Shards' logins.
     pub logins: Logins,
+    /// Asks routers.
+    pub http: reqwest::Client,
     /// The live routers and workers.
     pub members: watch::Receiver<Arc<Members>>,
     /// The changes that routers are told of.

@@ -115,6 +115,10 @@ fn is_lost(error: &tokio_postgres::Error) -> bool {
     }
 }
 
+/// The code of an answer that is an error, for whoever passes it on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ErrorCode(pub &'static str);
+
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let status = self.status();
@@ -130,6 +134,7 @@ impl IntoResponse for Error {
             "hint": self.hint(),
         }));
         let mut response = (status, body).into_response();
+        response.extensions_mut().insert(ErrorCode(self.code()));
         if status == StatusCode::UNAUTHORIZED {
             let challenge = header::HeaderValue::from_static("Bearer");
             response

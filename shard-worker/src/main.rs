@@ -91,6 +91,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let app = Arc::new(App {
         members: members.subscribe(),
+        // Routers are neighbours: no proxy stands between.
+        http: reqwest::Client::builder().no_proxy().build()?,
         capture: Capture::new(secrets.stream_secret, stop.clone()),
         upgraded: Default::default(),
         name: config.name.clone(),

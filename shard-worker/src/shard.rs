@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use schema::shard::{InstallError, Installed, RolePasswords};
+use schema::tenant_tables::tenant_tables;
+use serde::Serialize;
 use tenancy::tls::Tls;
 use tokio::time::timeout;
 use tokio_postgres::Client;
@@ -19,6 +21,20 @@ const INSTALL_MAX: Duration = Duration::from_secs(120);
 const FORGET_ROWS_MAX: i32 = 1_000;
 /// Statements at most, one after another.
 const FORGET_STEPS_MAX: usize = 100;
+
+/// Longest wait for a count of a tenant's rows.
+const SIZES_MAX: Duration = Duration::from_secs(30);
+
+/// What a tenant has in a table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TableSize {
+    /// Its schema and name.
+    pub table: String,
+    /// Rows of the tenant.
+    pub rows: i64,
+    /// Their bytes, without indexes.
+    pub bytes: i64,
+}
 
 /// Why a shard did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -109,6 +125,41 @@ impl Logins {
         ))
         .await?;
         Ok(())
+    }
+
+    /// What a tenant has in each table of the shard that holds rows of it.
+    /// Reads all of them, so it takes its time for a large one.
+    pub async fn tenant_sizes(
+        &self,
+        shard: &str,
+        nodes: &[Address],
+        tenant: Uuid,
+    ) -> Result<Vec<TableSize>, ShardError> {
+        let client = self.as_mover(shard, nodes).await?;
+        let sizes = async {
+            let limit = format!("set statement_timeout = {}", SIZES_MAX.as_millis());
+            client.batch_execute(&limit).await?;
+            let mut sizes = Vec::new();
+            for table in tenant_tables(&client).await? {
+                let (name, column) = (&table.name, &table.tenant_column);
+                let counted = format!(
+                    "select count(*), coalesce(sum(pg_column_size(t)), 0)::bigint
+                     from {name} t where t.{column} = $1"
+                );
+                let row = client.query_one(&counted, &[&tenant]).await?;
+                sizes.push(TableSize {
+                    table: format!("{}.{}", name.schema.as_str(), name.name.as_str()),
+                    rows: row.get(0),
+                    bytes: row.get(1),
+                });
+            }
+            Ok::<_, tokio_postgres::Error>(sizes)
+        };
+        let mut sizes = timeout(SIZES_MAX, sizes)
+            .await
+            .map_err(|_| ShardError::Slow)??;
+        sizes.retain(|size| size.rows > 0);
+        Ok(sizes)
     }
 
     /// Sets or clears the fence's `suspended`.

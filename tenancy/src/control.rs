@@ -3,6 +3,7 @@
 //! Every change is one transaction that takes the next version, so routers
 //! hear of it in commit order, and that writes its audit row with it.
 
+mod audit;
 mod fleet;
 mod keys;
 mod lifecycle;
@@ -16,6 +17,7 @@ use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
 use serde_json::Value;
 use tokio_postgres::Transaction;
 
+pub use audit::{AuditFilter, AuditRow};
 pub use fleet::{MemberInfo, NewNode, NewShard, NodeInfo, Observation, Seen, ShardInfo};
 pub use keys::{KeyInfo, NewKey};
 pub use lifecycle::{

@@ -13,6 +13,7 @@ pub mod quota;
 pub mod ring;
 pub mod snapshot;
 pub mod tls;
+pub mod usage;
 pub mod watch;
 
 /// An error and its causes, joined by colons.

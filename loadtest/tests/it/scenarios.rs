@@ -6,14 +6,17 @@ use std::path::{Path, PathBuf};
 use loadtest::scenario::{Scenario, json_schema};
 use serde_json::Value;
 
-const SHIPPED: [&str; 9] = [
+const SHIPPED: [&str; 12] = [
     "cache_stampede",
     "crm_day",
     "failover",
     "hot_tenant",
+    "huge_neighbour",
     "move_under_load",
     "noisy_neighbour",
+    "overload",
     "read_heavy",
+    "slow_neighbour",
     "soak",
     "write_burst",
 ];

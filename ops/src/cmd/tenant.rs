@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::plan::Limits;
+use super::usage::{self, By};
 use super::{Answer, job, plan};
 use crate::admin::{Admin, segment};
 use crate::error::Error;
@@ -58,6 +59,20 @@ pub enum Command {
         /// Limits of its own, before the plan's; `none` leaves one to the plan.
         #[command(flatten)]
         limits: Limits,
+    },
+    /// Show who uses most just now.
+    Top {
+        /// What they are ordered by.
+        #[arg(long, value_enum, default_value_t)]
+        by: By,
+        /// At most so many.
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=250))]
+        limit: u64,
+    },
+    /// Show what a tenant uses, and what it has stored.
+    Usage {
+        /// Slug or id.
+        tenant: String,
     },
     /// Refuse a tenant's requests until it is resumed; its data stays.
     Suspend {
@@ -141,6 +156,8 @@ impl Command {
                 plan,
                 limits,
             } => limit(admin, &tenant, plan, limits).await,
+            Self::Top { by, limit } => usage::top(admin, by, limit).await,
+            Self::Usage { tenant } => usage::of_tenant(admin, &path(&tenant, "/usage")).await,
             Self::Suspend { tenant } => {
                 let question = format!("Suspend {tenant}? All its requests are refused.");
                 confirm(&question, no_input)?;

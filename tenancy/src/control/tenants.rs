@@ -1,5 +1,7 @@
 //! Tenants' rows.
 
+use std::collections::HashMap;
+
 use serde::Serialize;
 use tokio_postgres::Row;
 use uuid::Uuid;
@@ -280,6 +282,24 @@ impl Control {
     pub async fn tenant(&self, name: &str) -> Result<TenantInfo, ControlError> {
         let client = self.client().await?;
         find(&**client, name).await?.ok_or_else(|| not_found(name))
+    }
+
+    /// Slugs and shards of those tenants that there are.
+    pub async fn tenant_names(
+        &self,
+        ids: &[Uuid],
+    ) -> Result<HashMap<Uuid, (String, String)>, ControlError> {
+        let client = self.client().await?;
+        let rows = client
+            .query(
+                "select id, slug, shard from ringfence.tenant where id = any($1)",
+                &[&ids],
+            )
+            .await?;
+        let names = rows
+            .iter()
+            .map(|row| (row.get("id"), (row.get("slug"), row.get("shard"))));
+        Ok(names.collect())
     }
 
     /// A page of tenants whose slug or name holds `search`, after the slug `after`.
