@@ -21,6 +21,15 @@ missing_packages() {
   [ -z "${need_clients:-}" ] || command -v node >/dev/null || echo nodejs
   [ -z "${need_clients:-}" ] || command -v npm >/dev/null || echo npm
   [ -z "${need_clients:-}" ] || python3 -c "import venv, ensurepip" 2>/dev/null || echo "python3 python3-venv"
+  # Only what is put before and beside a cluster, and its tests.
+  if [ -n "${need_production:-}" ]; then
+    [ -x /usr/sbin/nginx ] || command -v nginx >/dev/null || echo nginx-light
+    command -v promtool >/dev/null || echo prometheus
+    command -v amtool >/dev/null || echo prometheus-alertmanager
+    command -v docker-compose >/dev/null || echo docker-compose
+    command -v openssl >/dev/null || echo openssl
+    python3 -c 'import venv, ensurepip' 2>/dev/null || echo python3-venv
+  fi
   # Only benchmarks drive load with it.
   [ -z "${need_wrk:-}" ] || command -v wrk >/dev/null || echo wrk
 }
@@ -44,7 +53,7 @@ install_missing() {
     echo 'create_main_cluster = false' | $sudo tee /etc/postgresql-common/createcluster.conf >/dev/null
   fi
   local policy=/usr/sbin/policy-rc.d own_policy=""
-  if [[ $packages == *redis-server* && ! -e $policy ]]; then
+  if [[ $packages =~ redis-server|nginx|prometheus && ! -e $policy ]]; then
     own_policy=$policy
     printf '#!/bin/sh\nexit 101\n' | $sudo tee $policy >/dev/null
     $sudo chmod 755 $policy
@@ -56,8 +65,10 @@ install_missing() {
   elif ! $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
     -o Dpkg::Options::=--force-confold $packages >/dev/null; then
     failed="apt-get could not install $packages"
-  elif [[ $packages == *redis-server* ]] && command -v systemctl >/dev/null; then
-    $sudo systemctl disable --quiet redis-server 2>/dev/null || true
+  elif command -v systemctl >/dev/null; then
+    for service in redis-server nginx prometheus prometheus-node-exporter prometheus-alertmanager; do
+      [[ $packages != *"${service%-node-exporter}"* ]] || $sudo systemctl disable --quiet "$service" 2>/dev/null || true
+    done
   fi
   [ -z "$own_policy" ] || $sudo rm -f "$own_policy"
   [ -z "$failed" ] || fail "$failed"

@@ -1,6 +1,7 @@
 //! The command tree: one file a command.
 
 pub mod audit;
+pub mod health;
 pub mod job;
 pub mod key;
 pub mod local;
@@ -13,6 +14,8 @@ pub mod shard;
 pub mod status;
 pub mod tenant;
 pub mod usage;
+
+use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -54,6 +57,15 @@ struct Global {
         hide_env_values = true
     )]
     token: Option<String>,
+    /// A file with that token.
+    #[arg(
+        long,
+        global = true,
+        env = "RINGFENCE_ADMIN_TOKEN_FILE",
+        hide_env_values = true,
+        value_name = "FILE"
+    )]
+    token_file: Option<PathBuf>,
     /// How results are printed.
     #[arg(long, global = true, value_enum, default_value_t)]
     output: Format,
@@ -95,6 +107,8 @@ enum Command {
     Ring(ring::Command),
     /// Shards and their nodes on one screen.
     Status(status::Status),
+    /// Ask a service whether it is ready, for container engines.
+    Health(health::Health),
     /// A cluster of real servers on this machine.
     Local(local::Local),
 }
@@ -119,6 +133,7 @@ impl Cli {
             Command::Node(command) => command.run(&admin()?).await,
             Command::Ring(command) => command.run(&admin()?).await,
             Command::Status(status) => status.run(&admin()?, global.output).await,
+            Command::Health(health) => health.run().await,
             Command::Local(local) => match local.run().await? {
                 Some(output) => Ok(output),
                 None => return Ok(()),
@@ -131,9 +146,13 @@ impl Cli {
 impl Global {
     /// The admin API that was named, or that of the local cluster.
     fn admin(&self) -> Result<Admin> {
+        let token = match (&self.token, &self.token_file) {
+            (None, Some(path)) => Some(target::read_token(path)?),
+            (token, _) => token.clone(),
+        };
         let given = Given {
             url: self.url.clone(),
-            token: self.token.clone(),
+            token,
         };
         let target = target::find(given, &target::current_folder()?)?;
         Admin::new(&target.url, &target.token)

@@ -74,6 +74,14 @@ pub enum Error {
         /// What was asked for, such as "2 shards".
         wanted: String,
     },
+    /// A service says that it is not ready, or nothing.
+    #[error("{url} is not ready: {reason}")]
+    NotReady {
+        /// Where it was asked.
+        url: String,
+        /// What it said.
+        reason: String,
+    },
     /// A node did not do what it was started for.
     #[error("{node} {reason}; the end of its log {log}:\n{end}")]
     Node {
@@ -198,7 +206,9 @@ impl Error {
         match self {
             Self::Usage(_) | Self::Shape { .. } => Exit::Usage,
             Self::UnknownNode { .. } => Exit::NotFound,
-            Self::NotUp { .. } | Self::Unreachable { .. } => Exit::Unreachable,
+            Self::NotUp { .. } | Self::NotReady { .. } | Self::Unreachable { .. } => {
+                Exit::Unreachable
+            }
             // The worker is there, but not what it needs to do anything.
             Self::Api { code, .. } if CONTROL_DOWN.contains(&code.as_str()) => Exit::Unreachable,
             Self::Api { status, .. } => match *status {

@@ -12,8 +12,10 @@ mod demo;
 mod folder;
 mod layout;
 mod network;
+mod nginx;
 mod postgres;
 mod process;
+mod prometheus;
 mod redis;
 mod secrets;
 mod service;
@@ -29,11 +31,14 @@ use serde::{Deserialize, Serialize};
 
 pub use self::authority::Authority;
 pub use self::network::Condition;
+pub use self::nginx::Balance;
 
 pub use self::layout::{Node, PORT_BASE, Ports, Role, Shape};
 
 use self::folder::{Folder, Remembered, append, log_end};
+use self::layout::Beside;
 use self::network::Network;
+use self::nginx::Traffic;
 use self::postgres::Postgres;
 use self::process::Nursery;
 use self::secrets::Secrets;
@@ -94,6 +99,10 @@ pub struct Options {
     pub tls: bool,
     /// Routers answer from their caches.
     pub caches: bool,
+    /// Puts Nginx before the routers.
+    pub nginx: Option<Balance>,
+    /// Runs Prometheus, which reads the services' metrics every second.
+    pub prometheus: bool,
     /// What runs in it.
     pub content: Content,
     /// Called with what is being done.
@@ -135,6 +144,8 @@ impl Default for Options {
             network: false,
             tls: false,
             caches: false,
+            nginx: None,
+            prometheus: false,
             content: Content::Demo {
                 extra: 0,
                 rows: None,
@@ -197,6 +208,8 @@ pub struct Cluster {
     sync: bool,
     authority: Option<Authority>,
     network: Option<Network>,
+    balance: Balance,
+    traffic: Mutex<Traffic>,
     report: fn(&str),
     temporary: bool,
     folder: Folder,
@@ -261,7 +274,8 @@ impl Cluster {
             Some(before) => Ports::From(before.port_base),
             None => Ports::From(PORT_BASE),
         });
-        let nodes = layout::nodes(shape, ports, options.network).map_err(Error::Usage)?;
+        let nodes = layout::nodes(shape, ports, options.network, beside(&options));
+        let nodes = nodes.map_err(Error::Usage)?;
         let needed = |node: &&Node| {
             options.content != Content::Servers || matches!(node.role, Role::Redis { .. })
         };
@@ -300,6 +314,8 @@ impl Cluster {
             sync: options.sync,
             authority,
             network,
+            balance: options.nginx.unwrap_or_default(),
+            traffic: Mutex::default(),
             report: options.report,
             temporary,
             folder,
@@ -420,6 +436,97 @@ impl Cluster {
         }
     }
 
+    /// Sends so many of a hundred tenants, always the same, to these routers
+    /// instead of the others.
+    ///
+    /// # Errors
+    /// Nginx does not run, a router does not exist, or more than a hundred.
+    pub async fn direct(&self, canary: &[String], percent: u8) -> Result<()> {
+        let node = self.state("nginx", &[NodeState::Up])?;
+        for name in canary {
+            self.router(name)?;
+        }
+        if percent > 100 || (percent > 0 && canary.is_empty()) {
+            return Err(Error::Usage(
+                "0 to 100 percent of the tenants can go to routers that are named".into(),
+            ));
+        }
+        let traffic = Traffic {
+            canary: canary.iter().cloned().collect(),
+            percent,
+        };
+        nginx::direct(
+            &self.folder,
+            node,
+            &self.router_ports(),
+            self.balance,
+            &traffic,
+        )?;
+        *self.traffic.lock().unwrap_or_else(PoisonError::into_inner) = traffic;
+        if let Some(process) = self.running().get_mut("nginx") {
+            process::signal(process.child.id(), rustix::process::Signal::HUP);
+        }
+        Ok(())
+    }
+
+    /// Restarts all routers, then all workers, one after another, each once its
+    /// requests are answered: nobody notices.
+    ///
+    /// # Errors
+    /// One does not end or not come back; those after it are left as they are.
+    pub async fn roll(&self) -> Result<()> {
+        let nginx = self.state("nginx", &[NodeState::Up])?;
+        for node in &self.nodes {
+            match node.role {
+                Role::Router { admin_port } => {
+                    (self.report)(&format!("restarting {}", node.name));
+                    let out = nginx::out_file(&self.folder, nginx, &node.name);
+                    std::fs::write(&out, "").map_err(io(format!("write {}", out.display())))?;
+                    service::idle(admin_port, STOP).await;
+                    self.shut_down(&node.name).await?;
+                    self.start_node(&node.name).await?;
+                    std::fs::remove_file(&out).map_err(io(format!("remove {}", out.display())))?;
+                }
+                Role::Worker => {
+                    (self.report)(&format!("restarting {}", node.name));
+                    self.shut_down(&node.name).await?;
+                    self.start_node(&node.name).await?;
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn traffic(&self) -> Traffic {
+        let traffic = self.traffic.lock();
+        traffic.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn router(&self, name: &str) -> Result<&Node> {
+        let node = self.find(name)?;
+        match node.role {
+            Role::Router { .. } => Ok(node),
+            _ => Err(Error::UnknownNode {
+                name: name.to_owned(),
+                known: self
+                    .router_ports()
+                    .into_keys()
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            }),
+        }
+    }
+
+    /// Where each router listens.
+    fn router_ports(&self) -> BTreeMap<String, u16> {
+        let nodes = self.nodes.iter();
+        nodes
+            .filter(|node| matches!(node.role, Role::Router { .. }))
+            .map(|node| (node.name.clone(), node.port))
+            .collect()
+    }
+
     /// Starts a node that is down, with the data that it has, and waits until
     /// it is ready.
     ///
@@ -462,10 +569,11 @@ impl Cluster {
         self.end_all().await;
     }
 
-    /// Ends everything in order: routers and workers, replicas, then primaries,
+    /// Ends everything in order: what is beside them, routers and workers, replicas, then primaries,
     /// control database and Redis.
     pub(crate) async fn end_all(&self) {
-        let waves: [fn(&Role) -> bool; 3] = [
+        let waves: [fn(&Role) -> bool; 4] = [
+            |role| matches!(role, Role::Nginx { .. } | Role::Prometheus),
             |role| matches!(role, Role::Router { .. } | Role::Worker),
             |role| matches!(role, Role::Replica { .. }),
             |role| {
@@ -648,6 +756,27 @@ impl Cluster {
         self.authority.as_ref().map(Authority::file)
     }
 
+    /// Nginx' address with TLS, the authority that certified it, and its
+    /// address without, where it runs.
+    pub fn nginx(&self) -> Option<(String, PathBuf, String)> {
+        self.nodes.iter().find_map(|node| match node.role {
+            Role::Nginx { http_port } => Some((
+                format!("https://127.0.0.1:{}", node.port),
+                self.folder.node(&node.name).join("ca.pem"),
+                url(http_port),
+            )),
+            _ => None,
+        })
+    }
+
+    /// Prometheus' address, where it runs.
+    pub fn prometheus_url(&self) -> Option<String> {
+        let mut nodes = self.nodes.iter();
+        nodes
+            .find(|node| node.role == Role::Prometheus)
+            .map(|node| url(node.port))
+    }
+
     /// Superuser's connection string of the control database.
     pub fn control_dsn(&self) -> String {
         self.dsn("control", "postgres").unwrap_or_default()
@@ -699,6 +828,15 @@ impl Cluster {
             let password = format!("redis://:{}@", self.redis_password());
             let urls = redis.join(",").replace("redis://", &password);
             lines.push(("RINGFENCE_REDIS_URLS".into(), urls));
+        }
+        if let Some((https, ca_file, http)) = self.nginx() {
+            lines.push(("RINGFENCE_NGINX_URL".into(), https));
+            lines.push(("RINGFENCE_NGINX_HTTP_URL".into(), http));
+            let ca_file = ca_file.display().to_string();
+            lines.push(("RINGFENCE_NGINX_CA_FILE".into(), ca_file));
+        }
+        if let Some(url) = self.prometheus_url() {
+            lines.push(("RINGFENCE_PROMETHEUS_URL".into(), url));
         }
         for node in &self.nodes {
             if let Role::Primary { .. } | Role::Replica { .. } = node.role {
@@ -836,6 +974,13 @@ fn start_network(nodes: &[Node]) -> Result<Network> {
     let proxied = nodes.iter().filter(|node| node.port != node.own_port);
     let links = proxied.map(|node| (node.name.clone(), node.port, node.own_port));
     Network::start(links.collect()).map_err(io("put proxies before the nodes"))
+}
+
+fn beside(options: &Options) -> Beside {
+    Beside {
+        nginx: options.nginx.is_some(),
+        prometheus: options.prometheus,
+    }
 }
 
 fn require_setpriv() -> Result<()> {

@@ -56,6 +56,15 @@ pub fn find(given: Given, folder: &Path) -> Result<Target> {
     })
 }
 
+/// The token in a file.
+///
+/// # Errors
+/// The file can't be read.
+pub fn read_token(path: &Path) -> Result<String> {
+    let text = std::fs::read_to_string(path).map_err(io(format!("read {}", path.display())))?;
+    Ok(text.trim_end().to_owned())
+}
+
 /// The folder that the search for a local cluster starts from.
 ///
 /// # Errors

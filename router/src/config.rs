@@ -13,6 +13,7 @@ use std::time::Duration;
 use schema::ident::{Ident, QualifiedName};
 use serde::{Deserialize, Serialize};
 use tenancy::members::{self, Kind, Me};
+use tenancy::settings::{self, SettingsError};
 use tenancy::tls::TlsSettings;
 
 use crate::freshness::Reads;
@@ -66,6 +67,8 @@ pub struct Config {
 pub struct Control {
     /// Connection string of the control database; `RINGFENCE_CONTROL_DSN` overrides it.
     pub dsn: Option<Secret>,
+    /// A file with that string, where it is not given otherwise.
+    pub dsn_file: Option<PathBuf>,
     /// Copy of the last snapshot, for a start while the control database is down.
     pub snapshot_file: Option<PathBuf>,
     /// Whether connections to it are encrypted.
@@ -533,14 +536,9 @@ pub enum ConfigError {
         /// Why.
         source: std::io::Error,
     },
-    /// The file is not valid.
-    #[error("{path} is not a valid configuration: {message}")]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// Line, column and reason.
-        message: String,
-    },
+    /// File or environment are not valid.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
     /// Something without a default is missing.
     #[error("{what} is missing: set {key} in the file or {variable} in the environment")]
     Missing {
@@ -554,13 +552,9 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Reads a TOML file.
-    pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = read(path)?;
-        toml::from_str(&text).map_err(|error| ConfigError::Parse {
-            path: path.to_owned(),
-            message: error.to_string(),
-        })
+    /// Reads the file, where one is given, and the environment; see [`settings`].
+    pub fn read(file: Option<&Path>) -> Result<Self, ConfigError> {
+        Ok(settings::load(file)?)
     }
 
     /// What the other routers and the workers are told of this one.
@@ -573,9 +567,10 @@ impl Config {
 
     /// The control database's connection string.
     pub fn control_dsn(&self) -> Result<Secret, ConfigError> {
-        let given = self.control.dsn.clone();
-        env("RINGFENCE_CONTROL_DSN")
-            .or(given)
+        let given = env("RINGFENCE_CONTROL_DSN").or_else(|| self.control.dsn.clone());
+        let filed = || secret("RINGFENCE_CONTROL_DSN", self.control.dsn_file.as_deref());
+        given
+            .map_or_else(filed, |dsn| Ok(Some(dsn)))?
             .ok_or(ConfigError::Missing {
                 what: "the control database's address",
                 key: "control.dsn",

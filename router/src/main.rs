@@ -29,9 +29,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[derive(Parser)]
 #[command(name = "ringfence-router", version)]
 struct Args {
-    /// Configuration file (TOML).
+    /// Configuration file (TOML); variables such as
+    /// RINGFENCE__SHARDS__DATABASE go before its keys
     #[arg(long)]
-    config: PathBuf,
+    config: Option<PathBuf>,
     /// Print the effective configuration, secrets hidden, and exit.
     #[arg(long)]
     print_config: bool,
@@ -49,7 +50,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> anyhow::Result<()> {
-    let config = Config::read(&args.config)?;
+    let config = Config::read(args.config.as_deref())?;
     if args.print_config {
         print!("{}", toml::to_string(&config)?);
         return Ok(());

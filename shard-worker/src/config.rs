@@ -8,6 +8,7 @@ use anyhow::{Context, anyhow};
 use schema::shard::RolePasswords;
 use serde::{Deserialize, Serialize};
 use tenancy::members::{self, Kind, Me};
+use tenancy::settings;
 use tenancy::tls::TlsSettings;
 
 /// Everything a worker is told.
@@ -80,6 +81,8 @@ pub struct Control {
     /// Connection string of its owner; `RINGFENCE_CONTROL_DSN` overrides it.
     #[serde(skip_serializing)]
     pub dsn: Option<String>,
+    /// A file with that string, where it is not given otherwise.
+    pub dsn_file: Option<PathBuf>,
     /// Whether connections to it are encrypted.
     pub tls: TlsSettings,
 }
@@ -167,12 +170,9 @@ fn default_listen() -> SocketAddr {
 }
 
 impl Config {
-    /// Reads a TOML file.
-    pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("can't read {}", path.display()))?;
-        toml::from_str(&text)
-            .map_err(|error| anyhow!("{} is not a valid configuration: {error}", path.display()))
+    /// Reads the file, where one is given, and the environment; see [`settings`].
+    pub fn read(file: Option<&Path>) -> anyhow::Result<Self> {
+        Ok(settings::load(file)?)
     }
 
     /// What the routers and the other workers are told of this one.
@@ -192,10 +192,16 @@ impl Config {
                 .ok_or_else(|| anyhow!("set {key} in the file or {variable} in the environment"))
         };
         let dsn = std::env::var("RINGFENCE_CONTROL_DSN").ok();
+        let control_dsn = match dsn.or_else(|| self.control.dsn.clone()) {
+            Some(dsn) => dsn,
+            None => needed(
+                "RINGFENCE_CONTROL_DSN",
+                "control.dsn_file",
+                &self.control.dsn_file,
+            )?,
+        };
         Ok(Secrets {
-            control_dsn: dsn.or_else(|| self.control.dsn.clone()).ok_or_else(|| {
-                anyhow!("set control.dsn in the file or RINGFENCE_CONTROL_DSN in the environment")
-            })?,
+            control_dsn,
             admin_token: needed(
                 "RINGFENCE_ADMIN_TOKEN",
                 "admin_token_file",

@@ -47,9 +47,10 @@ const TIDY: Duration = Duration::from_secs(5);
 #[derive(Parser)]
 #[command(name = "ringfence-worker", version)]
 struct Args {
-    /// Configuration file (TOML).
+    /// Configuration file (TOML); variables such as
+    /// RINGFENCE__SHARDS__DATABASE go before its keys
     #[arg(long)]
-    config: PathBuf,
+    config: Option<PathBuf>,
     /// Print the effective configuration, secrets hidden, and exit.
     #[arg(long)]
     print_config: bool,
@@ -68,7 +69,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(args: Args) -> anyhow::Result<()> {
-    let config = Config::read(&args.config)?;
+    let config = Config::read(args.config.as_deref())?;
     if args.print_config {
         print!("{}", toml::to_string(&config)?);
         return Ok(());

@@ -11,6 +11,7 @@ pub mod members;
 pub mod placement;
 pub mod quota;
 pub mod ring;
+pub mod settings;
 pub mod snapshot;
 pub mod tls;
 pub mod usage;

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command as Process, Stdio};
 use std::time::{Duration, Instant};
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::local::supervisor::{self, Ended, Order, Status};
-use crate::local::{Cluster, Content, Data, NodeState, NodeStatus, Options, Ports};
+use crate::local::{Balance, Cluster, Content, Data, NodeState, NodeStatus, Options, Ports};
 use crate::output::{Column, Output, show};
 use crate::target;
 
@@ -40,7 +40,8 @@ enum Command {
     /// The data of earlier runs is kept. Addresses and keys are written to
     /// .ringfence/local.env. All listen on 127.0.0.1; with the default base,
     /// routers on 7400…, their admin listeners on 7500…, workers with the admin
-    /// API on 7600…, Redis on 7620…, the control database on 7700, shard 1 on
+    /// API on 7600…, Redis on 7620…,
+    /// Nginx on 7690 (7691 without TLS), Prometheus on 7692, the control database on 7700, shard 1 on
     /// 7710 with its replicas on 7711…, shard 2 on 7720….
     Up(Up),
     /// Stop the cluster; its data stays
@@ -94,6 +95,21 @@ enum Command {
         /// Such as s1-primary, s1-replica1, router-1, worker-1, control
         node: String,
     },
+    /// Send a share of the tenants, always the same ones, to routers of a new release
+    ///
+    /// Promote it with 100, roll it back with 0. Without routers, all are of one
+    /// release again. Needs `up --nginx`.
+    Canary {
+        /// Such as router-2
+        routers: Vec<String>,
+        /// Tenants of a hundred that go to them
+        #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
+        percent: u8,
+    },
+    /// Restart all routers and workers, one after another, unnoticed
+    ///
+    /// Each router is left out by Nginx until it is back. Needs `up --nginx`.
+    Roll,
     /// Make a replica its shard's primary; the old one should be down
     Promote {
         /// Such as s1-replica1
@@ -145,6 +161,12 @@ struct Up {
     /// Services reach Postgres by TLS only, verified against an authority made for it
     #[arg(long)]
     tls: bool,
+    /// Put Nginx before the routers
+    #[arg(long, value_enum, num_args = 0..=1, default_missing_value = "round-robin", value_name = "BALANCE")]
+    nginx: Option<Balance>,
+    /// Run Prometheus with the rules for production
+    #[arg(long)]
+    prometheus: bool,
 }
 
 impl Local {
@@ -176,6 +198,8 @@ impl Local {
             } => Order::Refuse(node),
             Command::Cut { node, .. } => Order::Cut(node),
             Command::Heal { node } => Order::Heal(node),
+            Command::Canary { routers, percent } => Order::Direct(routers, percent),
+            Command::Roll => Order::Roll,
         };
         let status = supervisor::ask(&folder, &order).await?;
         Ok(Some(nodes(&status)))
@@ -270,6 +294,8 @@ impl Up {
             sync: self.sync,
             network: self.network,
             tls: self.tls,
+            nginx: self.nginx,
+            prometheus: self.prometheus,
             content: Content::Demo {
                 extra: self.tenants,
                 rows: self.rows,
@@ -301,9 +327,13 @@ impl Up {
             ("--sync", self.sync),
             ("--network", self.network),
             ("--tls", self.tls),
+            ("--prometheus", self.prometheus),
         ];
         let switches = switches.into_iter().filter(|(_, on)| *on);
+        let nginx = self.nginx.and_then(|balance| balance.to_possible_value());
+        let nginx = nginx.map(|balance| format!("--nginx={}", balance.get_name()));
         numbers
+            .chain(nginx)
             .chain(switches.map(|(flag, _)| flag.to_owned()))
             .collect()
     }

@@ -10,7 +10,8 @@ use super::folder::write_private;
 use super::layout::{Node, Role};
 use super::postgres::{Postgres, connect, failed};
 use super::{
-    APP_DATABASE, CONTROL_DATABASE, Cluster, Content, config, demo, process, redis, service,
+    APP_DATABASE, CONTROL_DATABASE, Cluster, Content, config, demo, nginx, process, prometheus,
+    redis, service,
 };
 use crate::admin::Admin;
 use crate::error::{Error, Result, io};
@@ -70,6 +71,11 @@ impl Cluster {
             .iter()
             .filter(|node| matches!(node.role, Role::Router { .. }));
         try_join_all(routers.map(|node| self.start_and_wait(node))).await?;
+        let beside = self
+            .nodes
+            .iter()
+            .filter(|node| matches!(node.role, Role::Nginx { .. } | Role::Prometheus));
+        try_join_all(beside.map(|node| self.start_and_wait(node))).await?;
         if let Content::Demo { extra, rows } = self.content {
             (self.report)("creating demo tenants");
             demo::tenants(self, &admin, extra, rows).await?;
@@ -158,6 +164,22 @@ impl Cluster {
             }
             Role::Redis { bus_port } => {
                 redis::serve(&self.folder, node, bus_port, self.secrets.redis())?
+            }
+            Role::Nginx { .. } => nginx::serve(
+                &self.folder,
+                node,
+                &self.router_ports(),
+                self.balance,
+                &self.traffic(),
+            )?,
+            Role::Prometheus => {
+                let routers = self.router_admin_urls();
+                prometheus::serve(
+                    &self.folder,
+                    node,
+                    &without_scheme(routers),
+                    &without_scheme(self.worker_urls()),
+                )?
             }
             Role::Worker | Role::Router { .. } => {
                 let control = self.find("control")?;
@@ -250,6 +272,11 @@ impl Cluster {
             .and_then(|()| std::fs::rename(&new, &path))
             .map_err(io(format!("write {}", path.display())))
     }
+}
+
+fn without_scheme(urls: Vec<String>) -> Vec<String> {
+    let bare = |url: String| url.trim_start_matches("http://").to_owned();
+    urls.into_iter().map(bare).collect()
 }
 
 /// Has commits on a node wait until any standby has them on disk.

@@ -47,7 +47,7 @@ impl Default for Shape {
 pub enum Ports {
     /// Fixed ports from this base `b`: routers `b`…, their admin ports
     /// `b+100`…, workers `b+200`…, Redis `b+220`… with cluster buses `b+240`…,
-    /// the control database `b+300`, shard n's nodes from `b+310+10(n-1)`, its
+    /// Nginx `b+290` and, without TLS, `b+291`, Prometheus `b+292`, the control database `b+300`, shard n's nodes from `b+310+10(n-1)`, its
     /// primary first.
     From(u16),
     /// Whatever is free, for tests.
@@ -81,6 +81,22 @@ pub enum Role {
         /// The port of its cluster bus.
         bus_port: u16,
     },
+    /// Nginx before the routers; the node's port speaks TLS.
+    Nginx {
+        /// The port without TLS.
+        http_port: u16,
+    },
+    /// Prometheus.
+    Prometheus,
+}
+
+/// What is put beside the services.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Beside {
+    /// Nginx before the routers.
+    pub(super) nginx: bool,
+    /// Prometheus.
+    pub(super) prometheus: bool,
 }
 
 /// One node.
@@ -101,7 +117,11 @@ impl Node {
     pub fn is_postgres(&self) -> bool {
         match self.role {
             Role::Control | Role::Primary { .. } | Role::Replica { .. } => true,
-            Role::Worker | Role::Router { .. } | Role::Redis { .. } => false,
+            Role::Worker
+            | Role::Router { .. }
+            | Role::Redis { .. }
+            | Role::Nginx { .. }
+            | Role::Prometheus => false,
         }
     }
 
@@ -118,6 +138,7 @@ impl Node {
         match self.role {
             Role::Router { admin_port } => vec![self.own_port, admin_port],
             Role::Redis { bus_port } => vec![self.own_port, bus_port],
+            Role::Nginx { http_port } => vec![self.own_port, http_port],
             _ => vec![self.own_port],
         }
     }
@@ -128,7 +149,12 @@ impl Node {
 ///
 /// # Errors
 /// In words, where the shape is beyond what the ports can hold.
-pub(super) fn nodes(shape: Shape, ports: Ports, proxied: bool) -> Result<Vec<Node>, String> {
+pub(super) fn nodes(
+    shape: Shape,
+    ports: Ports,
+    proxied: bool,
+    beside: Beside,
+) -> Result<Vec<Node>, String> {
     let Shape {
         shards,
         replicas,
@@ -222,9 +248,33 @@ pub(super) fn nodes(shape: Shape, ports: Ports, proxied: bool) -> Result<Vec<Nod
             own_port: 0,
         });
     }
+    if beside.nginx {
+        nodes.push(Node {
+            name: "nginx".into(),
+            role: Role::Nginx {
+                http_port: port(291)?,
+            },
+            port: port(290)?,
+            own_port: 0,
+        });
+    }
+    if beside.prometheus {
+        nodes.push(Node {
+            name: "prometheus".into(),
+            role: Role::Prometheus,
+            port: port(292)?,
+            own_port: 0,
+        });
+    }
+    let direct = |role: &Role| {
+        matches!(
+            role,
+            Role::Redis { .. } | Role::Nginx { .. } | Role::Prometheus
+        )
+    };
     let mut own = Source::search();
     for node in &mut nodes {
-        node.own_port = match proxied && !matches!(node.role, Role::Redis { .. }) {
+        node.own_port = match proxied && !direct(&node.role) {
             true => own.port(0)?,
             false => node.port,
         };
@@ -278,7 +328,13 @@ mod tests {
 
     #[test]
     fn default_cluster_has_documented_names_and_ports() {
-        let nodes = nodes(Shape::default(), Ports::From(PORT_BASE), false).unwrap();
+        let nodes = nodes(
+            Shape::default(),
+            Ports::From(PORT_BASE),
+            false,
+            Beside::default(),
+        )
+        .unwrap();
         let listed: Vec<_> = nodes
             .iter()
             .map(|n| format!("{} {:?}", n.name, n.ports()))
@@ -316,11 +372,19 @@ mod tests {
             redis: 10,
         };
         for ports in [Ports::From(PORT_BASE), Ports::Free] {
-            let mut all: Vec<_> = nodes(shape, ports, false)
-                .unwrap()
-                .iter()
-                .flat_map(Node::ports)
-                .collect();
+            let mut all: Vec<_> = nodes(
+                shape,
+                ports,
+                false,
+                Beside {
+                    nginx: true,
+                    prometheus: true,
+                },
+            )
+            .unwrap()
+            .iter()
+            .flat_map(Node::ports)
+            .collect();
             let count = all.len();
             all.sort_unstable();
             all.dedup();
@@ -347,7 +411,7 @@ mod tests {
                 redis,
             };
             assert!(
-                nodes(shape, Ports::From(PORT_BASE), false).is_err(),
+                nodes(shape, Ports::From(PORT_BASE), false, Beside::default()).is_err(),
                 "{shape:?}"
             );
         }

@@ -3,14 +3,19 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use super::folder::{Folder, write_private};
 use super::layout::{Node, Role};
 use super::postgres::dsn;
 use super::process::{Identity, command};
 use super::secrets::Secrets;
-use super::{CONTROL_DATABASE, config, redis};
+use super::{CONTROL_DATABASE, config, nginx, prometheus, redis};
 use crate::error::{Error, Result, io};
+
+/// A router is idle when it was seen so at so many looks, so far apart.
+const QUIET: u32 = 5;
+const LOOK: Duration = Duration::from_millis(50);
 
 /// The command that serves a router or worker; writes its configuration.
 pub(crate) fn serve(
@@ -68,8 +73,11 @@ pub(crate) fn serve(
 
 /// Makes sure that a node's program is there, if it is one of ours.
 pub(crate) fn require(node: &Node) -> Result<()> {
-    if let Role::Redis { .. } = node.role {
-        return redis::require();
+    match node.role {
+        Role::Redis { .. } => return redis::require(),
+        Role::Nginx { .. } => return nginx::require(),
+        Role::Prometheus => return prometheus::require(),
+        _ => {}
     }
     match program(&node.role) {
         Some(program) => find(program).map(drop),
@@ -79,19 +87,46 @@ pub(crate) fn require(node: &Node) -> Result<()> {
 
 fn program(role: &Role) -> Option<&'static str> {
     match role {
-        Role::Control | Role::Primary { .. } | Role::Replica { .. } | Role::Redis { .. } => None,
+        Role::Control
+        | Role::Primary { .. }
+        | Role::Replica { .. }
+        | Role::Redis { .. }
+        | Role::Nginx { .. }
+        | Role::Prometheus => None,
         Role::Worker => Some("ringfence-worker"),
         Role::Router { .. } => Some("ringfence-router"),
     }
 }
 
-/// Where a router or worker says that it is ready.
+/// Where a node that speaks HTTP says that it is ready.
 pub(crate) fn ready_url(node: &Node) -> String {
-    let port = match node.role {
-        Role::Router { admin_port } => admin_port,
-        _ => node.own_port,
+    match node.role {
+        Role::Router { admin_port } => format!("http://127.0.0.1:{admin_port}/ready"),
+        Role::Nginx { http_port } => format!("http://127.0.0.1:{http_port}/nginx/live"),
+        Role::Prometheus => format!("http://127.0.0.1:{}/-/ready", node.own_port),
+        _ => format!("http://127.0.0.1:{}/ready", node.own_port),
+    }
+}
+
+/// Waits until a router has had no request in flight for a moment.
+pub(crate) async fn idle(admin_port: u16, within: Duration) {
+    let deadline = Instant::now() + within;
+    let url = format!("http://127.0.0.1:{admin_port}/metrics");
+    let in_flight = || async {
+        let text = reqwest::get(&url).await.ok()?.text().await.ok()?;
+        let mut lines = text.lines();
+        let line = lines.find_map(|line| line.strip_prefix("ringfence_requests_in_flight "));
+        line?.parse::<f64>().ok()
     };
-    format!("http://127.0.0.1:{port}/ready")
+    // A request that was on its way when the router was left out has arrived.
+    let mut quiet = 0;
+    while quiet < QUIET && Instant::now() < deadline {
+        tokio::time::sleep(LOOK).await;
+        quiet = match in_flight().await {
+            Some(0.0) => quiet + 1,
+            _ => 0,
+        };
+    }
 }
 
 /// A program of this workspace: in `RINGFENCE_BIN_DIR`, beside the running

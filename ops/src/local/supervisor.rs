@@ -50,6 +50,10 @@ pub enum Order {
     Slow(String, u64),
     /// Mend a node's network.
     Heal(String),
+    /// Send so many of a hundred tenants to these routers.
+    Direct(Vec<String>, u8),
+    /// Restart routers and workers, one after another.
+    Roll,
     /// Stop everything, and end.
     Down,
 }
@@ -289,6 +293,8 @@ async fn answer(
             cluster.set_network(&node, Condition::Slow(Duration::from_millis(ms)))
         }
         Ok(Order::Heal(node)) => cluster.set_network(&node, Condition::Well),
+        Ok(Order::Direct(canary, percent)) => cluster.direct(&canary, percent).await,
+        Ok(Order::Roll) => cluster.roll().await,
         Ok(Order::Down) => {
             stop.send_replace(true);
             Ok(())

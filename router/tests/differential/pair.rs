@@ -302,7 +302,7 @@ async fn single_tenant(shard: &Client, dsn: &str) -> (Client, String) {
 /// A router in this process, which allows what PostgREST allows here.
 async fn serve(cluster: &Cluster, stop: CancellationToken) -> String {
     let path = cluster.path().join("nodes/router-1/config.toml");
-    let mut config = Config::read(&path).unwrap();
+    let mut config = Config::read(Some(&path)).unwrap();
     config.name = "differential".into();
     config.control.snapshot_file = None;
     config.api = Api {

@@ -1,0 +1,507 @@
+//! What production runs, run here: Nginx before two routers, Prometheus with
+//! its rules and dashboards, and the entry point of Compose's Postgres nodes.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use ops::local::{Balance, Cluster, Content, Options};
+use reqwest::{Certificate, Client, StatusCode};
+use serde_json::Value;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .to_owned()
+}
+
+async fn cluster(nginx: Balance) -> Cluster {
+    let cluster = Cluster::start(Options {
+        shards: Some(1),
+        replicas: Some(1),
+        routers: Some(2),
+        nginx: Some(nginx),
+        prometheus: true,
+        ..Options::default()
+    });
+    cluster.await.unwrap()
+}
+
+/// `crm_day` through Nginx, with the checks; its report.
+struct Load {
+    child: Child,
+    report: PathBuf,
+}
+
+impl Load {
+    fn start(cluster: &Cluster, seconds: u64) -> Self {
+        let (_, _, http) = cluster.nginx().unwrap();
+        let text = std::fs::read_to_string(cluster.path().join("local.env")).unwrap();
+        let lines = text.lines().map(|line| match line.split_once('=') {
+            Some((name @ ("RINGFENCE_URL" | "RINGFENCE_ROUTER_URLS"), _)) => {
+                format!("{name}={http}\n")
+            }
+            _ => format!("{line}\n"),
+        });
+        let env = cluster.path().join("nginx.env");
+        std::fs::write(&env, lines.collect::<String>()).unwrap();
+        let report = cluster.path().join("report.json");
+        let _ = std::fs::remove_file(&report);
+        let program =
+            Path::new(env!("CARGO_BIN_EXE_ringfence")).with_file_name("ringfence-loadtest");
+        let child = Command::new(program)
+            .arg("run")
+            .arg(root().join("loadtest/scenarios/crm_day.toml"))
+            .arg("--env")
+            .arg(env)
+            .args(["--check", "--quiet", "--metrics", "off", "--scale", "0.5"])
+            .args(["--duration", &format!("{seconds}s")])
+            .arg("--json")
+            .arg(&report)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        Self { child, report }
+    }
+
+    /// Requests answered, failures among them, and the checks' violations.
+    fn end(mut self) -> (u64, u64, u64) {
+        self.child.wait().unwrap();
+        let report: Value = serde_json::from_slice(&std::fs::read(&self.report).unwrap()).unwrap();
+        let number = |value: &Value| value.as_u64().unwrap_or_else(|| panic!("{report:#}"));
+        (
+            number(&report["total"]["requests"]),
+            number(&report["total"]["errors"]),
+            report["checks"]["violations"]
+                .as_array()
+                .map_or(u64::MAX, |v| v.len() as u64),
+        )
+    }
+}
+
+/// The upstream and release of each logged request, and its status.
+fn logged(cluster: &Cluster) -> Vec<Value> {
+    let log = cluster.path().join("nodes/nginx/access.log");
+    let text = std::fs::read_to_string(log).unwrap();
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nginx_balances_releases_and_restarts_unnoticed() {
+    let cluster = cluster(Balance::RoundRobin).await;
+    let (https, ca_file, http) = cluster.nginx().unwrap();
+    let ca = Certificate::from_pem(&std::fs::read(&ca_file).unwrap()).unwrap();
+    let client = Client::builder().tls_certs_only([ca]).build().unwrap();
+    let key = cluster.key("acme").unwrap();
+    let get = |base: &str| {
+        client
+            .get(format!("{base}/rest/v1/companies?limit=1"))
+            .header("apikey", &key)
+    };
+
+    // TLS and HTTP/2, security headers, the caller's request id.
+    let answer = get(&https)
+        .header("x-request-id", "mine-1")
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(answer.status(), StatusCode::OK);
+    let mut curl = Command::new("curl");
+    curl.args([
+        "-sS",
+        "-o",
+        "/dev/null",
+        "-w",
+        "%{http_version}",
+        "--cacert",
+    ]);
+    let curl = curl
+        .arg(&ca_file)
+        .arg(format!("{https}/nginx/live"))
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&curl.stdout), "2", "{curl:?}");
+    for (name, value) in [
+        ("x-request-id", "mine-1"),
+        ("x-content-type-options", "nosniff"),
+        ("strict-transport-security", "max-age=31536000"),
+    ] {
+        assert_eq!(answer.headers()[name], value);
+    }
+    // The log names the tenant, and no secret.
+    let line = logged(&cluster).pop().unwrap();
+    assert_eq!(line["request_id"], "mine-1");
+    assert_eq!(line["tenant"].as_str().unwrap(), &key[3..25]);
+    assert!(!line.to_string().contains(&key));
+
+    // Rolling restart of both routers and the worker; then a release for a
+    // share of the tenants, promoted, rolled back.
+    let load = Load::start(&cluster, 22);
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    cluster.roll().await.unwrap();
+    let canary = ["router-2".to_owned()];
+    let mut seen = Vec::new();
+    for percent in [34, 100, 0] {
+        cluster.direct(&canary, percent).await.unwrap();
+        // A reload leaves the old processes their requests; soon all is new.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let before = logged(&cluster).len();
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let to_canary = |line: &Value| line["release"] == "canary";
+        let lines = logged(&cluster).split_off(before);
+        let port = |url: String| url.rsplit(':').next().unwrap().to_owned();
+        let new = port(cluster.router_url(1));
+        for line in &lines {
+            let at_new = line["upstream"].as_str().unwrap().ends_with(&new);
+            assert_eq!(at_new, to_canary(line), "{line}");
+        }
+        // One tenant's requests all go to one release.
+        let of = |release: bool| {
+            let tenants = lines.iter().filter(|l| to_canary(l) == release);
+            tenants
+                .map(|l| l["tenant"].to_string())
+                .collect::<std::collections::BTreeSet<_>>()
+        };
+        assert!(of(true).is_disjoint(&of(false)), "{percent}");
+        seen.push(lines.iter().filter(|l| to_canary(l)).count() as f64 / lines.len() as f64);
+    }
+    assert!(
+        seen[0] < 1.0 && seen[1] == 1.0 && seen[2] == 0.0,
+        "{seen:?}"
+    );
+    cluster.direct(&[], 0).await.unwrap();
+    let (requests, failed, violations) = load.end();
+    assert!(requests > 1_000, "{requests}");
+    assert_eq!((failed, violations), (0, 0), "{}", cluster.path().display());
+
+    // A router dies: no read fails.
+    cluster.kill("router-1").await.unwrap();
+    for n in 0..300 {
+        let answer = get(&http).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK, "request {n}");
+    }
+    cluster.start_node("router-1").await.unwrap();
+
+    dashboards(&cluster).await;
+    cluster.down().await;
+}
+
+/// Every query of every dashboard is about metrics that exist, and those that
+/// every cluster has return data.
+async fn dashboards(cluster: &Cluster) {
+    let load = Load::start(cluster, 8);
+    let url = format!("{}/api/v1/query", cluster.prometheus_url().unwrap());
+    let client = Client::new();
+    let ask = |query: String| {
+        let url = reqwest::Url::parse_with_params(&url, [("query", query)]).unwrap();
+        let request = client.get(url).send();
+        async { request.await.unwrap().json::<Value>().await.unwrap() }
+    };
+    load.end();
+    let mut queries = 0;
+    for file in std::fs::read_dir(root().join("ops/grafana/dashboards")).unwrap() {
+        let path = file.unwrap().path();
+        let board: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        for panel in board["panels"].as_array().unwrap() {
+            for target in panel["targets"].as_array().unwrap() {
+                let query = target["expr"]
+                    .as_str()
+                    .unwrap()
+                    .replace("$__rate_interval", "30s");
+                let deadline = Instant::now() + Duration::from_secs(15);
+                loop {
+                    let answer = ask(query.clone()).await;
+                    assert_eq!(answer["status"], "success", "{query}: {answer}");
+                    if !answer["data"]["result"].as_array().unwrap().is_empty() {
+                        break;
+                    }
+                    let title = &panel["title"];
+                    assert!(
+                        Instant::now() < deadline,
+                        "{}: {title} is empty: {query}",
+                        path.display()
+                    );
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+                queries += 1;
+            }
+        }
+    }
+    assert!(queries > 15);
+    // The recording rules have run, and nothing but what is true is alerted.
+    let rate = ask("ringfence:requests:rate5m".into()).await;
+    assert_ne!(rate["data"]["result"][0]["value"][1], "0", "{rate}");
+    let firing = ask("ALERTS{alertstate=\"firing\",severity=\"page\"}".into()).await;
+    assert_eq!(firing["data"]["result"], Value::Array(vec![]), "{firing}");
+}
+
+/// A Postgres node as Compose starts it, without Compose.
+struct Entry {
+    dir: PathBuf,
+    children: Vec<Child>,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            // SIGINT: a fast shutdown; the script has become the server.
+            let _ = Command::new("kill")
+                .args(["-INT", &child.id().to_string()])
+                .status();
+            let _ = child.wait();
+        }
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+impl Entry {
+    fn start(&mut self, name: &str, port: u16, follows: Option<u16>) {
+        let data = self.dir.join(name);
+        let script = "exec \"$CONFIG/postgres\"";
+        let mut command = match rustix::process::geteuid().is_root() {
+            true => {
+                let mut command = Command::new("setpriv");
+                command.args([
+                    "--reuid=postgres",
+                    "--regid=postgres",
+                    "--init-groups",
+                    "sh",
+                    "-c",
+                    script,
+                ]);
+                command
+            }
+            false => {
+                let mut command = Command::new("sh");
+                command.args(["-c", script]);
+                command
+            }
+        };
+        let bin = glob_postgres();
+        let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+        command
+            .env("PATH", path)
+            // libpq looks there for certificates, and may not look into root's.
+            .env("HOME", &self.dir)
+            .env("PGDATA", data.join("pgdata"))
+            .env("SECRETS", self.dir.join("secrets"))
+            .env("CONFIG", self.dir.join("config"))
+            .env("NODE_NAME", name)
+            .env("NODE_PORT", port.to_string())
+            .env("NODE_DATABASE", "app");
+        if let Some(primary) = follows {
+            command
+                .env("NODE_FOLLOWS", "127.0.0.1")
+                .env("NODE_FOLLOWS_PORT", primary.to_string());
+        }
+        let log = std::fs::File::create(self.dir.join(format!("{name}.log"))).unwrap();
+        self.children
+            .push(command.stdout(Stdio::null()).stderr(log).spawn().unwrap());
+    }
+
+    async fn connect(&self, port: u16) -> tokio_postgres::Client {
+        let password = std::fs::read_to_string(self.dir.join("secrets/superuser")).unwrap();
+        let dsn =
+            format!("host=127.0.0.1 port={port} user=postgres dbname=app password={password}");
+        let tls = tenancy::tls::Tls::new(&tenancy::tls::TlsSettings {
+            mode: tenancy::tls::TlsMode::VerifyFull,
+            ca_file: Some(self.dir.join("secrets/ca.pem")),
+        });
+        let (tls, config) = (tls.unwrap(), dsn.parse().unwrap());
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            match tls.connect(&config).await {
+                Ok((client, connection)) => {
+                    tokio::spawn(connection);
+                    return client;
+                }
+                Err(error) => assert!(Instant::now() < deadline, "{}", tenancy::chain(&error)),
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+}
+
+fn glob_postgres() -> PathBuf {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").unwrap();
+    let found = versions.map(|entry| entry.unwrap().path().join("bin"));
+    found
+        .filter(|bin| bin.join("postgres").exists())
+        .max()
+        .unwrap()
+}
+
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn composes_postgres_nodes_start_and_replicate_over_tls() {
+    tenancy::tls::install_provider();
+    let dir = std::env::temp_dir().join(format!("ringfence-{}", uuid::Uuid::new_v4().simple()));
+    std::fs::create_dir_all(dir.join("config")).unwrap();
+    run(Command::new("sh")
+        .arg(root().join("ops/compose/make-secrets"))
+        .arg(dir.join("secrets")));
+    for file in ["postgres", "postgresql.conf", "pg_hba.conf"] {
+        std::fs::copy(
+            root().join("ops/compose").join(file),
+            dir.join("config").join(file),
+        )
+        .unwrap();
+    }
+    // This machine's servers listen on loopback only, in little memory.
+    let conf = dir.join("config/postgresql.conf");
+    let text = std::fs::read_to_string(&conf).unwrap();
+    let text = text.replace("'*'", "'127.0.0.1'").replace("256MB", "32MB");
+    let sockets = dir.join("sockets");
+    std::fs::write(&conf, format!("{text}\nunix_socket_directories = ''\n")).unwrap();
+    std::fs::create_dir_all(&sockets).unwrap();
+    for name in ["s1-primary", "s1-replica1"] {
+        std::fs::create_dir_all(dir.join(name)).unwrap();
+    }
+    if rustix::process::geteuid().is_root() {
+        run(Command::new("chown")
+            .args(["-R", "postgres:postgres"])
+            .arg(&dir));
+    }
+    let mut entry = Entry {
+        dir,
+        children: Vec::new(),
+    };
+    let (primary, replica) = (free_port(), free_port());
+    entry.start("s1-primary", primary, None);
+    let client = entry.connect(primary).await;
+    client
+        .batch_execute("create table t as select 42 as answer")
+        .await
+        .unwrap();
+    entry.start("s1-replica1", replica, Some(primary));
+    let copy = entry.connect(replica).await;
+    let row = copy
+        .query_one("select answer, pg_is_in_recovery() from t", &[])
+        .await
+        .unwrap();
+    assert_eq!((row.get::<_, i32>(0), row.get::<_, bool>(1)), (42, true));
+    // Plain connections are refused.
+    let password = std::fs::read_to_string(entry.dir.join("secrets/superuser")).unwrap();
+    let plain =
+        format!("host=127.0.0.1 port={primary} user=postgres dbname=app password={password}");
+    let refused = tokio_postgres::connect(&plain, tokio_postgres::NoTls).await;
+    assert!(refused.is_err_and(|error| tenancy::chain(&error).contains("no encryption")));
+
+    // Started again, it keeps its data.
+    let stopped = entry.children.pop().unwrap();
+    run(Command::new("kill").args(["-INT", &stopped.id().to_string()]));
+    let mut stopped = stopped;
+    stopped.wait().unwrap();
+    entry.start("s1-replica1", replica, Some(primary));
+    let copy = entry.connect(replica).await;
+    client
+        .batch_execute("insert into t values (43)")
+        .await
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let count: i64 = copy
+            .query_one("select count(*) from t", &[])
+            .await
+            .unwrap()
+            .get(0);
+        if count == 2 {
+            break;
+        }
+        assert!(Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test]
+async fn services_take_their_configuration_from_the_environment_alone() {
+    let bin = Path::new(env!("CARGO_BIN_EXE_ringfence"));
+    for (program, file) in [
+        ("ringfence-router", "router.toml"),
+        ("ringfence-worker", "worker.toml"),
+    ] {
+        let run = |configure: &dyn Fn(&mut Command)| {
+            let mut command = Command::new(bin.with_file_name(program));
+            configure(command.arg("--print-config"));
+            let output = command.output().unwrap();
+            let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+            (output.status.success(), said)
+        };
+        let (good, said) = run(&|command| {
+            command
+                .env("RINGFENCE__LISTEN", "0.0.0.0:7777")
+                .env("RINGFENCE__SHARDS__DATABASE", "crm");
+        });
+        assert!(
+            good && said.contains("0.0.0.0:7777") && said.contains("\"crm\""),
+            "{said}"
+        );
+        // What Compose mounts is valid, and the environment goes before it.
+        let path = root().join("ops/compose").join(file);
+        let (good, said) = run(&|command| {
+            command
+                .arg("--config")
+                .arg(&path)
+                .env("RINGFENCE__NAME", "seven");
+        });
+        assert!(
+            good && said.contains("\"seven\"") && said.contains("verify-full"),
+            "{said}"
+        );
+        let (good, said) = run(&|command| {
+            command.env("RINGFENCE__SHARDS__DATABSE", "crm");
+        });
+        assert!(!good && said.to_lowercase().contains("databse"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_service_is_probed_as_container_engines_do() {
+    let cluster = Cluster::start(Options {
+        shards: Some(1),
+        replicas: Some(0),
+        routers: Some(1),
+        content: Content::Services,
+        ..Options::default()
+    });
+    let cluster = cluster.await.unwrap();
+    let health = |url: String| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ringfence"));
+        command
+            .arg("health")
+            .env("RINGFENCE_HEALTH_URL", url)
+            .output()
+            .unwrap()
+            .status
+            .code()
+    };
+    assert_eq!(
+        health(format!("{}/ready", cluster.router_admin_url(0))),
+        Some(0)
+    );
+    assert_eq!(health(format!("{}/ready", cluster.admin_url())), Some(0));
+    cluster.kill("router-1").await.unwrap();
+    assert_eq!(
+        health(format!("{}/ready", cluster.router_admin_url(0))),
+        Some(4)
+    );
+    cluster.down().await;
+}
