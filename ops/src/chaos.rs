@@ -13,6 +13,8 @@
 mod cache;
 #[path = "chaos/crowd.rs"]
 mod crowd;
+#[path = "chaos/moves.rs"]
+mod moves;
 
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
@@ -70,6 +72,10 @@ enum Fault {
     HugeNeighbour,
     /// All tenants together ask for three times what can be done.
     Overload,
+    /// Tenants move from shard to shard and back, again and again.
+    Move,
+    /// The same, while the worker is killed again and again.
+    MoveKill,
 }
 
 type Failure = Box<dyn std::error::Error>;
@@ -127,11 +133,12 @@ async fn run(args: Args) -> Result<bool, Failure> {
 async fn suffer(fault: Fault, args: &Args) -> Result<Seen, Failure> {
     let name = fault.name();
     eprintln!("· {name}: starting a cluster");
+    let shards = if fault.moves() { 2 } else { 1 };
     let cluster = Cluster::start(Options {
-        shards: Some(1),
-        replicas: Some(2),
+        shards: Some(shards),
+        replicas: Some(2 / shards),
         routers: Some(2),
-        sync: true,
+        sync: shards == 1,
         redis: (fault == Fault::Cache).then_some(3),
         caches: true,
         ..Options::default()
@@ -147,10 +154,16 @@ async fn suffer(fault: Fault, args: &Args) -> Result<Seen, Failure> {
         let lasts = Duration::from_secs(args.seconds.saturating_sub(5));
         fresh = Some(cache::suffer(&cluster, lasts).await?);
     } else {
-        tokio::time::sleep(Duration::from_secs(args.seconds) / 3).await;
+        let third = Duration::from_secs(args.seconds) / 3;
+        tokio::time::sleep(third).await;
         eprintln!("· {name}: now");
-        fault.strike(&cluster).await?;
-        tokio::time::sleep(Duration::from_secs(args.seconds) / 3).await;
+        if fault.moves() {
+            let pauses = moves::back_and_forth(&cluster, third, fault == Fault::MoveKill).await?;
+            eprintln!("· {name}: {pauses}");
+        } else {
+            fault.strike(&cluster).await?;
+            tokio::time::sleep(third).await;
+        }
         fault.mend(&cluster).await?;
     }
     load.wait().await?;
@@ -210,8 +223,15 @@ impl Fault {
             | Self::RouterKill
             | Self::ControlKill
             | Self::WorkerKill
-            | Self::Cache => None,
+            | Self::Cache
+            | Self::Move
+            | Self::MoveKill => None,
         }
+    }
+
+    /// Nothing breaks by itself: tenants move.
+    fn moves(self) -> bool {
+        matches!(self, Self::Move | Self::MoveKill)
     }
 
     async fn strike(self, cluster: &Cluster) -> Result<(), Failure> {
@@ -238,7 +258,9 @@ impl Fault {
             | Self::NoisyNeighbour
             | Self::SlowNeighbour
             | Self::HugeNeighbour
-            | Self::Overload => {}
+            | Self::Overload
+            | Self::Move
+            | Self::MoveKill => {}
         }
         Ok(())
     }
@@ -255,7 +277,9 @@ impl Fault {
             | Self::NoisyNeighbour
             | Self::SlowNeighbour
             | Self::HugeNeighbour
-            | Self::Overload => {}
+            | Self::Overload
+            | Self::Move
+            | Self::MoveKill => {}
         }
         Ok(())
     }
@@ -272,7 +296,11 @@ impl Fault {
             | Self::NoisyNeighbour
             | Self::SlowNeighbour
             | Self::HugeNeighbour
-            | Self::Overload => 0,
+            | Self::Overload
+            | Self::Move => 0,
+            // A worker that dies while a tenant is held is replaced when its
+            // lease is over, which is longer than requests wait.
+            Self::MoveKill => usize::MAX,
             Self::PrimaryKill | Self::PrimaryFreeze => 2,
             Self::RouterKill | Self::Cache => usize::MAX,
         }

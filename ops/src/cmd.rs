@@ -9,6 +9,7 @@ pub mod migrate;
 pub mod moves;
 pub mod node;
 pub mod plan;
+pub mod rebalance;
 pub mod ring;
 pub mod shard;
 pub mod status;
@@ -96,6 +97,9 @@ enum Command {
     /// Moves of tenants between shards: start, watch, roll back.
     #[command(subcommand, name = "move")]
     Move(moves::Command),
+    /// Where tenants should live: plan, and apply what was read.
+    #[command(subcommand)]
+    Rebalance(rebalance::Command),
     /// Shards: list, add.
     #[command(subcommand)]
     Shard(shard::Command),
@@ -129,6 +133,7 @@ impl Cli {
             Command::Migrate(command) => command.run(admin, global.no_input, global.output).await,
             Command::Plan(command) => command.run(&admin()?).await,
             Command::Move(command) => command.run(&admin()?, global.no_input).await,
+            Command::Rebalance(command) => command.run(&admin()?, global.no_input).await,
             Command::Shard(command) => command.run(&admin()?).await,
             Command::Node(command) => command.run(&admin()?).await,
             Command::Ring(command) => command.run(&admin()?).await,

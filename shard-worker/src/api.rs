@@ -8,6 +8,7 @@ mod keys;
 mod limits;
 mod migrations;
 mod moves;
+mod rebalance;
 mod tenants;
 mod usage;
 
@@ -65,6 +66,15 @@ pub fn routes(app: Arc<App>, metrics: PrometheusHandle) -> Router {
         .route("/moves", get(moves::list).post(moves::start))
         .route("/moves/{name}", get(moves::show))
         .route("/moves/{name}/{verb}", post(moves::change))
+        .route("/rebalance/plan", post(rebalance::plan))
+        .route("/rebalance/apply", post(rebalance::apply))
+        .route("/tenants/{tenant}/pin", post(tenants::pin))
+        .route("/tenants/{tenant}/unpin", post(tenants::unpin))
+        .route("/shards/{shard}/drain", post(fleet::drain_shard))
+        .route(
+            "/shards/{shard}",
+            axum::routing::delete(fleet::remove_shard),
+        )
         .route("/shards", get(fleet::shards).post(fleet::add_shard))
         .route("/nodes", get(fleet::nodes))
         .route("/audit", get(audit::list))

@@ -42,6 +42,7 @@ pub use store::{JobInfo, NewJob};
 
 use crate::migrate::Migrate;
 use crate::move_tenant::Move;
+use crate::rebalance::Rebalance;
 use crate::tenant_delete::TenantDelete;
 
 /// Every kind of job.
@@ -54,11 +55,18 @@ pub enum Kind {
     Migrate,
     /// Moves tenants to another shard.
     Move,
+    /// Applies a plan of balance.
+    Rebalance,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::TenantDelete, Self::Migrate, Self::Move];
+    pub const ALL: [Self; 4] = [
+        Self::TenantDelete,
+        Self::Migrate,
+        Self::Move,
+        Self::Rebalance,
+    ];
 
     /// The word in the control database.
     pub fn name(self) -> &'static str {
@@ -66,6 +74,7 @@ impl Kind {
             Self::TenantDelete => "tenant_delete",
             Self::Migrate => "migrate",
             Self::Move => "move",
+            Self::Rebalance => "rebalance",
         }
     }
 
@@ -80,6 +89,7 @@ impl Kind {
             Self::TenantDelete => 4,
             Self::Migrate => 1,
             Self::Move => 16,
+            Self::Rebalance => 1,
         }
     }
 
@@ -89,6 +99,7 @@ impl Kind {
             Self::TenantDelete => runner::drive::<TenantDelete>(context, state).await,
             Self::Migrate => runner::drive::<Migrate>(context, state).await,
             Self::Move => runner::drive::<Move>(context, state).await,
+            Self::Rebalance => runner::drive::<Rebalance>(context, state).await,
         }
     }
 }
@@ -137,6 +148,8 @@ pub enum Unit {
     Bytes,
     /// Shards.
     Shards,
+    /// Tenants.
+    Tenants,
 }
 
 /// What comes after a step.

@@ -14,6 +14,7 @@ pub mod job;
 pub mod migrate;
 pub mod move_tenant;
 pub mod nodes;
+pub mod rebalance;
 pub mod reconcile;
 pub mod shard;
 pub mod tenant_delete;

@@ -3,14 +3,16 @@
 //! Postgres does the moving: logical replication with a row filter a tenant.
 //!
 //! ```text
-//!  Planned ──► Preparing ──► Copying ──► CatchingUp ◄────────────┐ over budget:
-//!     │            │            │            │                   │ undone, later again
-//!     │            │            │            ▼                   │
-//!     │            │            │       CuttingOver(forward) ────┘
-//!     │   cancel, or an error   │            │
-//!     │   that ends it          │            │ all tenants are active on the target
-//!     ▼            ▼            ▼            ▼
-//!     └────────► Undoing ◄──────┘        Retained ───────────┐
+//!  Planned ──► Preparing ──► Copying ──► Verifying ──► CatchingUp ◄─┐ over budget:
+//!     │            │            │            │           │       │ undone, later again
+//!     │            │            │            │           ▼       │
+//!     │            │            │            │   CuttingOver(forward)
+//!     │   cancel, or an error   │            │           │
+//!     │   that ends it          │            │           │ all tenants are active on the target
+//!     ▼            ▼            ▼            │           ▼
+//!     └────────► Undoing ◄──────┴────────────┘   Retained ◄─► Verifying(back)
+//!                   │                                    │
+//!                   │                        ┌───────────┤
 //!                   │                        │ rollback      │ complete, or time is over
 //!                   │                        ▼               │
 //!                   │                CuttingOver(back)       │
@@ -30,11 +32,14 @@ mod clean_up;
 mod copy;
 pub mod crossing;
 mod cut_over;
+pub mod janitor;
 pub mod metrics;
 pub mod names;
 mod prepare;
 mod refusals;
 mod side;
+mod start;
+mod verify;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -46,6 +51,8 @@ use uuid::Uuid;
 
 use crate::job::{Context, End, JobError, Machine, Problem, Progress, Step, Unit, store};
 use crate::shard::ShardError;
+
+pub use start::start;
 
 /// Longest step: it comes back to what it has not finished.
 const STEP_MAX: Duration = Duration::from_secs(60);
@@ -67,6 +74,12 @@ pub const BUDGET_MAX_MS: u64 = 1_000;
 pub struct Move {
     /// What is to be done.
     pub plan: Plan,
+    /// What the last comparison of all rows came to.
+    #[serde(default)]
+    pub checked: Option<Checked>,
+    /// While it is retained: until then, seconds since 1970.
+    #[serde(default)]
+    pub retained_until: u64,
     /// How far it is.
     #[serde(flatten)]
     pub state: State,
@@ -103,6 +116,15 @@ pub struct Moving {
     pub pauses_ms: Vec<f64>,
 }
 
+/// What a comparison of all rows came to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checked {
+    /// Rows that were compared.
+    pub rows: u64,
+    /// How they differ; none: they don't.
+    pub differ: Option<String>,
+}
+
 /// The states.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
@@ -117,6 +139,19 @@ pub enum State {
         rows: u64,
         /// Of so many, as the planner sees it.
         expected: u64,
+    },
+    /// Every row is compared.
+    Verifying {
+        /// Which side sends.
+        way: Way,
+        /// Number of the tenant.
+        tenant: usize,
+        /// Number of the table.
+        table: usize,
+        /// Behind this key, as text.
+        after: Option<Vec<String>>,
+        /// Rows compared.
+        rows: u64,
     },
     /// Changes are sent as they are made, until they arrive quickly.
     CatchingUp {
@@ -185,10 +220,24 @@ pub enum Ended {
 pub enum Wish {
     /// No cut-over for now.
     Pause,
+    /// All rows compared once more, while the move is retained.
+    Verify,
     /// Back to the source, while the move is retained.
     RollBack,
     /// The way back is not needed any longer.
     Complete,
+}
+
+impl State {
+    fn verifying(way: Way) -> Self {
+        Self::Verifying {
+            way,
+            tenant: 0,
+            table: 0,
+            after: None,
+            rows: 0,
+        }
+    }
 }
 
 impl Way {
@@ -205,13 +254,14 @@ impl Wish {
     pub fn name(self) -> &'static str {
         match self {
             Self::Pause => "pause",
+            Self::Verify => "verify",
             Self::RollBack => "rollback",
             Self::Complete => "complete",
         }
     }
 
     fn parse(name: &str) -> Option<Self> {
-        [Self::Pause, Self::RollBack, Self::Complete]
+        [Self::Pause, Self::Verify, Self::RollBack, Self::Complete]
             .into_iter()
             .find(|wish| wish.name() == name)
     }
@@ -242,14 +292,16 @@ impl Move {
     pub fn of(plan: Plan) -> Self {
         Self {
             plan,
+            checked: None,
+            retained_until: 0,
             state: State::Planned,
         }
     }
 
     fn to(&self, state: State) -> Self {
         Self {
-            plan: self.plan.clone(),
             state,
+            ..self.clone()
         }
     }
 
@@ -277,6 +329,16 @@ impl Move {
             State::Planned => prepare::check(context, self).await,
             State::Preparing => prepare::prepare(context, self).await,
             State::Copying { expected, .. } => copy::copy(context, self, *expected).await,
+            State::Verifying {
+                way,
+                tenant,
+                table,
+                after,
+                rows,
+            } => {
+                let position = (*tenant, *table, after.clone(), *rows);
+                verify::verify(context, self, *way, position).await
+            }
             State::CatchingUp { tries, .. } => copy::catch_up(context, self, *tries).await,
             State::CuttingOver { way, tries } => {
                 cut_over::cut_over(context, self, *way, *tries).await
@@ -295,6 +357,11 @@ impl Move {
                 way: Way::Back,
                 tries: 0,
             })),
+            Some(Wish::Verify) => {
+                let control = context.control();
+                store::clear_wish(control, context.job().id, Wish::Verify.name()).await?;
+                Ok(self.next(State::verifying(Way::Back)))
+            }
             Some(Wish::Complete) => Ok(self.next(State::CleaningUp {
                 why: Ended::Done,
                 rows: 0,
@@ -353,6 +420,7 @@ impl Machine for Move {
                 rows: done,
                 expected,
             } => ("copying", rows(*done, (*expected).max(*done))),
+            State::Verifying { rows: done, .. } => ("verifying", rows(*done, 0)),
             State::CatchingUp { .. } => ("catching_up", none),
             State::CuttingOver {
                 way: Way::Forward, ..
@@ -384,8 +452,12 @@ impl Machine for Move {
             State::Planned
             | State::Preparing
             | State::Copying { .. }
+            | State::Verifying {
+                way: Way::Forward, ..
+            }
             | State::CatchingUp { .. } => Some(self.to(self.given_up(Ended::Cancelled))),
-            State::CuttingOver { .. }
+            State::Verifying { way: Way::Back, .. }
+            | State::CuttingOver { .. }
             | State::Retained { .. }
             | State::Undoing { .. }
             | State::CleaningUp { .. }
@@ -399,7 +471,13 @@ impl Machine for Move {
             State::Planned
             | State::Preparing
             | State::Copying { .. }
+            | State::Verifying {
+                way: Way::Forward, ..
+            }
             | State::CatchingUp { .. } => Some(self.to(self.given_up(why))),
+            State::Verifying { way: Way::Back, .. } => Some(self.to(State::Retained {
+                until: self.retained_until,
+            })),
             State::CuttingOver { .. }
             | State::Retained { .. }
             | State::Undoing { .. }

@@ -8,29 +8,49 @@ use std::time::Duration;
 
 use tenancy::chain;
 use tenancy::control::{Actor, ControlError, ShardInfo};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::app::App;
 use crate::error::Error;
 use crate::migrate;
+use crate::move_tenant::janitor;
 use crate::shard::Address;
 
 const EVERY: Duration = Duration::from_secs(2);
+/// Leftovers of moves are looked for so often.
+const SWEEP_EVERY: Duration = Duration::from_secs(20);
 /// Tenants admitted at once.
 const BATCH: i64 = 5_000;
 
 /// Runs until `stop`.
 pub async fn run(app: Arc<App>, stop: CancellationToken) {
+    let mut sweep_at = Instant::now() + SWEEP_EVERY;
     loop {
         if let Err(error) = reconcile(&app).await {
             tracing::warn!(error = %chain(&error), "reconciling stopped early");
+        }
+        if Instant::now() >= sweep_at {
+            sweep_at = Instant::now() + SWEEP_EVERY;
+            if let Err(error) = sweep(&app).await {
+                tracing::warn!(error = %chain(&error), "leftovers of moves not all looked for");
+            }
         }
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(EVERY) => {}
         }
     }
+}
+
+/// Removes what moves left behind; one worker at a time does.
+async fn sweep(app: &App) -> Result<(), Error> {
+    let lease = SWEEP_EVERY * 2;
+    if app.control.take_lease("janitor", &app.owner, lease).await? {
+        janitor::sweep(app).await?;
+    }
+    Ok(())
 }
 
 /// One pass. Each step may run twice, here or on another worker.

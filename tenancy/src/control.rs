@@ -24,7 +24,7 @@ pub use lifecycle::{
     Forgotten, close_tenant, forget_import, forget_tenant, open_import, reopen_tenant,
 };
 pub use limits::{PlanInfo, TenantLimits};
-pub use moves::{Place, move_tenant};
+pub use moves::{Place, Resident, move_tenant};
 pub use tenants::{NewTenant, TenantInfo, TenantPage};
 
 use crate::tls::{DsnError, Tls};

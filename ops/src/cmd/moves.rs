@@ -65,6 +65,11 @@ pub enum Command {
         #[arg(long)]
         wait: bool,
     },
+    /// Compare every row of a retained move once more.
+    Verify {
+        /// Its id, or its tenant.
+        name: String,
+    },
     /// Bring the tenants of a retained move back, with all that they have written.
     Rollback {
         /// Its id, or its tenant.
@@ -105,6 +110,8 @@ const RECORD: &[Column] = &[
     ("progress", job::progress),
     ("waits for", |m| show(&m["state"]["why"])),
     ("wanted", |m| show(&m["wish"])),
+    ("rows checked", |m| show(&m["checked"]["rows"])),
+    ("rows differ", |m| show(&m["checked"]["differ"])),
     ("pause", pause),
     ("problem", |m| show(&m["problem"]["message"])),
     ("advice", |m| show(&m["problem"]["advice"])),
@@ -155,6 +162,7 @@ impl Command {
             Self::Pause { name } => change(admin, &name, "pause", false).await,
             Self::Resume { name } => change(admin, &name, "resume", false).await,
             Self::Cancel { name, wait } => change(admin, &name, "cancel", wait).await,
+            Self::Verify { name } => change(admin, &name, "verify", false).await,
             Self::Rollback { name, wait } => {
                 confirm(&format!("Bring {name} back to its former shard?"), no_input)?;
                 change(admin, &name, "rollback", wait).await

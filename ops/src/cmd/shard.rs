@@ -6,7 +6,8 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 
 use super::Answer;
-use crate::admin::Admin;
+use crate::admin::{Admin, segment};
+use crate::error::Error;
 use crate::output::{Column, Output, show};
 
 /// What can be done with shards.
@@ -27,6 +28,19 @@ pub enum Command {
         /// Its share of new tenants, against 1 of an ordinary shard.
         #[arg(long)]
         weight: Option<f64>,
+    },
+    /// Take a shard off the ring: new tenants go elsewhere. A plan of policy drain empties it.
+    Drain {
+        /// Its name.
+        id: String,
+    },
+    /// Forget an empty shard; its servers are left as they are.
+    Remove {
+        /// Its name.
+        id: String,
+        /// The same once more.
+        #[arg(long, value_name = "SHARD")]
+        confirm: String,
     },
 }
 
@@ -88,6 +102,24 @@ impl Command {
                 let body = json!({"id": id, "region": region, "weight": weight, "nodes": nodes});
                 let shard = admin.post("/shards", &body).await?;
                 Ok(Output::list(vec![shard.clone()], LIST).with_json(shard))
+            }
+            Self::Drain { id } => {
+                let path = format!("/shards/{}/drain", segment(&id));
+                let shard = admin.post(&path, &json!({})).await?;
+                let next = format!("Next: ringfence rebalance plan --policy drain --shard {id}");
+                Ok(Output::list(vec![shard.clone()], LIST)
+                    .with_json(shard)
+                    .note(next))
+            }
+            Self::Remove { id, confirm } => {
+                if confirm != id {
+                    return Err(Error::Usage(format!(
+                        "to remove shard {id}, say --confirm {id}"
+                    )));
+                }
+                let path = format!("/shards/{}", segment(&id));
+                let gone = admin.delete(&path, &[]).await?;
+                Ok(Output::list(Vec::new(), LIST).with_json(gone))
             }
         }
     }

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::plan::Limits;
 use super::usage::{self, By};
-use super::{Answer, job, plan};
+use super::{Answer, job, plan, rebalance};
 use crate::admin::{Admin, segment};
 use crate::error::Error;
 use crate::output::{Column, Output, show};
@@ -81,6 +81,21 @@ pub enum Command {
     },
     /// Serve a suspended tenant again.
     Resume {
+        /// Slug or id.
+        tenant: String,
+    },
+    /// Have a tenant stay where it is, whatever plans of balance say.
+    Pin {
+        /// Slug or id.
+        tenant: String,
+    },
+    /// Let plans of balance move a tenant again.
+    Unpin {
+        /// Slug or id.
+        tenant: String,
+    },
+    /// Plan to give a tenant its shard alone: the others move away. Apply the plan by its hash.
+    Isolate {
         /// Slug or id.
         tenant: String,
     },
@@ -164,6 +179,12 @@ impl Command {
                 change(admin, &tenant, "/suspend").await
             }
             Self::Resume { tenant } => change(admin, &tenant, "/resume").await,
+            Self::Pin { tenant } => change(admin, &tenant, "/pin").await,
+            Self::Unpin { tenant } => change(admin, &tenant, "/unpin").await,
+            Self::Isolate { tenant } => {
+                let ask = json!({ "policy": "isolate", "tenant": tenant });
+                rebalance::proposed(admin, &ask).await
+            }
             Self::Delete {
                 tenant,
                 confirm,

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use serde::Serialize;
 use tenancy::control::{MemberInfo, NewShard, NodeInfo, ShardInfo};
@@ -37,6 +37,24 @@ pub(super) async fn add_shard(
     app.control.insert_shard(&actor(), &new).await?;
     reconcile::prepare_shard(&app, &find(&app, &new.id).await?).await?;
     Ok((StatusCode::CREATED, Json(find(&app, &new.id).await?)))
+}
+
+/// Takes it off the ring; a plan of policy `drain` empties it.
+pub(super) async fn drain_shard(
+    State(app): State<Arc<App>>,
+    Path(shard): Path<String>,
+) -> Result<Json<ShardInfo>, Error> {
+    app.control.drain_shard(&actor(), &shard).await?;
+    Ok(Json(find(&app, &shard).await?))
+}
+
+/// 204 once it is forgotten: its servers are left as they are.
+pub(super) async fn remove_shard(
+    State(app): State<Arc<App>>,
+    Path(shard): Path<String>,
+) -> Result<StatusCode, Error> {
+    app.control.remove_shard(&actor(), &shard).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn find(app: &App, id: &str) -> Result<ShardInfo, Error> {

@@ -1,6 +1,6 @@
 //! `/admin/v1/moves`: jobs that move tenants, with what is particular to them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::Json;
@@ -15,8 +15,8 @@ use super::actor;
 use crate::app::App;
 use crate::error::Error;
 use crate::job::store::{self, Wanted};
-use crate::job::{JobInfo, Kind, NewJob};
-use crate::move_tenant::{self, BUDGET_MAX_MS, Move, Moving, Plan, TENANTS_MAX, Wish};
+use crate::job::{JobInfo, Kind};
+use crate::move_tenant::{self, BUDGET_MAX_MS, Checked, Move, Moving, Wish};
 
 /// A cut-over holds requests for so long at most, unless said otherwise, ms.
 const BUDGET_MS: u64 = 250;
@@ -26,8 +26,6 @@ const KEEP_HOURS: f64 = 24.0;
 const KEEP_HOURS_MAX: f64 = 24.0 * 30.0;
 /// Most tenants that one request names.
 const NAMED_MAX: usize = 10_000;
-/// Those who begin moves queue for this lock: no tenant is in two of them.
-const START_LOCK: i64 = 0x7269_6e67_0004;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -48,6 +46,8 @@ pub(super) struct MoveInfo {
     to: String,
     budget_ms: u64,
     tenants: Vec<Moving>,
+    /// What the last comparison of all rows came to.
+    checked: Option<Checked>,
     /// The state with all that it holds.
     state: move_tenant::State,
     /// What someone wants of it: `pause`, `rollback` or `complete`.
@@ -81,56 +81,19 @@ pub(super) async fn start(
         return Err(Error::BadRequest(why));
     }
     let shards = app.control.shards().await?;
-    let mut by_shard: BTreeMap<String, Vec<TenantInfo>> = BTreeMap::new();
+    let mut tenants = Vec::new();
     let mut named = BTreeSet::new();
     for name in &body.tenants {
         let tenant = app.control.tenant(name).await?;
         require_movable(&tenant, &shards, &body.to)?;
         if named.insert(tenant.id) {
-            by_shard
-                .entry(tenant.shard.clone())
-                .or_default()
-                .push(tenant);
+            tenants.push(tenant);
         }
     }
     let mut client = app.control.client().await?;
     let transaction = client.transaction().await.map_err(ControlError::Postgres)?;
-    transaction
-        .execute("select pg_advisory_xact_lock($1)", &[&START_LOCK])
-        .await
-        .map_err(ControlError::Postgres)?;
-    let migrating = transaction
-        .query_opt(
-            "select from ringfence.job where kind = $1 and not done limit 1",
-            &[&Kind::Migrate.name()],
-        )
-        .await
-        .map_err(ControlError::Postgres)?;
-    if migrating.is_some() {
-        return Err(Error::Control(ControlError::Conflict(
-            "a migration is under way: moves wait for its end".into(),
-        )));
-    }
-    let mut started = Vec::new();
-    for (from, tenants) in &by_shard {
-        for group in tenants.chunks(TENANTS_MAX) {
-            require_free(&transaction, group).await?;
-            let keep_s = (keep * 3_600.0).round();
-            let plan = Plan::new(group, from, &body.to, budget_ms, keep_s as u64);
-            let (object, tenant) = match group {
-                [one] => (one.slug.clone(), Some(one.id)),
-                many => (format!("{} tenants", many.len()), None),
-            };
-            let new = NewJob {
-                kind: Kind::Move,
-                object: &object,
-                tenant,
-                shards: &[from.clone(), body.to.clone()],
-                state: &Move::of(plan),
-            };
-            started.push(store::insert(&transaction, &actor(), &new).await?);
-        }
-    }
+    let how = (budget_ms, (keep * 3_600.0).round() as u64);
+    let started = move_tenant::start(&transaction, &actor(), &tenants, &body.to, how).await?;
     transaction.commit().await.map_err(ControlError::Postgres)?;
     let mut items = Vec::new();
     for id in started {
@@ -171,31 +134,6 @@ fn require_movable(tenant: &TenantInfo, shards: &[ShardInfo], to: &str) -> Resul
     Ok(())
 }
 
-/// Refuses tenants that another open job is about.
-async fn require_free(
-    transaction: &tokio_postgres::Transaction<'_>,
-    tenants: &[TenantInfo],
-) -> Result<(), ControlError> {
-    let ids: Vec<Uuid> = tenants.iter().map(|tenant| tenant.id).collect();
-    let row = transaction
-        .query_opt(
-            "select t.slug from ringfence.tenant t where t.id = any($1) and exists (
-               select from ringfence.job j
-               left join lateral jsonb_array_elements(j.state -> 'plan' -> 'tenants') m on j.kind = 'move'
-               where not j.done and (j.tenant = t.id or (m ->> 'id')::uuid = t.id))
-             limit 1",
-            &[&ids],
-        )
-        .await?;
-    match row {
-        None => Ok(()),
-        Some(row) => Err(ControlError::Conflict(format!(
-            "tenant {} has another job under way: `ringfence job list --open` shows it",
-            row.get::<_, &str>(0)
-        ))),
-    }
-}
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct List {
@@ -230,7 +168,7 @@ pub(super) async fn show(
     ))
 }
 
-/// `pause`, `resume`, `cancel`, `rollback` or `complete`.
+/// `pause`, `resume`, `cancel`, `verify`, `rollback` or `complete`.
 pub(super) async fn change(
     State(app): State<Arc<App>>,
     Path((name, verb)): Path<(String, String)>,
@@ -258,6 +196,8 @@ pub(super) async fn change(
         "cancel" => return Err(refuse("it can be cancelled before it is cut over")),
         "rollback" if phase == "retained" => wish("move.rollback", Some(Wish::RollBack)).await?,
         "rollback" => return Err(refuse("it can be rolled back while it is retained")),
+        "verify" if phase == "retained" => wish("move.verify", Some(Wish::Verify)).await?,
+        "verify" => return Err(refuse("it is verified by itself before it is cut over")),
         "complete" if phase == "retained" => wish("move.complete", Some(Wish::Complete)).await?,
         "complete" => return Err(refuse("it can be completed while it is retained")),
         _ => return Err(Error::NoRoute),
@@ -267,7 +207,10 @@ pub(super) async fn change(
 
 /// Nobody is on the target yet.
 fn is_before(phase: &str) -> bool {
-    matches!(phase, "planned" | "preparing" | "copying" | "catching_up")
+    matches!(
+        phase,
+        "planned" | "preparing" | "copying" | "verifying" | "catching_up"
+    )
 }
 
 /// The move of that id, or the newest of that tenant, open ones first.
@@ -302,6 +245,7 @@ async fn describe(app: &App, job: JobInfo) -> Result<MoveInfo, Error> {
         to: read.plan.to,
         budget_ms: read.plan.budget_ms,
         tenants: read.plan.tenants,
+        checked: read.checked,
         state: read.state,
         wish,
     })

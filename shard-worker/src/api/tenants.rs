@@ -185,3 +185,20 @@ async fn set_suspended(app: &App, name: &str, suspended: bool) -> Result<Json<Te
         .await?;
     Ok(Json(tenant))
 }
+
+/// Has it stay where it is, whatever plans of balance say.
+pub(super) async fn pin(
+    State(app): State<Arc<App>>,
+    Path(tenant): Path<String>,
+) -> Result<Json<TenantInfo>, Error> {
+    app.control.pin(&actor(), &tenant, true).await?;
+    Ok(Json(app.control.tenant(&tenant).await?))
+}
+
+pub(super) async fn unpin(
+    State(app): State<Arc<App>>,
+    Path(tenant): Path<String>,
+) -> Result<Json<TenantInfo>, Error> {
+    app.control.pin(&actor(), &tenant, false).await?;
+    Ok(Json(app.control.tenant(&tenant).await?))
+}

@@ -502,6 +502,14 @@ pub async fn set_wish(
     show(control, id).await
 }
 
+/// A wish was granted.
+pub async fn clear_wish(control: &Control, id: Uuid, wish: &str) -> Result<(), ControlError> {
+    let sql = "update ringfence.job set wish = null where id = $1 and wish = $2";
+    let client = control.client().await?;
+    client.execute(sql, &[&id, &wish]).await?;
+    Ok(())
+}
+
 /// A job's state, as its machine wrote it.
 pub async fn state(control: &Control, id: Uuid) -> Result<Value, ControlError> {
     let sql = "select state from ringfence.job where id = $1";

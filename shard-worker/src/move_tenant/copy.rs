@@ -52,10 +52,7 @@ pub(super) async fn copy(
         let stream = look(&target, &name).await?;
         if stream.tables > 0 && stream.ready == stream.tables {
             failpoint(context, "copied");
-            return Ok(job.next(State::CatchingUp {
-                tries: 0,
-                why: None,
-            }));
+            return Ok(job.next(State::verifying(Way::Forward)));
         }
         if stream.errors > ERRORS_MAX {
             return Err(JobError::Refused(format!(

@@ -57,15 +57,20 @@ pub(super) async fn cut_over(
         .iter()
         .position(|tenant| tenant.crossed != crossed);
     let Some(index) = waiting else {
-        return Ok(job.next(match way {
-            Way::Forward => State::Retained {
-                until: now_s() + job.plan.keep_s,
-            },
+        let mut next = job.clone();
+        next.state = match way {
+            Way::Forward => {
+                next.retained_until = now_s() + job.plan.keep_s;
+                State::Retained {
+                    until: next.retained_until,
+                }
+            }
             Way::Back => State::CleaningUp {
                 why: Ended::RolledBack,
                 rows: 0,
             },
-        }));
+        };
+        return Ok(Step::Next(next));
     };
     let tenant = &job.plan.tenants[index];
     let (from, to) = ends(job, way);

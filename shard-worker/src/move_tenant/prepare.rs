@@ -157,7 +157,7 @@ async fn refuse_leftovers(target: &Side, tenant: Uuid, slug: &str) -> Result<(),
         );
         if target.client.query_one(&sql, &[&tenant]).await?.get(0) {
             return Err(JobError::Refused(format!(
-                "shard {} holds rows of tenant {slug} already, in {}: `ringfence doctor` shows leftovers",
+                "shard {} holds rows of tenant {slug} already, in {}: they are nobody's, delete them first",
                 target.shard, table.name
             )));
         }

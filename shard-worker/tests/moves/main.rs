@@ -5,6 +5,7 @@
 
 mod kill;
 mod moves;
+mod rebalance;
 #[allow(dead_code, reason = "shared with the tests of other jobs")]
 #[path = "../life/stage.rs"]
 mod stage;

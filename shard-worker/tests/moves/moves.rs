@@ -235,3 +235,66 @@ async fn a_move_is_cancelled_or_refused_and_leaves_the_source_serving() {
     assert_nothing_left(&stage).await;
     stage.cluster.down().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_differs_stops_the_move_and_is_named() {
+    let stage = Stage::start(100).await;
+    let (acme, home) = stage.tenant("acme").await;
+    let away = other(&home);
+    stage.fill(&home, acme, 9_000).await;
+    let key = stage.cluster.key("acme").unwrap();
+    let url = stage.cluster.router_url(0);
+    let writers = Writers::start(&url, &key, 3, Duration::from_millis(5));
+    writers.more(20).await;
+
+    // The worker dies when all rows are there and none has been compared yet.
+    crate::kill::die_at(&stage, &["verifying"]);
+    let id = start(&stage, &["acme"], away).await;
+    crate::kill::wait_for_death(&stage).await;
+    let damaged = stage
+        .shard(away)
+        .await
+        .query_one(
+            "update activities set minutes = minutes + 1000 where tenant_id = $1
+               and id = (select max(id) from activities where tenant_id = $1 and subject like 'No. 9%')
+             returning id",
+            &[&acme],
+        )
+        .await
+        .unwrap();
+    crate::kill::revive(&stage).await;
+    let failed = stage.over(&id).await;
+    assert_eq!(failed["status"], "failed", "{failed}");
+    let why = failed["problem"]["message"].as_str().unwrap();
+    let named = format!("({})", damaged.get::<_, i64>(0));
+    assert!(why.contains("1 rows") && why.contains(&named), "{why}");
+    assert_served_by(&stage, acme, &home, 1).await;
+    assert!(stage.rows(away, acme).await.is_empty());
+    assert_nothing_left(&stage).await;
+
+    // Undamaged it moves; all rows are compared before, and again when asked.
+    let id = start(&stage, &["acme"], away).await;
+    phase(&stage, &id, "retained").await;
+    let before = stage.get(&format!("moves/{id}")).await;
+    assert!(
+        before["checked"]["rows"].as_u64().unwrap() > 9_000,
+        "{before}"
+    );
+    wish(&stage, &id, "verify").await;
+    let rows = |body: &Value| body["checked"]["rows"].as_u64();
+    let deadline = std::time::Instant::now() + crate::stage::SOON;
+    loop {
+        let now = stage.get(&format!("moves/{id}")).await;
+        if rows(&now) != rows(&before) && now["phase"] == "retained" {
+            assert_eq!(now["checked"]["differ"], Value::Null);
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "{now}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        writers.more(1).await;
+    }
+    for ledger in writers.finish(&stage.shard(away).await, acme).await {
+        assert!(ledger.failed.is_empty(), "{:?}", ledger.failed);
+    }
+    stage.cluster.down().await;
+}

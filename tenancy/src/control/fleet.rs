@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
+use tokio_postgres::Transaction;
 use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
@@ -208,47 +209,7 @@ impl Control {
         if changed == 0 {
             return Ok(0);
         }
-        let fleet = Snapshot::empty().with(Delta {
-            fleet: Some(fetch_fleet(&*transaction).await.map_err(read_error)?),
-            ..Delta::default()
-        });
-        let mut after = Uuid::nil();
-        let mut affected = 0;
-        loop {
-            let rows = transaction
-                .query(
-                    "select id, region, ring_shard from ringfence.tenant
-                     where id > $1 and state <> 'deleted' order by id limit $2",
-                    &[&after, &PAGE],
-                )
-                .await?;
-            let Some(last) = rows.last() else { break };
-            after = last.get("id");
-            let mut ids: Vec<Uuid> = Vec::new();
-            let mut shards: Vec<&str> = Vec::new();
-            for row in &rows {
-                let id: Uuid = row.get("id");
-                let region = row.get::<_, &str>("region").into();
-                let Some(now) = fleet.ring_says(&region, TenantId(id)) else {
-                    continue;
-                };
-                if now.as_str() != row.get::<_, &str>("ring_shard") {
-                    let all = &fleet.fleet().shards;
-                    if let Some(shard) = all.iter().find(|shard| shard.id == *now) {
-                        ids.push(id);
-                        shards.push(shard.id.as_str());
-                    }
-                }
-            }
-            affected += transaction
-                .execute(
-                    "update ringfence.tenant t
-                     set ring_shard = new.shard, version = $3, exceptional = true
-                     from unnest($1::uuid[], $2::text[]) as new (id, shard) where t.id = new.id",
-                    &[&ids, &shards, &version],
-                )
-                .await?;
-        }
+        let affected = reseat(&transaction, version).await?;
         let note = serde_json::json!({ "tenants_off_the_ring": affected });
         audit(
             &transaction,
@@ -452,4 +413,54 @@ impl Control {
         });
         Ok(hidden.collect())
     }
+}
+
+/// Gives every tenant whose answer of the ring has changed its new `ring_shard`.
+/// Returns how many there were.
+pub(super) async fn reseat(
+    transaction: &Transaction<'_>,
+    version: i64,
+) -> Result<u64, ControlError> {
+    let fleet = Snapshot::empty().with(Delta {
+        fleet: Some(fetch_fleet(transaction).await.map_err(read_error)?),
+        ..Delta::default()
+    });
+    let mut after = Uuid::nil();
+    let mut affected = 0;
+    loop {
+        let rows = transaction
+            .query(
+                "select id, region, ring_shard from ringfence.tenant
+                 where id > $1 and state <> 'deleted' order by id limit $2",
+                &[&after, &PAGE],
+            )
+            .await?;
+        let Some(last) = rows.last() else { break };
+        after = last.get("id");
+        let mut ids: Vec<Uuid> = Vec::new();
+        let mut shards: Vec<&str> = Vec::new();
+        for row in &rows {
+            let id: Uuid = row.get("id");
+            let region = row.get::<_, &str>("region").into();
+            let Some(now) = fleet.ring_says(&region, TenantId(id)) else {
+                continue;
+            };
+            if now.as_str() != row.get::<_, &str>("ring_shard") {
+                let all = &fleet.fleet().shards;
+                if let Some(shard) = all.iter().find(|shard| shard.id == *now) {
+                    ids.push(id);
+                    shards.push(shard.id.as_str());
+                }
+            }
+        }
+        affected += transaction
+            .execute(
+                "update ringfence.tenant t
+                 set ring_shard = new.shard, version = $3, exceptional = true
+                 from unnest($1::uuid[], $2::text[]) as new (id, shard) where t.id = new.id",
+                &[&ids, &shards, &version],
+            )
+            .await?;
+    }
+    Ok(affected)
 }

@@ -5,7 +5,9 @@ use serde_json::json;
 use tokio_postgres::Transaction;
 use uuid::Uuid;
 
-use super::{Actor, ControlError, next_version, write_audit};
+use super::fleet::reseat;
+use super::tenants::{find, not_found};
+use super::{Actor, Control, ControlError, next_version, write_audit};
 
 /// A tenant's place: a shard, and the placement's number there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +37,7 @@ pub async fn move_tenant(
             &[&tenant],
         )
         .await?
-        .ok_or_else(|| super::tenants::not_found(&tenant.to_string()))?;
+        .ok_or_else(|| not_found(&tenant.to_string()))?;
     let (slug, shard, epoch): (String, String, i64) = (row.get(0), row.get(1), row.get(2));
     let is = Place {
         shard: &shard,
@@ -68,4 +70,180 @@ pub async fn move_tenant(
         "done",
     )
     .await
+}
+
+/// A tenant as plans see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resident {
+    /// Its id.
+    pub id: Uuid,
+    /// Where it lives.
+    pub shard: String,
+    /// What the ring says.
+    pub ring_shard: String,
+    /// It stays where it is.
+    pub pinned: bool,
+}
+
+impl Control {
+    /// All tenants that can be moved, in order of their ids.
+    pub async fn residents(&self) -> Result<Vec<Resident>, ControlError> {
+        let client = self.client().await?;
+        let rows = client
+            .query(
+                "select id, shard, ring_shard, pinned from ringfence.tenant
+                 where state in ('active', 'suspended') order by id",
+                &[],
+            )
+            .await?;
+        let resident = |row: &tokio_postgres::Row| Resident {
+            id: row.get(0),
+            shard: row.get(1),
+            ring_shard: row.get(2),
+            pinned: row.get(3),
+        };
+        Ok(rows.iter().map(resident).collect())
+    }
+
+    /// Has a tenant stay where it is, whatever plans of balance say; or not any longer.
+    pub async fn pin(&self, actor: &Actor, name: &str, pinned: bool) -> Result<(), ControlError> {
+        let mut client = self.client().await?;
+        let transaction = client.transaction().await?;
+        let tenant = find(&*transaction, name)
+            .await?
+            .ok_or_else(|| not_found(name))?;
+        transaction
+            .execute(
+                "update ringfence.tenant set pinned = $2 where id = $1",
+                &[&tenant.id, &pinned],
+            )
+            .await?;
+        let action = match pinned {
+            true => "tenant.pin",
+            false => "tenant.unpin",
+        };
+        let after = Some(json!({ "shard": tenant.shard, "pinned": pinned }));
+        write_audit(
+            &transaction,
+            actor,
+            action,
+            &tenant.slug,
+            None,
+            after,
+            "done",
+        )
+        .await?;
+        Ok(transaction.commit().await?)
+    }
+
+    /// Takes a shard off its ring: new tenants go elsewhere, and plans empty it.
+    /// Returns how many tenants the ring has another answer for now.
+    pub async fn drain_shard(&self, actor: &Actor, shard: &str) -> Result<u64, ControlError> {
+        let mut client = self.client().await?;
+        let transaction = client.transaction().await?;
+        let version = next_version(&transaction, true).await?;
+        let row = transaction
+            .query_opt(
+                "select s.state, exists (select from ringfence.shard o
+                   where o.region = s.region and o.id <> s.id and o.state = 'active') as others
+                 from ringfence.shard s where s.id = $1",
+                &[&shard],
+            )
+            .await?
+            .ok_or_else(|| no_shard(shard))?;
+        let state: &str = row.get("state");
+        if state == "draining" {
+            return Ok(0);
+        }
+        if state != "active" || !row.get::<_, bool>("others") {
+            return Err(ControlError::Conflict(match state {
+                "active" => format!("shard {shard} is the only one on its region's ring"),
+                other => format!("shard {shard} is {other}"),
+            }));
+        }
+        transaction
+            .execute(
+                "update ringfence.shard set state = 'draining' where id = $1",
+                &[&shard],
+            )
+            .await?;
+        let affected = reseat(&transaction, version).await?;
+        let after = Some(json!({ "tenants_of_other_shards_now": affected }));
+        write_audit(
+            &transaction,
+            actor,
+            "shard.drain",
+            shard,
+            None,
+            after,
+            "done",
+        )
+        .await?;
+        transaction.commit().await?;
+        Ok(affected)
+    }
+
+    /// Forgets a shard that is being drained, and its nodes.
+    ///
+    /// # Errors
+    /// [`ControlError::Conflict`] where it holds anything, or a job works on it.
+    pub async fn remove_shard(&self, actor: &Actor, shard: &str) -> Result<(), ControlError> {
+        let mut client = self.client().await?;
+        let transaction = client.transaction().await?;
+        next_version(&transaction, true).await?;
+        let row = transaction
+            .query_opt(
+                "select s.state,
+                   (select count(*) from ringfence.tenant t
+                     where (t.shard = s.id or t.ring_shard = s.id) and t.state <> 'deleted') as tenants,
+                   (select count(*) from ringfence.job j where not j.done and s.id = any(j.shards)) as jobs
+                 from ringfence.shard s where s.id = $1 for update",
+                &[&shard],
+            )
+            .await?
+            .ok_or_else(|| no_shard(shard))?;
+        let (state, tenants, jobs): (&str, i64, i64) =
+            (row.get("state"), row.get("tenants"), row.get("jobs"));
+        let why = match (state, tenants, jobs) {
+            ("active", _, _) => Some("is on the ring: drain it first".to_owned()),
+            (_, 1.., _) => Some(format!("still has {tenants} tenants")),
+            (_, _, 1..) => Some(format!(
+                "is worked on by {jobs} jobs, such as moves that are retained"
+            )),
+            _ => None,
+        };
+        if let Some(why) = why {
+            return Err(ControlError::Conflict(format!("shard {shard} {why}")));
+        }
+        // Rows of deleted tenants name it, too, and are kept for their ids.
+        transaction
+            .execute(
+                "update ringfence.tenant set shard = o.id, ring_shard = o.id
+                 from (select id from ringfence.shard where id <> $1 order by created_at limit 1) o
+                 where (shard = $1 or ring_shard = $1) and state = 'deleted'",
+                &[&shard],
+            )
+            .await?;
+        transaction
+            .execute("delete from ringfence.shard where id = $1", &[&shard])
+            .await?;
+        write_audit(
+            &transaction,
+            actor,
+            "shard.remove",
+            shard,
+            None,
+            None,
+            "done",
+        )
+        .await?;
+        Ok(transaction.commit().await?)
+    }
+}
+
+fn no_shard(name: &str) -> ControlError {
+    ControlError::NotFound {
+        kind: "shard",
+        name: name.chars().take(80).collect(),
+    }
 }

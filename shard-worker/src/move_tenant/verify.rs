@@ -1,0 +1,421 @@
+//! Every row of the tenants, compared on both sides while they are being
+//! written to. Chunks of the primary key are read on the sending side, then,
+//! once all that was written there has arrived, on the receiving one. A row
+//! that differs may just have changed: it is looked at again, until it was
+//! equal once. Rows that never are get locked for a moment, so that they stand
+//! still; who differs then is named, and the move stops.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use schema::ident::Ident;
+use schema::tenant_tables::{TenantTable, tenant_tables};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Client, Row};
+use uuid::Uuid;
+
+use super::side::Side;
+use super::{Checked, Move, State, Way, failpoint, names};
+use crate::job::{Context, JobError, Step};
+use crate::reconcile;
+
+/// Rows of one chunk.
+const CHUNK: i64 = 4_000;
+/// A state's progress is written after so long.
+const SHOWN: Duration = Duration::from_millis(1_500);
+/// Looks at rows that differ, before they are locked.
+const ROUNDS: u32 = 12;
+const PAUSE: Duration = Duration::from_millis(20);
+/// Rows that are locked at once.
+const LOCKED_MAX: usize = 500;
+/// Longest wait for one marker.
+const MARKER_MAX: Duration = Duration::from_secs(20);
+/// Rows that are named.
+const NAMED: usize = 10;
+
+/// How the sides of a session print values.
+const ALIKE: &str =
+    "set datestyle = 'ISO, YMD'; set intervalstyle = 'iso_8601'; set timezone = 'UTC';
+    set extra_float_digits = 1; set bytea_output = 'hex'; set lc_monetary = 'C'";
+
+/// A row's key, as text.
+type Key = Vec<String>;
+/// Rows of a chunk: a hash by key.
+type Rows = BTreeMap<Key, i64>;
+
+/// Some chunks.
+pub(super) async fn verify(
+    context: &Context,
+    job: &Move,
+    way: Way,
+    (mut tenant, mut table, mut after, mut rows): (usize, usize, Option<Key>, u64),
+) -> Result<Step<Move>, JobError> {
+    failpoint(context, "verifying");
+    let (from, to) = match way {
+        Way::Forward => (&job.plan.from, &job.plan.to),
+        Way::Back => (&job.plan.to, &job.plan.from),
+    };
+    let source = Side::open(context, from).await?;
+    let target = Side::open(context, to).await?;
+    source.client.batch_execute(ALIKE).await?;
+    target.client.batch_execute(ALIKE).await?;
+    let tables = tenant_tables(&*source.client).await?;
+    let until = Instant::now() + SHOWN;
+    while let Some(moving) = job.plan.tenants.get(tenant) {
+        while let Some(compared) = tables.get(table) {
+            // Its rows run out on each shard by themselves: they may differ.
+            let expires = compared.name.schema.as_str() == "ringfence";
+            if !expires {
+                let comparison = Comparison {
+                    context,
+                    way,
+                    source: &source,
+                    target: &target,
+                    table: compared,
+                    tenant: moving.id,
+                };
+                let found = comparison.chunk(after.as_ref()).await?;
+                rows += found.rows;
+                if !found.differ.is_empty() {
+                    let why = format!(
+                        "{} rows of tenant {} in {} differ between shards {from} and {to}: {}",
+                        found.differ.len(),
+                        moving.slug,
+                        compared.name,
+                        named(&found.differ)
+                    );
+                    return mismatch(job, way, why);
+                }
+                after = found.last;
+            }
+            if expires || after.is_none() {
+                table += 1;
+            }
+            if Instant::now() >= until {
+                return Ok(job.next(State::Verifying {
+                    way,
+                    tenant,
+                    table,
+                    after,
+                    rows,
+                }));
+            }
+        }
+        table = 0;
+        tenant += 1;
+    }
+    tracing::info!(rows, "all rows are equal on both shards");
+    let mut next = job.clone();
+    next.checked = Some(Checked { rows, differ: None });
+    next.state = done(job, way);
+    Ok(Step::Next(next))
+}
+
+/// Before the switch the move ends there. Afterwards someone decides.
+fn mismatch(job: &Move, way: Way, why: String) -> Result<Step<Move>, JobError> {
+    tracing::error!(why, "shards differ");
+    match way {
+        Way::Forward => Err(JobError::Refused(why)),
+        Way::Back => {
+            let mut next = job.clone();
+            next.checked = Some(Checked {
+                rows: 0,
+                differ: Some(why),
+            });
+            next.state = done(job, way);
+            Ok(Step::Next(next))
+        }
+    }
+}
+
+fn done(job: &Move, way: Way) -> State {
+    match way {
+        Way::Forward => State::CatchingUp {
+            tries: 0,
+            why: None,
+        },
+        Way::Back => State::Retained {
+            until: job.retained_until,
+        },
+    }
+}
+
+fn named(keys: &BTreeSet<Key>) -> String {
+    let names: Vec<String> = keys
+        .iter()
+        .take(NAMED)
+        .map(|key| format!("({})", key.join(", ")))
+        .collect();
+    match keys.len() > NAMED {
+        true => format!("{}, …", names.join(", ")),
+        false => names.join(", "),
+    }
+}
+
+/// What a chunk came to.
+struct Found {
+    rows: u64,
+    /// The last key, where there may be more behind it.
+    last: Option<Key>,
+    differ: BTreeSet<Key>,
+}
+
+/// One table of one tenant on both sides.
+struct Comparison<'a> {
+    context: &'a Context,
+    way: Way,
+    source: &'a Side,
+    target: &'a Side,
+    table: &'a TenantTable,
+    tenant: Uuid,
+}
+
+impl Comparison<'_> {
+    async fn chunk(&self, after: Option<&Key>) -> Result<Found, JobError> {
+        if self.table.key.is_empty() {
+            return self.whole().await;
+        }
+        let first = self.read(&self.source.client, after, None).await?;
+        let is_last = i64::try_from(first.len()).unwrap_or(CHUNK) < CHUNK;
+        let upto = match is_last {
+            true => None,
+            false => self.last(after).await?,
+        };
+        let mut differ: Option<BTreeSet<Key>> = None;
+        let mut there = first;
+        let rows = there.len() as u64;
+        for round in 0..ROUNDS {
+            if round > 0 {
+                there = self
+                    .read_range(&self.source.client, after, upto.as_ref())
+                    .await?;
+            }
+            self.arrive().await?;
+            let here = self
+                .read_range(&self.target.client, after, upto.as_ref())
+                .await?;
+            let now = differences(&there, &here);
+            let still = match differ {
+                None => now,
+                // What was equal once has arrived.
+                Some(before) => before.intersection(&now).cloned().collect(),
+            };
+            let is_equal = still.is_empty();
+            differ = Some(still);
+            if is_equal {
+                break;
+            }
+            sleep(PAUSE * round).await;
+        }
+        let mut differ = differ.unwrap_or_default();
+        if !differ.is_empty() && differ.len() <= LOCKED_MAX {
+            differ = self.standing_still(after, upto.as_ref(), &differ).await?;
+        }
+        Ok(Found {
+            rows,
+            last: upto,
+            differ,
+        })
+    }
+
+    /// Looks at rows while nobody can change them.
+    async fn standing_still(
+        &self,
+        after: Option<&Key>,
+        upto: Option<&Key>,
+        keys: &BTreeSet<Key>,
+    ) -> Result<BTreeSet<Key>, JobError> {
+        let info = self.context.shard_info(&self.source.shard).await?;
+        let logins = &self.context.app().logins;
+        let mut locker = logins
+            .as_mover(&info.id, &reconcile::addresses(&info))
+            .await?;
+        let lock = locker.transaction().await?;
+        lock.batch_execute("set local lock_timeout = '1s'").await?;
+        let flat: Vec<String> = keys.iter().map(|key| key.join("\u{1f}")).collect();
+        let sql = format!(
+            "select from {} where {} = $1 and concat_ws(e'\\x1f', {}) = any($2) for share",
+            self.table.name,
+            self.table.tenant_column,
+            columns(&self.table.key, "::text"),
+        );
+        lock.execute(&sql, &[&self.tenant, &flat]).await?;
+        let there = self.read_range(&self.source.client, after, upto).await?;
+        self.arrive().await?;
+        let here = self.read_range(&self.target.client, after, upto).await?;
+        lock.rollback().await?;
+        let now = differences(&there, &here);
+        Ok(keys.intersection(&now).cloned().collect())
+    }
+
+    /// A table without a primary key: as a bag of rows.
+    async fn whole(&self) -> Result<Found, JobError> {
+        let sql = format!(
+            "select count(*), coalesce(sum({}::numeric), 0)::text from {} where {} = $1",
+            self.hash(),
+            self.table.name,
+            self.table.tenant_column
+        );
+        let read = |row: &Row| (row.get::<_, i64>(0), row.get::<_, String>(1));
+        for round in 0..ROUNDS {
+            let there = read(&self.source.client.query_one(&sql, &[&self.tenant]).await?);
+            self.arrive().await?;
+            let here = read(&self.target.client.query_one(&sql, &[&self.tenant]).await?);
+            if there == here {
+                return Ok(Found {
+                    rows: there.0.unsigned_abs(),
+                    last: None,
+                    differ: BTreeSet::new(),
+                });
+            }
+            sleep(PAUSE * round).await;
+        }
+        Ok(Found {
+            rows: 0,
+            last: None,
+            differ: BTreeSet::from([vec!["it has no primary key to name them by".to_owned()]]),
+        })
+    }
+
+    /// Waits until all that was committed on the sending side is here.
+    async fn arrive(&self) -> Result<(), JobError> {
+        let way = names::way(self.way);
+        let marker = self.source.mark(self.context.job().id, way).await?;
+        let arrived = self
+            .target
+            .wait_for_marker(marker, Duration::from_millis(1));
+        timeout(MARKER_MAX, arrived).await.unwrap_or_else(|_| {
+            Err(JobError::Wait(format!(
+                "shard {} is more than {} s behind",
+                self.target.shard,
+                MARKER_MAX.as_secs()
+            )))
+        })
+    }
+
+    async fn read(
+        &self,
+        client: &Client,
+        after: Option<&Key>,
+        upto: Option<&Key>,
+    ) -> Result<Rows, JobError> {
+        let sql = self.sql(after.is_some(), upto.is_some(), true);
+        self.rows(client, &sql, after, upto).await
+    }
+
+    async fn read_range(
+        &self,
+        client: &Client,
+        after: Option<&Key>,
+        upto: Option<&Key>,
+    ) -> Result<Rows, JobError> {
+        let sql = self.sql(after.is_some(), upto.is_some(), false);
+        self.rows(client, &sql, after, upto).await
+    }
+
+    async fn rows(
+        &self,
+        client: &Client,
+        sql: &str,
+        after: Option<&Key>,
+        upto: Option<&Key>,
+    ) -> Result<Rows, JobError> {
+        let none = Key::new();
+        let (after, upto) = (after.unwrap_or(&none), upto.unwrap_or(&none));
+        let rows = client.query(sql, &[&self.tenant, after, upto]).await?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    }
+
+    /// The last key of the chunk behind `after`, by the shard's own order.
+    async fn last(&self, after: Option<&Key>) -> Result<Option<Key>, JobError> {
+        let chunk = self.sql(after.is_some(), false, true);
+        let sql = format!("select c.key from ({chunk}) c offset {}", CHUNK - 1);
+        let none = Key::new();
+        let after = after.unwrap_or(&none);
+        let params: [&(dyn ToSql + Sync); 3] = [&self.tenant, after, &none];
+        let row = self.source.client.query_opt(&sql, &params).await?;
+        Ok(row.map(|row| row.get(0)))
+    }
+
+    /// Keys and hashes of the rows behind `$2` and up to `$3`.
+    fn sql(&self, after: bool, upto: bool, chunk: bool) -> String {
+        let keys = &self.table.key;
+        let bound = |number: usize, sign: &str| {
+            let values = keys.iter().enumerate().map(|(position, key)| {
+                let column = self.table.columns.iter().find(|column| column.name == *key);
+                let type_name = column.map_or("text", |column| column.type_name.as_str());
+                format!("(${number}::text[])[{}]::{type_name}", position + 1)
+            });
+            let values: Vec<String> = values.collect();
+            format!(
+                " and row({}) {sign} row({})",
+                columns(keys, ""),
+                values.join(", ")
+            )
+        };
+        let unused = |number: usize| format!(" and ${number}::text[] is not null");
+        format!(
+            "select array[{}] as key, {} from {} where {} = $1{}{} order by {}{}",
+            columns(keys, "::text"),
+            self.hash(),
+            self.table.name,
+            self.table.tenant_column,
+            if after { bound(2, ">") } else { unused(2) },
+            if upto { bound(3, "<=") } else { unused(3) },
+            columns(keys, ""),
+            if chunk {
+                format!(" limit {CHUNK}")
+            } else {
+                String::new()
+            },
+        )
+    }
+
+    /// By the columns' names: their order may differ between shards.
+    fn hash(&self) -> String {
+        let mut names: Vec<&Ident> = self
+            .table
+            .columns
+            .iter()
+            .map(|column| &column.name)
+            .collect();
+        names.sort();
+        let values: Vec<String> = names.iter().map(ToString::to_string).collect();
+        format!("hashtextextended(row({})::text, 0)", values.join(", "))
+    }
+}
+
+fn columns(names: &[Ident], suffix: &str) -> String {
+    let names: Vec<String> = names.iter().map(|name| format!("{name}{suffix}")).collect();
+    names.join(", ")
+}
+
+/// Keys that one side lacks, or has with other values.
+fn differences(there: &Rows, here: &Rows) -> BTreeSet<Key> {
+    let keys = there.keys().chain(here.keys());
+    keys.filter(|key| there.get(*key) != here.get(*key))
+        .cloned()
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_differ_by_their_absence_and_by_their_values() {
+        let rows = |pairs: &[(&str, i64)]| -> Rows {
+            pairs
+                .iter()
+                .map(|(key, hash)| (vec![(*key).to_owned()], *hash))
+                .collect()
+        };
+        let (there, here) = (
+            rows(&[("1", 1), ("2", 2), ("3", 3)]),
+            rows(&[("1", 1), ("2", 5), ("4", 4)]),
+        );
+        assert_eq!(named(&differences(&there, &here)), "(2), (3), (4)");
+        assert!(differences(&there, &there).is_empty());
+    }
+}

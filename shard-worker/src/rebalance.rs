@@ -1,0 +1,340 @@
+//! Rebalancing: a plan is proposed, read, and applied by its hash; applying it
+//! is a job that starts moves, a bounded number at once.
+
+pub mod planner;
+mod sizes;
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use aws_lc_rs::digest;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tenancy::control::{Actor, ControlError, TenantInfo};
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::error::Error;
+use crate::job::{Context, End, JobError, Machine, Progress, Step, Unit, store};
+use crate::move_tenant::{TENANTS_MAX, Wish, start};
+use planner::{Policy, Proposal, Shard, Tenant, propose, spread};
+
+/// Between two looks at the moves under way.
+const LOOK: Duration = Duration::from_secs(2);
+/// Bytes of a group's tenants: larger ones have a stream of their own.
+const GROUP_BYTES_MAX: u64 = 256 << 20;
+/// Bytes a second that a copy makes, for predictions.
+const COPY_BYTES_A_SECOND: f64 = 20e6;
+/// Seconds that a move takes beside its copy, for predictions.
+const MOVE_SECONDS: f64 = 3.0;
+/// Plans are kept for so long.
+const PLANS_KEPT: &str = "24 hours";
+
+/// A plan, as it is shown and stored.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Plan {
+    /// What it aims at.
+    pub policy: Policy,
+    /// What is moved: each group through one stream.
+    pub groups: Vec<Group>,
+    /// Bytes by shard, now and then.
+    pub shards: Vec<Balance>,
+    /// Tenants that are moved.
+    pub tenants: usize,
+    /// Bytes that are moved, as far as known.
+    pub bytes: u64,
+    /// Largest weighted size over the smallest, now; none: one has nothing.
+    pub spread_before: Option<f64>,
+    /// And then.
+    pub spread_after: Option<f64>,
+    /// Seconds that it takes, predicted.
+    pub seconds: f64,
+}
+
+/// Tenants that move together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    /// From this shard.
+    pub from: String,
+    /// To this one.
+    pub to: String,
+    /// Who.
+    pub tenants: Vec<Uuid>,
+    /// Their size.
+    pub bytes: u64,
+}
+
+/// A shard's size, now and then.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Balance {
+    /// The shard.
+    pub shard: String,
+    /// Bytes now.
+    pub before: u64,
+    /// Bytes then.
+    pub after: u64,
+}
+
+/// Proposes a plan, and keeps it under the hash that it returns.
+pub async fn plan(app: &App, policy: Policy, at_once: usize) -> Result<(String, Plan), Error> {
+    let infos = app.control.shards().await?;
+    let shards: Vec<Shard> = infos
+        .iter()
+        .map(|info| Shard {
+            id: info.id.clone(),
+            region: info.region.clone(),
+            weight: info.weight,
+            open: info.state == "active",
+        })
+        .collect();
+    let numbers: HashMap<&str, usize> = infos
+        .iter()
+        .enumerate()
+        .map(|(number, info)| (info.id.as_str(), number))
+        .collect();
+    let sizes = sizes::of_all(app, &infos).await?;
+    let residents = app.control.residents().await?;
+    let tenants: Vec<Tenant> = residents
+        .iter()
+        .filter_map(|resident| {
+            Some(Tenant {
+                id: resident.id,
+                shard: *numbers.get(resident.shard.as_str())?,
+                ring: *numbers.get(resident.ring_shard.as_str())?,
+                bytes: sizes.get(&resident.id).copied().unwrap_or_default(),
+                pinned: resident.pinned,
+            })
+        })
+        .collect();
+    let proposal = propose(&shards, &tenants, &policy);
+    let plan = describe(policy, &shards, &proposal, at_once);
+    let text = serde_json::to_vec(&plan)
+        .map_err(|error| Error::BadRequest(format!("the plan can't be written: {error}")))?;
+    let sum = digest::digest(&digest::SHA256, &text);
+    let hash: String = sum
+        .as_ref()
+        .iter()
+        .take(6)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    keep(app, &hash, &plan).await?;
+    Ok((hash, plan))
+}
+
+fn describe(policy: Policy, shards: &[Shard], proposal: &Proposal, at_once: usize) -> Plan {
+    let mut groups: Vec<Group> = Vec::new();
+    for planned in &proposal.moves {
+        let (from, to) = (&shards[planned.from].id, &shards[planned.to].id);
+        match groups.last_mut() {
+            Some(group)
+                if group.from == *from
+                    && group.to == *to
+                    && group.tenants.len() < TENANTS_MAX
+                    && group.bytes + planned.bytes <= GROUP_BYTES_MAX =>
+            {
+                group.tenants.push(planned.tenant);
+                group.bytes += planned.bytes;
+            }
+            _ => groups.push(Group {
+                from: from.clone(),
+                to: to.clone(),
+                tenants: vec![planned.tenant],
+                bytes: planned.bytes,
+            }),
+        }
+    }
+    let balance = |(number, shard): (usize, &Shard)| Balance {
+        shard: shard.id.clone(),
+        before: proposal.before[number],
+        after: proposal.after[number],
+    };
+    let finite = |spread: f64| spread.is_finite().then_some(spread);
+    let work: f64 = groups
+        .iter()
+        .map(|group| MOVE_SECONDS + group.bytes as f64 / COPY_BYTES_A_SECOND)
+        .sum();
+    Plan {
+        policy,
+        shards: shards.iter().enumerate().map(balance).collect(),
+        tenants: proposal.moves.len(),
+        bytes: proposal.bytes(),
+        spread_before: finite(spread(shards, &proposal.before)),
+        spread_after: finite(spread(shards, &proposal.after)),
+        seconds: work / at_once.clamp(1, groups.len().max(1)) as f64,
+        groups,
+    }
+}
+
+async fn keep(app: &App, hash: &str, plan: &Plan) -> Result<(), Error> {
+    let plan = serde_json::to_value(plan).unwrap_or(Value::Null);
+    let client = app.control.client().await?;
+    client
+        .execute(
+            "with old as (delete from ringfence.rebalance_plan where created_at < now() - $3::text::interval)
+             insert into ringfence.rebalance_plan (hash, plan) values ($1, $2)
+             on conflict (hash) do update set created_at = now()",
+            &[&hash, &plan, &PLANS_KEPT],
+        )
+        .await
+        .map_err(ControlError::Postgres)?;
+    Ok(())
+}
+
+/// The plan of that hash.
+pub async fn kept(app: &App, hash: &str) -> Result<Plan, Error> {
+    let client = app.control.client().await?;
+    let row = client
+        .query_opt(
+            "select plan from ringfence.rebalance_plan where hash = $1",
+            &[&hash],
+        )
+        .await
+        .map_err(ControlError::Postgres)?;
+    let missing = || ControlError::NotFound {
+        kind: "plan",
+        name: hash.chars().take(80).collect(),
+    };
+    let plan: Value = row.ok_or_else(missing)?.get(0);
+    serde_json::from_value(plan)
+        .map_err(|error| Error::BadRequest(format!("the plan can't be read: {error}")))
+}
+
+/// The job that applies a plan.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Rebalance {
+    /// The plan's hash.
+    pub hash: String,
+    /// Groups that are still to be started, the last one next.
+    waiting: Vec<Group>,
+    /// Moves under way.
+    running: Vec<Uuid>,
+    /// Tenants moved, or begun to be.
+    done: u64,
+    /// Tenants in all.
+    total: u64,
+    /// What could not be moved, and why.
+    failed: Vec<String>,
+    at_once: usize,
+    budget_ms: u64,
+    keep_s: u64,
+    over: bool,
+    cancelled: bool,
+}
+
+impl Rebalance {
+    /// Its first state.
+    pub fn of(hash: &str, plan: &Plan, at_once: usize, budget_ms: u64, keep_s: u64) -> Self {
+        Self {
+            hash: hash.to_owned(),
+            waiting: plan.groups.iter().rev().cloned().collect(),
+            running: Vec::new(),
+            done: 0,
+            total: plan.tenants as u64,
+            failed: Vec::new(),
+            at_once,
+            budget_ms,
+            keep_s,
+            over: false,
+            cancelled: false,
+        }
+    }
+
+    /// Forgets the moves that are over or retained; notes those that failed.
+    async fn look(&mut self, context: &Context) -> Result<(), JobError> {
+        let mut running = Vec::new();
+        for id in std::mem::take(&mut self.running) {
+            let job = store::show(context.control(), id).await?;
+            let is_there = job.phase == "retained" || job.status == "done";
+            if !is_there && !job.done {
+                running.push(id);
+            } else if !is_there {
+                let why = job.problem.map(|problem| problem["message"].to_string());
+                self.failed
+                    .push(format!("{}: {}", job.object, why.unwrap_or(job.status)));
+            }
+        }
+        self.running = running;
+        Ok(())
+    }
+}
+
+impl Machine for Rebalance {
+    fn phase(&self) -> (&'static str, Progress) {
+        let progress = Progress {
+            done: self.done,
+            total: self.total,
+            unit: Unit::Tenants,
+        };
+        match (self.over, self.cancelled) {
+            (false, false) => ("moving", progress),
+            (false, true) => ("ending", progress),
+            (true, _) => ("over", progress),
+        }
+    }
+
+    async fn step(&self, context: &Context) -> Result<Step<Self>, JobError> {
+        let mut next = self.clone();
+        next.look(context).await?;
+        let paused = store::wish(context.control(), context.job().id)
+            .await?
+            .as_deref()
+            == Some(Wish::Pause.name());
+        if !paused && next.running.len() < next.at_once {
+            if let Some(group) = next.waiting.pop() {
+                return begin(context, next, &group).await;
+            }
+            if next.running.is_empty() {
+                next.over = true;
+                let result =
+                    json!({ "plan": next.hash, "tenants": next.done, "failed": next.failed });
+                let end = match next.cancelled {
+                    true => End::Cancelled,
+                    false => End::Done,
+                };
+                return Ok(Step::End(next, end, result));
+            }
+        }
+        Ok(Step::Later(next, LOOK))
+    }
+
+    /// Moves under way come to their end.
+    fn cancelled(&self) -> Option<Self> {
+        (!self.cancelled).then(|| Self {
+            waiting: Vec::new(),
+            cancelled: true,
+            ..self.clone()
+        })
+    }
+}
+
+/// Starts a group's move, in the transaction that notes it.
+async fn begin(
+    context: &Context,
+    mut next: Rebalance,
+    group: &Group,
+) -> Result<Step<Rebalance>, JobError> {
+    let mut tenants: Vec<TenantInfo> = Vec::new();
+    for id in &group.tenants {
+        match context.control().tenant(&id.to_string()).await {
+            Ok(tenant) if tenant.shard == group.from => tenants.push(tenant),
+            // It is gone, or has moved meanwhile.
+            Ok(_) | Err(ControlError::NotFound { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    next.done += group.tenants.len() as u64;
+    let mut client = context.control().client().await?;
+    let transaction = client.transaction().await?;
+    let actor: &Actor = &context.job().actor;
+    let how = (next.budget_ms, next.keep_s);
+    match start(&transaction, actor, &tenants, &group.to, how).await {
+        Ok(started) => next.running.extend(started),
+        Err(ControlError::Conflict(why)) => {
+            next.failed.push(why);
+            return Ok(Step::Next(next));
+        }
+        Err(error) => return Err(error.into()),
+    }
+    context.commit(transaction, &next).await?;
+    Ok(Step::Next(next))
+}

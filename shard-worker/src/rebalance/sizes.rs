@@ -1,0 +1,75 @@
+//! How large tenants are: rows of each table, times the table's bytes a row.
+//! Large tables are sampled.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use schema::tenant_tables::tenant_tables;
+use tenancy::control::ShardInfo;
+use tokio::time::timeout;
+use tokio_postgres::Client;
+use uuid::Uuid;
+
+use crate::app::App;
+use crate::error::Error;
+use crate::reconcile;
+use crate::shard::ShardError;
+
+/// Rows of a table up to which all are counted.
+const COUNTED_MAX: f64 = 1_000_000.0;
+/// Longest look at one shard.
+const LOOK_MAX: Duration = Duration::from_secs(50);
+
+/// Bytes of all tenants, of all shards at once.
+pub(super) async fn of_all(app: &App, shards: &[ShardInfo]) -> Result<HashMap<Uuid, u64>, Error> {
+    let looks = shards
+        .iter()
+        .filter(|shard| shard.state != "preparing")
+        .map(|shard| async {
+            let client = app
+                .logins
+                .as_mover(&shard.id, &reconcile::addresses(shard))
+                .await?;
+            let sizes = timeout(LOOK_MAX, of_shard(&client)).await;
+            Ok::<_, Error>(
+                sizes
+                    .map_err(|_| ShardError::Slow)?
+                    .map_err(ShardError::Postgres)?,
+            )
+        });
+    let mut sizes = HashMap::new();
+    for found in futures_util::future::join_all(looks).await {
+        // Of a tenant that is on two shards, the larger counts.
+        for (tenant, bytes) in found? {
+            let size = sizes.entry(tenant).or_insert(0);
+            *size = (*size).max(bytes);
+        }
+    }
+    Ok(sizes)
+}
+
+async fn of_shard(client: &Client) -> Result<HashMap<Uuid, u64>, tokio_postgres::Error> {
+    let mut sizes: HashMap<Uuid, u64> = HashMap::new();
+    for table in tenant_tables(client).await? {
+        let rows = table.rows_estimate as f64;
+        let sample = match rows > COUNTED_MAX {
+            true => format!("tablesample system ({:.4})", COUNTED_MAX / rows * 100.0),
+            false => String::new(),
+        };
+        let sql = format!(
+            "select t.{column}, count(*)::float8,
+               (select coalesce(sum(pg_total_relation_size(p.relid)), 0) from pg_partition_tree($1::text::regclass) p)::float8
+                 / greatest(sum(count(*)) over (), 1)::float8
+             from {table} t {sample} group by 1",
+            column = table.tenant_column,
+            table = table.name,
+        );
+        for row in client.query(&sql, &[&table.name.to_string()]).await? {
+            // The whole table's bytes by the sample's rows: a sampled row counts
+            // for all that it stands for.
+            let bytes = row.get::<_, f64>(1) * row.get::<_, f64>(2);
+            *sizes.entry(row.get(0)).or_default() += bytes as u64;
+        }
+    }
+    Ok(sizes)
+}
