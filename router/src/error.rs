@@ -164,6 +164,8 @@ pub enum Error {
         relation: String,
         /// The column.
         column: String,
+        /// At most two similar ones.
+        similar: Vec<String>,
     },
     /// A conflict target that is not there; told as Postgres tells it.
     #[error("column \"{0}\" does not exist")]
@@ -480,7 +482,18 @@ impl Error {
                     .map(|name| format!("Perhaps you meant the table '{name}'")),
             ),
             Self::NoDescription => report(404, "PGRST126"),
-            Self::NoColumn { .. } | Self::NoTargetColumn(_) => report(400, "42703"),
+            Self::NoColumn {
+                relation, similar, ..
+            } => {
+                let columns = similar.iter();
+                let columns = columns.map(|name| format!("the column \"{relation}.{name}\""));
+                let columns = columns.collect::<Vec<_>>().join(" or ");
+                report(400, "42703").hint(
+                    (!columns.is_empty())
+                        .then(|| format!("Perhaps you meant to reference {columns}.")),
+                )
+            }
+            Self::NoTargetColumn(_) => report(400, "42703"),
             Self::EmbeddedTwice(_) => report(400, "42712"),
             Self::NoType(_) => report(400, "42704"),
             Self::ResponseHeaders => report(500, "PGRST111"),

@@ -329,6 +329,9 @@ async fn a_violated_key_names_the_values_that_were_written() {
         .await;
     let expected = "Key (artist_id)=(-7) is not present in table \"artists\".";
     assert_eq!(details(&orphan.body), expected);
+    let kept = shop.send("DELETE", "/artists?id=eq.1", &[], "").await;
+    let expected = "Key (id)=(1) is still referenced from table \"artists\".";
+    assert_eq!(details(&kept.body), expected);
     // Of several rows nobody knows which.
     let rows = r#"[{"id": 1, "name": "a"}, {"id": 901, "name": "b"}]"#;
     let several = shop.send("POST", "/artists", &[], rows).await;

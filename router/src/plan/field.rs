@@ -4,7 +4,7 @@ use schema::catalog::Relation;
 use schema::ident::Ident;
 
 use super::model::Model;
-use super::{ColumnRef, FieldRef};
+use super::{ColumnRef, FieldRef, suggest};
 use crate::error::Error;
 use crate::request::name::Field;
 
@@ -112,10 +112,27 @@ impl<'a> RowType<'a> {
 
     /// The field of that name, or Postgres' own error.
     pub(super) fn expect(&self, model: &'a Model, field: &Field) -> Result<FieldRef, Error> {
-        self.field(model, field).ok_or_else(|| Error::NoColumn {
+        self.field(model, field)
+            .ok_or_else(|| self.no_column(&field.name))
+    }
+
+    /// Postgres' error about a column that is not there.
+    pub(super) fn no_column(&self, name: &str) -> Error {
+        let columns: Vec<&str> = match self {
+            Self::Relation(relation) | Self::Embedded(relation, _) => {
+                let columns = relation.columns.iter();
+                columns.map(|column| column.name.as_str()).collect()
+            }
+            Self::Columns { columns, .. } => {
+                columns.iter().map(|(name, _)| name.as_str()).collect()
+            }
+        };
+        let similar = suggest::columns(columns.into_iter(), name).into_iter();
+        Error::NoColumn {
             relation: self.alias(),
-            column: field.name.clone(),
-        })
+            column: name.to_owned(),
+            similar: similar.map(str::to_owned).collect(),
+        }
     }
 }
 

@@ -298,10 +298,7 @@ impl<'a> Planner<'a> {
             if field.name == "count" && field.path.is_empty() {
                 return Ok((Value::Rows, model_key("count")));
             }
-            return Err(Error::NoColumn {
-                relation: rows.alias(),
-                column: field.name.clone(),
-            });
+            return Err(rows.no_column(&field.name));
         };
         let key = match field.output_name() {
             name if name == field.name => Key::Model(reference.name().clone()),

@@ -9,6 +9,8 @@ use super::model::Model;
 const SIMILARITY_MIN: f64 = 0.75;
 /// For embeds, functions and their lists of parameters, more is taken for a mistake.
 const MISTAKE_SIMILARITY_MIN: f64 = 0.33;
+/// Edits at most between a column's name and what may mean it.
+const COLUMN_EDITS_MAX: usize = 3;
 /// In larger schemas the search would cost more than the hint is worth.
 const NAMES_MAX: usize = 1_000;
 
@@ -71,6 +73,28 @@ fn similar<'a>(names: impl Iterator<Item = &'a str>, wanted: &str) -> Option<&'a
     })
 }
 
+/// The columns that `wanted` may mean, as Postgres would say: the nearest one, or
+/// two that are equally near.
+pub(super) fn columns<'a>(names: impl Iterator<Item = &'a str>, wanted: &str) -> Vec<&'a str> {
+    let letters: Vec<char> = wanted.chars().collect();
+    let mut nearest = Vec::new();
+    let mut least = COLUMN_EDITS_MAX;
+    for name in names {
+        let edits = edits(&name.chars().collect::<Vec<_>>(), &letters);
+        if edits > least || edits > wanted.len() / 2 {
+            continue;
+        }
+        if edits < least {
+            (nearest, least) = (Vec::new(), edits);
+        }
+        nearest.push(name);
+    }
+    match nearest.len() {
+        1 | 2 => nearest,
+        _ => Vec::new(),
+    }
+}
+
 /// Runs of `length` letters of a name, its ends marked.
 fn grams(name: &str, length: usize) -> Vec<Vec<char>> {
     let letters = name.to_lowercase();
@@ -105,6 +129,11 @@ fn similarity(a: &str, b: &str) -> f64 {
     if longest == 0 {
         return 1.0;
     }
+    1.0 - edits(&a, &b) as f64 / longest as f64
+}
+
+/// Letters that are put in, taken out or replaced between two names.
+fn edits(a: &[char], b: &[char]) -> usize {
     let mut previous: Vec<usize> = (0..=b.len()).collect();
     for (row, from) in a.iter().enumerate() {
         let mut current = vec![row + 1];
@@ -116,8 +145,7 @@ fn similarity(a: &str, b: &str) -> f64 {
         }
         previous = current;
     }
-    let edits = previous.last().copied().unwrap_or(longest);
-    1.0 - edits as f64 / longest as f64
+    previous.last().copied().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -134,5 +162,13 @@ mod tests {
         let lists = ["(a, b)", "(name_param)"];
         assert_eq!(function(lists.into_iter(), "(a)"), Some("(a, b)"));
         assert_eq!(function(lists.into_iter(), "()"), None);
+        let named = |wanted| columns(["id", "name", "nick", "born"].into_iter(), wanted);
+        assert_eq!(named("nope"), ["name"]);
+        assert_eq!(named("nime"), ["name"]);
+        assert_eq!(
+            columns(["size", "side"].into_iter(), "sile"),
+            ["size", "side"]
+        );
+        assert!(named("x").is_empty() && named("price_list").is_empty());
     }
 }

@@ -9,7 +9,11 @@ use schema::ident::Ident;
 use serde_json::{Map, Value};
 
 use super::write::{Change, Rows};
-use super::{Action, Model, Plan};
+use super::{Action, ColumnRef, Condition, Model, Plan};
+use crate::request::filter::{Operator, Test};
+
+/// How Postgres words it of a row that others refer to.
+const REFERENCED: &str = "Key is still referenced from table ";
 
 /// The detail as Postgres words it without row security; none where the one
 /// row that the request wrote does not tell it.
@@ -23,10 +27,21 @@ pub fn detail(
     let Action::Write(write) = &plan.action else {
         return None;
     };
+    let catalog = model.catalog();
+    if let ("23503", Some(kept)) = (sqlstate, detail.and_then(|d| d.strip_prefix(REFERENCED))) {
+        let mut keys = catalog.foreign_keys.iter();
+        let key = keys
+            .find(|key| key.foreign_table == write.relation && key.name.as_str() == constraint)?;
+        let values = key.foreign_columns.iter();
+        let values: Option<Vec<String>> = values
+            .map(|column| equal_to(&write.conditions.conditions, column))
+            .collect();
+        let key = shown(&key.foreign_columns, &values?);
+        return Some(format!("{key} is still referenced from table {kept}"));
+    }
     let (Change::Insert { rows, .. } | Change::Update { rows, .. }) = &write.change else {
         return None;
     };
-    let catalog = model.catalog();
     match sqlstate {
         "23505" if detail.is_none() => {
             let relation = catalog.relations.get(&write.relation)?;
@@ -56,12 +71,38 @@ fn pairs(rows: &Rows, columns: &[Ident]) -> Option<String> {
     let row = only_row(rows)?;
     let values = columns.iter().map(|column| text(row.get(column.as_str())?));
     let values: Vec<String> = values.collect::<Option<_>>()?;
+    Some(shown(columns, &values))
+}
+
+fn shown(columns: &[Ident], values: &[String]) -> String {
     let names: Vec<&str> = columns.iter().map(Ident::as_str).collect();
-    Some(format!(
-        "Key ({})=({})",
-        names.join(", "),
-        values.join(", ")
-    ))
+    format!("Key ({})=({})", names.join(", "), values.join(", "))
+}
+
+/// The value that all rows of these conditions have there, where Postgres prints
+/// it as it was written.
+fn equal_to(conditions: &[Condition], column: &Ident) -> Option<String> {
+    conditions.iter().find_map(|condition| {
+        let Condition::Test { field, operation } = condition else {
+            return None;
+        };
+        let Test::Compare {
+            operator: Operator::Eq,
+            quantifier: None,
+            value,
+        } = &operation.test
+        else {
+            return None;
+        };
+        let own = field.column == ColumnRef::Column(column.clone()) && field.path.is_empty();
+        let number = || value.parse::<i64>().ok().map(|number| number.to_string());
+        match &*field.base_type {
+            _ if !own || operation.negated => None,
+            "smallint" | "integer" | "bigint" => number(),
+            "text" | "character varying" => Some(value.clone()),
+            _ => None,
+        }
+    })
 }
 
 fn only_row(rows: &Rows) -> Option<Map<String, Value>> {
