@@ -1,6 +1,7 @@
 //! The command tree: one file a command.
 
 pub mod audit;
+pub mod cache;
 pub mod health;
 pub mod job;
 pub mod key;
@@ -109,6 +110,9 @@ enum Command {
     /// The ring that places new tenants.
     #[command(subcommand)]
     Ring(ring::Command),
+    /// What routers keep in their caches: stats, purge.
+    #[command(subcommand)]
+    Cache(cache::Command),
     /// Shards and their nodes on one screen.
     Status(status::Status),
     /// Ask a service whether it is ready, for container engines.
@@ -137,6 +141,7 @@ impl Cli {
             Command::Shard(command) => command.run(&admin()?).await,
             Command::Node(command) => command.run(&admin()?).await,
             Command::Ring(command) => command.run(&admin()?).await,
+            Command::Cache(command) => command.run(&admin()?).await,
             Command::Status(status) => status.run(&admin()?, global.output).await,
             Command::Health(health) => health.run().await,
             Command::Local(local) => match local.run().await? {

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Deserialize;
+use tenancy::changes::TableHash;
+use tenancy::id::TenantId;
 use tenancy::usage::{By, Usages};
 use uuid::Uuid;
 
@@ -23,6 +25,7 @@ pub fn routes(app: Arc<App>, metrics: PrometheusHandle) -> Router {
         .route("/metrics", get(render))
         .route("/usage", get(usage))
         .route("/cache", get(cache))
+        .route("/cache/purge", post(purge))
         .with_state(Admin { app, metrics })
 }
 
@@ -65,6 +68,25 @@ async fn usage(State(admin): State<Admin>, Query(wanted): Query<Wanted>) -> Json
         recent_seconds: RECENT.as_secs(),
         tenants,
     })
+}
+
+/// Of what the caches forget; neither means everything.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Purged {
+    tenant: Option<Uuid>,
+    /// `schema.table`, or a table of `public`.
+    table: Option<String>,
+}
+
+/// Forgets answers; 200 with what is left.
+async fn purge(State(admin): State<Admin>, Query(of): Query<Purged>) -> impl IntoResponse {
+    let table = of.table.as_deref().map(|table| {
+        let (schema, name) = table.split_once('.').unwrap_or(("public", table));
+        TableHash::of(schema, name)
+    });
+    admin.app.cache.purge(of.tenant.map(TenantId), table);
+    axum::Json(admin.app.cache.report())
 }
 
 /// What the caches hold and know, as JSON.

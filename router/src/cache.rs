@@ -23,7 +23,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwapOption;
 use http::{HeaderMap, StatusCode};
 use schema::ident::Ident;
-use tenancy::changes::Cell;
+use tenancy::changes::{Cell, Lsn, TableHash};
 use tenancy::id::{ShardId, TenantId};
 use tenancy::quota;
 
@@ -338,8 +338,21 @@ impl<F: Clone + Send + Sync + 'static> Cache<F> {
         self.fronts.insert(request, Arc::new(front));
     }
 
-    /// Drops what is in this process's memory.
-    pub fn clear(&self) {
+    /// Forgets a tenant's answers, those made of a table, or all: their cells are
+    /// raised as by a change at the next place, so no entry that either level
+    /// holds now is used again. Only misses can come of it.
+    pub fn purge(&self, tenant: Option<TenantId>, table: Option<TableHash>) {
+        for shard in self.coherence.all() {
+            let Some(view) = shard.view() else { continue };
+            let next = Lsn(view.heard.watermark().0 + 1);
+            match (tenant, table) {
+                (Some(tenant), Some(table)) => view.heard.raise(Cell::rows(tenant, table), next),
+                (Some(tenant), None) => view.heard.raise(Cell::fence(tenant), next),
+                (None, Some(table)) => view.heard.raise(Cell::table(table), next),
+                (None, None) => view.heard.raise_all(next),
+            }
+        }
+        // The memory goes as a whole: a client that takes old answers asks no cell.
         self.local.clear();
         self.fronts.invalidate_all();
     }

@@ -301,7 +301,7 @@ impl Up {
                 rows: self.rows,
             },
             report: |step| say(&format!("· {step}")),
-            ..Options::default()
+            caches: true,
         }
     }
 
