@@ -12,6 +12,7 @@ pub mod node;
 pub mod plan;
 pub mod rebalance;
 pub mod ring;
+pub mod schema;
 pub mod shard;
 pub mod status;
 pub mod tenant;
@@ -101,6 +102,9 @@ enum Command {
     /// Where tenants should live: plan, and apply what was read.
     #[command(subcommand)]
     Rebalance(rebalance::Command),
+    /// An application's schema as it is: adopt.
+    #[command(subcommand)]
+    Schema(schema::Command),
     /// Shards: list, add.
     #[command(subcommand)]
     Shard(shard::Command),
@@ -138,6 +142,7 @@ impl Cli {
             Command::Plan(command) => command.run(&admin()?).await,
             Command::Move(command) => command.run(&admin()?, global.no_input).await,
             Command::Rebalance(command) => command.run(&admin()?, global.no_input).await,
+            Command::Schema(command) => command.run().await,
             Command::Shard(command) => command.run(&admin()?).await,
             Command::Node(command) => command.run(&admin()?).await,
             Command::Ring(command) => command.run(&admin()?).await,

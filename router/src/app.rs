@@ -15,6 +15,7 @@ use tenancy::watch::{Placements, Source};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use uuid::Uuid;
 
 use crate::cache::Cache;
 use crate::cache::shared::Shared;
@@ -90,18 +91,20 @@ impl App {
         let authenticator = authenticator(&config)?;
         let password = config.shard_password()?;
         let password = password.as_ref().map(|secret| secret.expose().to_owned());
+        let me = config.me();
+        let instance = me.member.instance;
         let source = Source {
             dsn: config.control_dsn()?.expose().to_owned(),
             tls: Tls::new(&config.control.tls).context("control")?,
             file: config.control.snapshot_file.clone(),
-            me: Some(config.me()),
+            me: Some(me),
         };
         let placements = Placements::start(source, stop.child_token())
             .await
             .context("there are no placements to start with")?;
         let tls = Tls::new(&config.shards.tls).context("shards")?;
         let shards = Shards::new(
-            watching(&config, password.as_deref(), tls.clone()),
+            watching(&config, instance, password.as_deref(), tls.clone()),
             events.clone(),
             stop.child_token(),
         );
@@ -368,7 +371,7 @@ fn pool_settings(config: &Config, password: Option<String>, tls: Tls) -> PoolSet
     }
 }
 
-fn watching(config: &Config, password: Option<&str>, tls: Tls) -> Watching {
+fn watching(config: &Config, instance: Uuid, password: Option<&str>, tls: Tls) -> Watching {
     let mut connection = tokio_postgres::Config::new();
     connection
         .user(&config.shards.user)
@@ -381,5 +384,6 @@ fn watching(config: &Config, password: Option<&str>, tls: Tls) -> Watching {
         config: connection,
         tls,
         schemas: config.api.schemas.clone(),
+        instance,
     }
 }

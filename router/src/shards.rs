@@ -15,6 +15,7 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use futures_util::StreamExt;
 use schema::catalog::{Catalog, Fingerprint};
+use schema::ident::Literal;
 use tenancy::chain;
 use tenancy::tls::Tls;
 use tokio::sync::{Notify, mpsc, watch};
@@ -308,6 +309,8 @@ pub struct Watching {
     pub tls: Tls,
     /// Schemas that are exposed.
     pub schemas: Vec<String>,
+    /// This run of the router: shards are told what it has loaded.
+    pub instance: Uuid,
 }
 
 /// All shards.
@@ -430,6 +433,11 @@ impl Shards {
             Ok(link) => link,
             Err(error) => return error,
         };
+        if let Some(loaded) = *version
+            && let Err(error) = link.report(&self.watching.instance, loaded).await
+        {
+            return error;
+        }
         let looks = &shard.schema_looks;
         loop {
             let number = looks.begun.fetch_add(1, Ordering::SeqCst) + 1;
@@ -470,7 +478,7 @@ impl Shards {
                 shard.model.store(Some(self.shared(catalog).await));
                 shard.changed();
                 *version = Some(now);
-                Ok(())
+                link.report(&self.watching.instance, now).await
             }
             Ok(Err(error)) => {
                 let error = chain(&error);
@@ -536,6 +544,14 @@ impl Link {
         });
         answered(client.batch_execute("listen ringfence_schema; listen pgrst")).await?;
         Ok(Self { client, notices })
+    }
+
+    /// Tells the shard what this router has loaded: nothing that it reads is
+    /// removed before it has loaded a model without it.
+    async fn report(&self, instance: &Uuid, loaded: i64) -> Result<(), WatchError> {
+        let name = schema::retire::session_name(instance, loaded);
+        let set = format!("set application_name = {}", Literal(&name));
+        answered(self.client.batch_execute(&set)).await
     }
 
     async fn schema_version(&self) -> Result<i64, WatchError> {

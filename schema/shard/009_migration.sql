@@ -49,6 +49,70 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
 $$;
 revoke all on function ringfence.old_transactions(interval) from public;
 
+-- What is about to be removed: the schema model leaves it out already, so that
+-- no router reads it once it has loaded the model anew. Number 0 is a whole relation.
+create table if not exists ringfence.retired (
+  relid  oid not null,
+  number smallint not null,
+  primary key (relid, number)
+);
+
+-- Hides columns, or relations where the column is null; returns the version of
+-- the schema from which on they are hidden.
+create or replace function ringfence.retire(relations text[], columns text[]) returns bigint
+language plpgsql security definer set search_path = pg_catalog, public, pg_temp as $$
+declare
+  added bigint;
+begin
+  delete from ringfence.retired t where not exists (
+    select from pg_class c left join pg_attribute a on a.attrelid = c.oid and a.attnum = t.number and not a.attisdropped
+    where c.oid = t.relid and (t.number = 0 or a.attnum is not null));
+  with wanted as (
+    select distinct c.oid, coalesce(a.attnum, 0) as number
+    from unnest(relations, columns) w (relation, column_name)
+    join pg_class c on c.oid = to_regclass(w.relation)
+    left join pg_attribute a on a.attrelid = c.oid and a.attname = (parse_ident(w.column_name))[1] and not a.attisdropped
+    where w.column_name is null or a.attnum is not null
+  ), inserted as (
+    insert into ringfence.retired (relid, number) select oid, number from wanted on conflict do nothing returning relid
+  )
+  select count(*) into added from inserted;
+  if added > 0 then
+    insert into ringfence.schema_change default values;
+    perform pg_notify('ringfence_schema', '');
+  end if;
+  return (select v.version from ringfence.schema_version v);
+end
+$$;
+
+-- Shows what is hidden again.
+create or replace function ringfence.unretire() returns bigint
+language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
+declare
+  shown bigint;
+begin
+  delete from ringfence.retired;
+  get diagnostics shown = row_count;
+  if shown > 0 then
+    insert into ringfence.schema_change default values;
+    perform pg_notify('ringfence_schema', '');
+  end if;
+  return shown;
+end
+$$;
+
+-- Routers' sessions that follow the schema: who, and what version each has loaded.
+create or replace function ringfence.schema_readers() returns table (instance text, loaded bigint)
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+  select split_part(a.application_name, ' ', 2), split_part(a.application_name, ' ', 3)::bigint
+  from pg_stat_activity a
+  where a.datname = current_database() and a.usename = 'ringfence_router'
+    and a.application_name ~ '^ringfence-router [0-9a-f]{32} [0-9]{1,18}$'
+$$;
+revoke all on function ringfence.retire(text[], text[]), ringfence.unretire(), ringfence.schema_readers() from public;
+grant execute on function ringfence.retire(text[], text[]), ringfence.unretire(), ringfence.schema_readers() to ringfence_migrator;
+grant select on ringfence.retired to ringfence_router, ringfence_worker;
+
 -- Schemas and trusted extensions are part of an application's schema, too.
 do $$
 begin

@@ -3,6 +3,7 @@
 //!
 //! This crate must not know HTTP, Redis or jobs.
 
+pub mod adopt;
 pub mod apply;
 pub mod catalog;
 pub mod control;
@@ -13,5 +14,6 @@ pub mod ident;
 pub mod introspect;
 pub mod lint;
 pub mod migration;
+pub mod retire;
 pub mod shard;
 pub mod tenant_tables;

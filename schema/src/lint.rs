@@ -17,6 +17,7 @@ use squawk_syntax::SyntaxNode;
 
 use crate::migration::{Migration, line_of, start_of};
 
+pub(crate) use known::canonical;
 pub use known::{Known, RelationKind};
 pub use rule::{Level, Rule};
 

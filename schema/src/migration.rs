@@ -257,6 +257,32 @@ impl Migration {
         format!("{:03}_{}.sql", self.number, self.name)
     }
 
+    /// Tables that its statements change or go through, as `schema.table`.
+    pub fn tables(&self) -> Vec<String> {
+        let mut tables: Vec<String> = self
+            .tree()
+            .tree()
+            .stmts()
+            .filter_map(|stmt| {
+                let name = match stmt {
+                    ast::Stmt::AlterTable(alter) => text(alter.table_relation_name()?.syntax()),
+                    ast::Stmt::CreateIndex(index) => text(index.table_relation_name()?.syntax()),
+                    ast::Stmt::Update(update) => text(update.relation_name()?.syntax()),
+                    ast::Stmt::Delete(delete) => text(delete.relation_name()?.syntax()),
+                    _ => return None,
+                };
+                let bare = match name.split_once(char::is_whitespace) {
+                    Some((only, table)) if only.eq_ignore_ascii_case("only") => table,
+                    _ => &name,
+                };
+                Some(crate::lint::canonical(bare.trim_end_matches('*')))
+            })
+            .collect();
+        tables.sort();
+        tables.dedup();
+        tables
+    }
+
     /// Its syntax tree.
     pub(crate) fn tree(&self) -> Parse<SourceFile> {
         SourceFile::parse(&self.text)
@@ -563,6 +589,15 @@ mod tests {
                 rows: CHUNK_ROWS,
             })
         );
+    }
+
+    #[test]
+    fn tables_are_named_whole() {
+        let file = parse(
+            "alter table People add column a int;\ncreate index i on app.logs (a);\n\
+             update only people set a = 1;\ncreate table other (id int);",
+        );
+        assert_eq!(file.tables(), ["app.logs", "public.people"]);
     }
 
     #[test]

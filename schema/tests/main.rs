@@ -11,6 +11,7 @@
 
 mod support;
 
+mod shard_apply;
 mod shard_distribute;
 mod shard_guard;
 mod shard_idempotency;

@@ -60,6 +60,10 @@ pub fn routes(app: Arc<App>, metrics: PrometheusHandle) -> Router {
         .route("/migrations", get(migrations::list))
         .route("/migrations/{directory}", get(migrations::show))
         .route(
+            "/migrations/{directory}/plan",
+            post(migrations::plan).layer(DefaultBodyLimit::max(MIGRATIONS_MAX)),
+        )
+        .route(
             "/migrations/{directory}/apply",
             post(migrations::apply).layer(DefaultBodyLimit::max(MIGRATIONS_MAX)),
         )

@@ -8,6 +8,9 @@
 //!      └───────────┴────────► Stopped
 //! ```
 //!
+//! What a contract file removes is hidden first, until no live router reads it
+//! any longer ([`schema::retire`]).
+//!
 //! What each shard has is known by its own history alone
 //! ([`schema::history`]), written with each change. The states here say where
 //! to look next, so any worker goes on from them, and a run that failed is

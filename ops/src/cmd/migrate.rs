@@ -95,6 +95,10 @@ pub struct Run {
     /// The shard that goes first [default: the one with the fewest tenants].
     #[arg(long, value_name = "SHARD")]
     canary: Option<String>,
+    /// Apply files of the contract phase, too: no application uses any longer
+    /// what they remove. Else all before the first of them.
+    #[arg(long)]
+    contract: bool,
     /// Show progress until it is over.
     #[arg(long)]
     wait: bool,
@@ -127,6 +131,16 @@ const PLAN: &[Column] = &[
     ("phase", |f| show(&f["phase"])),
     ("statements", |f| show(&f["statements"])),
     ("transaction", |f| show(&f["transaction"])),
+    ("largest table", |f| match f["largest"]["bytes"].as_i64() {
+        Some(bytes) => format!(
+            "{} on {}: {} rows, {} MiB",
+            show(&f["largest"]["table"]),
+            show(&f["largest"]["shard"]),
+            f["largest"]["rows"],
+            (bytes >> 20).max(1)
+        ),
+        None => "-".into(),
+    }),
     ("shards", |f| match f["shards"].as_array() {
         Some(shards) => shards.iter().map(show).collect::<Vec<_>>().join(" "),
         None => "-".into(),
@@ -244,7 +258,8 @@ fn new(folder: &Path, name: &str, contract: bool) -> Answer {
 
 async fn plan(admin: &Admin, directory: &Directory) -> Answer {
     let files = directory.files()?;
-    let status = directory.status(admin).await?;
+    let body = json!({ "files": bodies(&files) });
+    let status = admin.post(&directory.path("/plan")?, &body).await?;
     let shards = status["shards"].as_array().cloned().unwrap_or_default();
     let has = |shard: &Value| shard["files"].as_u64().unwrap_or(0);
     let mut planned = Vec::new();
@@ -261,6 +276,7 @@ async fn plan(admin: &Admin, directory: &Directory) -> Answer {
                 "statements": file.statements.len(),
                 "transaction": file.header.transaction,
                 "shards": lacking,
+                "largest": largest(file, &shards),
             }));
         }
     }
@@ -300,6 +316,7 @@ async fn apply(admin: &Admin, directory: &Directory, run: Run, no_input: bool) -
         "files": bodies(&files),
         "parallel": run.parallel,
         "canary": run.canary,
+        "contract": run.contract,
     });
     let started = admin.post(&directory.path("/apply")?, &body).await?;
     Ok(job::record(job::started(admin, started, run.wait).await?))
@@ -344,6 +361,28 @@ async fn verify(admin: &Admin, directory: &Directory, format: Format) -> Answer 
         true => Ok(output),
         false => checked(output, format, "the shards are not as these files say"),
     }
+}
+
+/// The largest table that a file goes through, on whichever shard.
+fn largest(file: &Migration, shards: &[Value]) -> Value {
+    let names = file.tables();
+    let tables = shards
+        .iter()
+        .filter_map(|shard| Some((shard, shard["tables"].as_array()?)));
+    let sizes = tables.flat_map(|(shard, tables)| tables.iter().map(move |size| (shard, size)));
+    let own = sizes.filter(|(_, size)| {
+        let name = size["table"].as_str();
+        name.is_some_and(|name| names.iter().any(|own| own == name))
+    });
+    let largest = own.max_by_key(|(_, size)| size["bytes"].as_i64());
+    largest.map_or(Value::Null, |(shard, size)| {
+        json!({
+            "table": size["table"],
+            "shard": shard["shard"],
+            "rows": size["rows"],
+            "bytes": size["bytes"],
+        })
+    })
 }
 
 /// What is wrong on shards, and where they differ.

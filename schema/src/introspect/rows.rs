@@ -302,6 +302,7 @@ from pg_catalog.pg_class c
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 left join ringfence.relation r on r.relid = c.oid
 where n.nspname = any($1) and c.relkind in ('r', 'p', 'v', 'm', 'f')
+  and not exists (select from ringfence.retired t where t.relid = c.oid and t.number = 0)
 order by n.nspname, c.relname";
 
 /// Types are printed with the modifier -1, and not NULL, which would make
@@ -335,6 +336,7 @@ join base b on b.oid = a.atttypid
 left join pg_catalog.pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
 where n.nspname = any($1) and c.relkind in ('r', 'p', 'v') and not c.relispartition
   and a.attnum > 0 and not a.attisdropped
+  and not exists (select from ringfence.retired t where t.relid = a.attrelid and t.number = a.attnum)
 order by a.attrelid, a.attnum";
 
 const KEYS: &str = "

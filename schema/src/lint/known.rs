@@ -90,7 +90,7 @@ impl Known {
 
 /// A name as Postgres understands it: unquoted parts in lower case, quotes
 /// gone, `public` where no schema is named.
-pub(super) fn canonical(name: &str) -> String {
+pub(crate) fn canonical(name: &str) -> String {
     let mut parts = vec![String::new()];
     let mut quoted = false;
     let mut characters = name.trim().chars().peekable();

@@ -7,7 +7,7 @@ use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use schema::lint::{Finding, Known, Level, lint};
-use schema::migration::{Migration, ordered};
+use schema::migration::{Migration, Phase, ordered};
 use serde::{Deserialize, Serialize};
 
 use super::actor;
@@ -37,6 +37,8 @@ pub(super) struct Apply {
     files: Vec<File>,
     parallel: Option<usize>,
     canary: Option<String>,
+    #[serde(default)]
+    contract: bool,
     #[serde(default)]
     baseline: bool,
 }
@@ -79,16 +81,19 @@ pub(super) async fn apply(
     {
         return Err(Error::BadRequest(format!("there is no shard {canary}")));
     }
-    let files = parsed(&body.files)?;
+    let mut files = parsed(&body.files)?;
+    let known = store::listed(&app.control, &directory)
+        .await
+        .map_err(Stop::from)?;
+    let applied = known.iter().filter(|(_, applied)| *applied).count() as u32;
+    if !body.contract && !body.baseline {
+        hold_contract(&mut files, applied)?;
+    }
     let Some(last) = files.last() else {
         return Err(Error::BadRequest("there are no files".into()));
     };
     if !body.baseline {
         // What all shards have was judged when it was applied, or is there already.
-        let applied = store::listed(&app.control, &directory)
-            .await
-            .map_err(Stop::from)?;
-        let applied = applied.iter().filter(|(_, applied)| *applied).count() as u32;
         let findings = lint(&files, Known::new());
         let pending = |finding: &&Finding| {
             let mut files = files.iter().filter(|file| file.number > applied);
@@ -106,6 +111,54 @@ pub(super) async fn apply(
     let id = store::start(&app.control, &actor(), &plan, &files).await?;
     let job = job::store::show(&app.control, id).await?;
     Ok((StatusCode::ACCEPTED, Json(job)))
+}
+
+/// Leaves out what removes, and all after it, until someone says that no
+/// application uses it any longer.
+fn hold_contract(files: &mut Vec<Migration>, applied: u32) -> Result<(), Error> {
+    let removes = |file: &Migration| file.number > applied && file.header.phase == Phase::Contract;
+    let Some(place) = files.iter().position(removes) else {
+        return Ok(());
+    };
+    if files
+        .get(place)
+        .is_some_and(|file| file.number == applied + 1)
+    {
+        let file = files.get(place).map(Migration::file).unwrap_or_default();
+        return Err(Error::BadRequest(format!(
+            "{file} is of the contract phase: say --contract once no application uses what it removes"
+        )));
+    }
+    files.truncate(place);
+    Ok(())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Plans {
+    files: Vec<File>,
+}
+
+/// What shards have of files that need not be known to the fleet.
+pub(super) async fn plan(
+    State(app): State<Arc<App>>,
+    Path(directory): Path<String>,
+    body: Result<Json<Plans>, JsonRejection>,
+) -> Result<Json<Status>, Error> {
+    let Json(body) = body.map_err(|error| Error::BadRequest(error.body_text()))?;
+    check_name(&directory)?;
+    let known = store::listed(&app.control, &directory)
+        .await
+        .map_err(Stop::from)?;
+    let files: Vec<(Migration, bool)> = parsed(&body.files)?
+        .into_iter()
+        .map(|file| {
+            let mut known = known.iter();
+            let applied = known.any(|(known, applied)| known.number == file.number && *applied);
+            (file, applied)
+        })
+        .collect();
+    Ok(Json(status::of(&app, &directory, &files).await?))
 }
 
 fn parsed(files: &[File]) -> Result<Vec<Migration>, Stop> {

@@ -18,7 +18,7 @@ const PAGE_MAX: i64 = 500;
 /// Claimers queue for this lock, so that bounds hold exactly.
 const CLAIM_LOCK: i64 = 0x7269_6e67_0003;
 /// Who starts a job that excludes others queues for this lock.
-const START_LOCK: i64 = 0x7269_6e67_0006;
+pub const START_LOCK: i64 = 0x7269_6e67_0006;
 
 const COLUMNS: &str = "id, kind, object, tenant, shards, actor,
   case when status = 'open' and lease_until > now() then 'running'
@@ -225,7 +225,7 @@ pub async fn refuse_beside(
     match found {
         None => Ok(()),
         Some(row) => Err(ControlError::Conflict(format!(
-            "job {} ({} {}) is under way on a shard that this one would change: wait for it, or `ringfence job cancel` it",
+            "job {} ({} {}) is under way on a shard that this one would change: wait for its end, or end it (`ringfence job cancel`; of a retained move `ringfence move complete`)",
             row.get::<_, Uuid>("id"),
             row.get::<_, String>("kind"),
             row.get::<_, String>("object"),

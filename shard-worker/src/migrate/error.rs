@@ -4,6 +4,7 @@ use schema::apply::ApplyError;
 use schema::history::HistoryError;
 use schema::migration::MigrationError;
 use tenancy::chain;
+use tokio_postgres::error::SqlState;
 
 use crate::job::{JobError, Problem};
 
@@ -59,8 +60,10 @@ pub enum Stop {
         why: String,
     },
     /// Routers that are alive still read what would be removed.
-    #[error("{file} removes what is still read: {who}")]
+    #[error("shard {shard}: {file} removes what is still read by {who}")]
     Read {
+        /// The shard.
+        shard: String,
         /// The file.
         file: String,
         /// The routers.
@@ -111,6 +114,12 @@ impl Stop {
             Self::Files(_) => "Nothing was run. Mend the directory.",
             Self::Lint(_) => {
                 "Nothing was run. `ringfence migrate lint` says the safe way of each; a file may allow a rule with a reason."
+            }
+            Self::Refused {
+                source: ApplyError::Statement { source, .. },
+                ..
+            } if source.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => {
+                "Migrations run as ringfence_owner. As a superuser, on every shard: alter … owner to ringfence_owner; then `ringfence migrate apply` goes on from here."
             }
             Self::Refused { .. } => {
                 "The statement was undone on this shard, others keep what they have. Mend the data or the file (as long as no shard has it), then `ringfence migrate apply` goes on from here."

@@ -5,9 +5,12 @@ use std::time::Duration;
 use schema::apply::{self, ApplyError, Limits};
 use schema::history;
 use schema::migration::Migration;
+use schema::retire::{self, Removal};
 use serde::{Deserialize, Serialize};
 use tenancy::chain;
+use tenancy::members::Member;
 use tokio::time::Instant;
+use tokio_postgres::Client;
 
 use super::{Plan, Stop};
 use crate::job::retry::{Verdict, of_postgres};
@@ -20,6 +23,9 @@ const CHECK_TRIES: u32 = 4;
 const DOWN_TRIES: u32 = 30;
 const PAUSE: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Longest wait for routers to load a model without what is to be removed.
+const READERS_MAX: Duration = Duration::from_secs(15);
+const READERS_LOOK: Duration = Duration::from_millis(100);
 /// A pause for followers to catch up.
 const LAG_PAUSE: Duration = Duration::from_millis(500);
 
@@ -81,7 +87,11 @@ pub(super) async fn check(
     let mut tries = 0;
     loop {
         match looked(context, plan, files, shard).await {
-            Ok(run) => return Ok(run),
+            Ok(run) => {
+                // A thousand shards are not a thousand open sessions.
+                context.release(shard, Login::Migrator).await;
+                return Ok(run);
+            }
             Err(Stop::Job(error)) if passes_by_itself(&error) => {
                 tries += 1;
                 if tries >= CHECK_TRIES {
@@ -123,6 +133,21 @@ pub(super) async fn advance(
 ) -> Result<ShardRun, Stop> {
     tokio::time::sleep(pause(run.tries)).await;
     let tries = run.tries + 1;
+    let outcome = within_bounds(context, plan, files, run, tries).await;
+    if matches!(&outcome, Err(stop) if !matches!(stop, Stop::Job(_))) {
+        // What was hidden and is still there is shown again.
+        let _ = reveal(context, &run.shard).await;
+    }
+    outcome
+}
+
+async fn within_bounds(
+    context: &Context,
+    plan: &Plan,
+    files: &[Migration],
+    run: &ShardRun,
+    tries: u32,
+) -> Result<ShardRun, Stop> {
     match worked(context, plan, files, run).await {
         Err(Stop::Refused {
             shard,
@@ -191,11 +216,18 @@ async fn worked(
                 .map_err(JobError::from)?;
             continue;
         }
+        let removals = retire::removals(file);
+        if !removals.is_empty() {
+            unread(context, &session, &run.shard, file, &removals).await?;
+        }
         let advanced = apply::advance(&mut session, &plan.directory, file, &limits).await;
         let advanced = advanced.map_err(|error| stop(&run.shard, error))?;
         (now.step, now.rows) = (advanced.step, advanced.rows);
         if advanced.done {
             now.applied += 1;
+            if !removals.is_empty() {
+                retire::show(&session).await.map_err(JobError::from)?;
+            }
         }
         if let Some(lag) = advanced.lag {
             now.note = Some(format!("waits for a follower that is {lag} bytes behind"));
@@ -206,6 +238,55 @@ async fn worked(
             return Ok(now);
         }
     }
+}
+
+/// Hides what the file removes, and waits until every live router has loaded
+/// the schema without it.
+async fn unread(
+    context: &Context,
+    session: &Client,
+    shard: &str,
+    file: &Migration,
+    removals: &[Removal],
+) -> Result<(), Stop> {
+    let version = retire::hide(session, removals)
+        .await
+        .map_err(JobError::from)?;
+    let until = Instant::now() + READERS_MAX;
+    loop {
+        let readers = retire::readers(session).await.map_err(JobError::from)?;
+        let routers = context.app().members.borrow().routers.clone();
+        let live: Vec<String> = routers
+            .iter()
+            .map(|router| router.instance.simple().to_string())
+            .collect();
+        let behind = retire::behind(&readers, &live, version);
+        if behind.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= until {
+            let name = |instance: &String| {
+                let of = |router: &&Member| router.instance.simple().to_string() == *instance;
+                match routers.iter().find(of) {
+                    Some(router) => format!("{} ({})", router.name, router.admin_url),
+                    None => format!("a router that sends no heartbeat ({instance})"),
+                }
+            };
+            let who: Vec<String> = behind.iter().map(name).collect();
+            return Err(Stop::Read {
+                file: file.file(),
+                shard: shard.to_owned(),
+                who: who.join(", "),
+            });
+        }
+        tokio::time::sleep(READERS_LOOK).await;
+    }
+}
+
+/// Shows again what is hidden on a shard.
+pub(super) async fn reveal(context: &Context, shard: &str) -> Result<(), JobError> {
+    let session = context.session(shard, Login::Migrator).await?;
+    Ok(retire::show(&session).await?)
 }
 
 /// What an error of a shard means for the run.

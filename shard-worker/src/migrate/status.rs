@@ -76,8 +76,21 @@ pub struct ShardStatus {
     pub progress: Option<String>,
     /// A digest of its schema.
     pub fingerprint: Option<String>,
+    /// Tables that the files which it lacks go through.
+    pub tables: Vec<TableSize>,
     /// What does not fit, or why it does not answer.
     pub problem: Option<String>,
+}
+
+/// A table on one shard.
+#[derive(Clone, Debug, Serialize)]
+pub struct TableSize {
+    /// Its name.
+    pub table: String,
+    /// Rows of all tenants, as the planner estimates them.
+    pub rows: i64,
+    /// Bytes with indexes and TOAST.
+    pub bytes: i64,
 }
 
 /// Where a shard stands.
@@ -96,9 +109,14 @@ pub enum ShardState {
     Down,
 }
 
-/// Asks all shards.
+/// What a directory's files are, and what shards have of them.
 pub async fn status(app: &App, directory: &str) -> Result<Status, Stop> {
     let files = store::listed(&app.control, directory).await?;
+    of(app, directory, &files).await
+}
+
+/// What shards have of these files, whether the fleet knows them or not.
+pub async fn of(app: &App, directory: &str, files: &[(Migration, bool)]) -> Result<Status, Stop> {
     let texts: Vec<Migration> = files.iter().map(|(file, _)| file.clone()).collect();
     let shards = app.control.shards().await.map_err(JobError::from)?;
     let mut asked = Vec::with_capacity(shards.len());
@@ -143,10 +161,23 @@ async fn ask(
     files: &[Migration],
     shard: &ShardInfo,
 ) -> (ShardStatus, Option<Objects>) {
-    let answer = tokio::time::timeout(SHARD_MAX, answer(app, directory, shard)).await;
+    let tables: Vec<String> = files.iter().flat_map(Migration::tables).collect();
+    let answer = tokio::time::timeout(SHARD_MAX, answer(app, directory, &tables, shard)).await;
     match answer.unwrap_or(Err(ShardError::Slow)) {
-        Ok((entries, objects, progress)) => {
+        Ok(Answer {
+            entries,
+            objects,
+            progress,
+            tables,
+        }) => {
             let mut status = judge(&shard.id, files, &entries);
+            let lacks: Vec<String> = files
+                .iter()
+                .filter(|file| file.number > status.files)
+                .flat_map(Migration::tables)
+                .collect();
+            status.tables = tables;
+            status.tables.retain(|size| lacks.contains(&size.table));
             status.fingerprint = Some(objects.fingerprint());
             status.progress = progress;
             (status, Some(objects))
@@ -162,11 +193,20 @@ async fn ask(
     }
 }
 
+/// What a shard answered.
+struct Answer {
+    entries: Vec<Entry>,
+    objects: Objects,
+    progress: Option<String>,
+    tables: Vec<TableSize>,
+}
+
 async fn answer(
     app: &App,
     directory: &str,
+    tables: &[String],
     shard: &ShardInfo,
-) -> Result<(Vec<Entry>, Objects, Option<String>), ShardError> {
+) -> Result<Answer, ShardError> {
     let nodes = reconcile::addresses(shard);
     let client = app.logins.as_worker(&shard.id, &nodes).await?;
     let entries = history::read(&client, directory).await?;
@@ -181,7 +221,26 @@ async fn answer(
             &[],
         )
         .await?;
-    Ok((entries, objects, progress.map(|row| row.get(0))))
+    let tables = client
+        .query(
+            "select n.nspname || '.' || c.relname as name, greatest(c.reltuples, 0)::bigint as rows,
+               pg_total_relation_size(c.oid) as bytes
+             from pg_class c join pg_namespace n on n.oid = c.relnamespace
+             where n.nspname || '.' || c.relname = any($1) and c.relkind in ('r', 'p')",
+            &[&tables],
+        )
+        .await?;
+    let size = |row: &tokio_postgres::Row| TableSize {
+        table: row.get("name"),
+        rows: row.get("rows"),
+        bytes: row.get("bytes"),
+    };
+    Ok(Answer {
+        entries,
+        objects,
+        progress: progress.map(|row| row.get(0)),
+        tables: tables.iter().map(size).collect(),
+    })
 }
 
 /// Compares a shard's history with the files.
@@ -206,6 +265,7 @@ fn judge(shard: &str, files: &[Migration], entries: &[Entry]) -> ShardStatus {
         rows: part.map_or(0, |entry| entry.rows),
         progress: None,
         fingerprint: None,
+        tables: Vec::new(),
         problem,
     }
 }

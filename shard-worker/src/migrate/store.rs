@@ -95,7 +95,7 @@ pub async fn start(
         .await
         .map_err(control_error)?;
     let shards: Vec<String> = shards.iter().map(|row| row.get(0)).collect();
-    refuse_beside(&transaction, &[Kind::Migrate], &shards)
+    refuse_beside(&transaction, &[Kind::Migrate, Kind::Move], &shards)
         .await
         .map_err(JobError::from)?;
     take_in(&transaction, &plan.directory, files).await?;

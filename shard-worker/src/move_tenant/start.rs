@@ -10,7 +10,7 @@ use super::{Move, Plan, TENANTS_MAX};
 use crate::job::{Kind, NewJob, store};
 
 /// Those who begin moves queue for this lock: no tenant is in two of them.
-const START_LOCK: i64 = 0x7269_6e67_0004;
+const START_LOCK: i64 = crate::job::store::START_LOCK;
 
 /// Starts moves of these tenants to a shard: one for each shard that they come
 /// from, of at most [`TENANTS_MAX`]. `how`: the budget of a cut-over, ms, and

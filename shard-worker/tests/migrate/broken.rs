@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use reqwest::StatusCode;
+use reqwest::{Method, StatusCode};
 
 use crate::apply::GADGETS;
 use crate::stage::Stage;
@@ -182,5 +182,63 @@ async fn workers_that_die_leave_nothing_undone_or_done_twice() {
         assert_eq!(row.get::<_, i64>(3), 1, "{shard}");
         assert_eq!(row.get::<_, i64>(4), all, "{shard}");
     }
+    stage.cluster.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_removed_while_a_live_router_reads_it() {
+    let stage = Stage::with(2, 5).await;
+    let file = (
+        "001_without_title.sql",
+        "-- ringfence: phase contract\nalter table contacts drop column title;\n",
+    );
+    let key = stage.cluster.key("acme").unwrap();
+    // Nobody has said that applications are ready.
+    let (status, body) = stage.ask(&[file]).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(body["message"].as_str().unwrap().contains("--contract"));
+    let begin = async || {
+        let mut body = crate::apply::body(&[file]);
+        body["contract"] = true.into();
+        let (_, job) = stage
+            .send(Method::POST, "migrations/app/apply", Some(body))
+            .await;
+        job["id"].as_str().unwrap().to_owned()
+    };
+    // It lives, and can't be told.
+    stage.cluster.stop("router-1").unwrap();
+    let job = stage.over(&begin().await).await;
+    assert_eq!(job["status"], "failed", "{job}");
+    assert_eq!(job["problem"]["code"], "RF517", "{job}");
+    for shard in ["s1", "s2"] {
+        let client = stage.shard(shard).await;
+        let row = client
+            .query_one(
+                "select (select count(*) from pg_attribute where attrelid = 'contacts'::regclass and attname = 'title'),
+                   (select count(*) from ringfence.retired)",
+                &[],
+            )
+            .await
+            .unwrap();
+        assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (1, 0));
+    }
+    stage.cluster.cont("router-1").unwrap();
+
+    // Requests for all columns go on through the removal.
+    let url = format!("{}/rest/v1/contacts?limit=1", stage.cluster.router_url(0));
+    let id = begin().await;
+    let http = reqwest::Client::new();
+    loop {
+        let answer = http.get(&url).header("apikey", &key).send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        let job = stage.get(&format!("jobs/{id}")).await;
+        if job["done"] == true {
+            assert_eq!(job["status"], "done", "{job}");
+            break;
+        }
+    }
+    let answer = http.get(&url).header("apikey", &key).send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::OK);
+    assert!(!answer.text().await.unwrap().contains("title"));
     stage.cluster.down().await;
 }

@@ -1,0 +1,271 @@
+//! Migration files on one shard: `schema::apply`, `schema::history`,
+//! `schema::retire`.
+
+use std::time::Duration;
+
+use schema::apply::{Advance, ApplyError, Limits, advance};
+use schema::history::{self, baseline};
+use schema::migration::Migration;
+use schema::{drift, retire};
+
+use crate::support::{ACME, GLOBEX, Session, Shard};
+
+const PEOPLE: &str = "set role ringfence_owner;
+  create table people (id int primary key, name text, n int not null default 0, title text);
+  select ringfence.distribute('people');
+  reset role";
+
+fn file(name: &str, text: &str) -> Migration {
+    Migration::parse(name, text).unwrap()
+}
+
+/// One statement or chunk a call.
+const BIT_BY_BIT: Limits = Limits {
+    slice: Duration::ZERO,
+    lag_max: 1 << 40,
+};
+
+async fn migrator(shard: &Shard) -> Session {
+    shard.connect("ringfence_migrator").await
+}
+
+async fn run(session: &mut Session, file: &Migration) -> Result<Advance, ApplyError> {
+    advance(&mut session.0, "app", file, &Limits::default()).await
+}
+
+#[tokio::test]
+async fn a_transactions_file_is_there_whole_or_not_at_all() {
+    let shard = Shard::new().await;
+    let mut session = migrator(&shard).await;
+    let good = file(
+        "001_people.sql",
+        "create table people (id int primary key, name text);\nselect ringfence.distribute('people');",
+    );
+    assert!(run(&mut session, &good).await.unwrap().done);
+    assert!(run(&mut session, &good).await.unwrap().done);
+    let admin = shard.admin().await;
+    assert_eq!(
+        admin
+            .value("select relowner::regrole from pg_class where oid = 'people'::regclass")
+            .await,
+        "ringfence_owner"
+    );
+
+    let bad = file(
+        "002_bad.sql",
+        "create table orders (id int);\nselect 1 / 0;\ncreate table more (id int);",
+    );
+    let error = run(&mut session, &bad).await.unwrap_err();
+    assert_eq!(error.to_string(), "002_bad.sql, line 2");
+    assert_eq!(admin.value("select to_regclass('orders')").await, "");
+    let entries = history::read(&session.0, "app").await.unwrap();
+    assert_eq!(entries.len(), 1);
+    assert!(entries[0].done);
+
+    // What is there already is recorded, not run.
+    let written = baseline(&session.0, "app", &[good, bad]).await.unwrap();
+    assert_eq!(written, 1);
+    assert_eq!(admin.value("select to_regclass('orders')").await, "");
+}
+
+#[tokio::test]
+async fn a_back_fill_meets_each_row_of_every_tenant_once_however_often_it_stops() {
+    let shard = Shard::new().await;
+    shard.with(PEOPLE).await;
+    let admin = shard.admin().await;
+    // 2 comes before 10, as numbers do.
+    for tenant in [ACME, GLOBEX] {
+        admin
+            .run(&format!(
+                "insert into people (tenant_id, id, name) select '{tenant}', n, 'p' from generate_series(1, 25) n"
+            ))
+            .await;
+    }
+    let fill = file(
+        "001_fill.sql",
+        "-- ringfence: no-transaction\n-- ringfence: backfill rows 4\n\
+         update people p set n = n + 1 where name = 'p';\n\
+         insert into people (tenant_id, id, name) select distinct tenant_id, 100, 'new' from people;",
+    );
+    let mut calls = 0;
+    loop {
+        // Each call is a new session: the one before died.
+        let mut session = migrator(&shard).await;
+        match advance(&mut session.0, "app", &fill, &BIT_BY_BIT).await {
+            Ok(advanced) => {
+                calls += 1;
+                if advanced.done {
+                    break;
+                }
+            }
+            // The server has not seen the end of the session before yet.
+            Err(ApplyError::Busy) => tokio::time::sleep(Duration::from_millis(10)).await,
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+    // 13 chunks, the look that finds none left, and the other statement.
+    assert_eq!(calls, 15);
+    assert_eq!(
+        admin
+            .rows("select name, n, count(*) from people group by 1, 2 order by 1")
+            .await,
+        ["new|0|2", "p|1|50"]
+    );
+    assert_eq!(
+        admin.value("select rows from ringfence.migration").await,
+        "50"
+    );
+}
+
+#[tokio::test]
+async fn what_a_broken_index_build_left_is_built_again() {
+    let shard = Shard::new().await;
+    shard.with(PEOPLE).await;
+    let admin = shard.admin().await;
+    admin
+        .run(&format!(
+            "insert into people (tenant_id, id, name) values ('{ACME}', 1, 'a'), ('{ACME}', 2, 'a')"
+        ))
+        .await;
+    let unique = file(
+        "001_index.sql",
+        "-- ringfence: no-transaction\ncreate unique index concurrently people_name on people (tenant_id, name);",
+    );
+    let mut session = migrator(&shard).await;
+    let error = run(&mut session, &unique).await.unwrap_err();
+    assert!(matches!(error, ApplyError::Statement { .. }), "{error:?}");
+    let index = "select indisvalid from pg_index where indexrelid = to_regclass('people_name')";
+    assert_eq!(admin.rows(index).await, [""; 0]);
+
+    // One that a worker which died has left behind.
+    admin.run("set role ringfence_owner").await;
+    let left = admin
+        .refused("create unique index concurrently people_name on people (tenant_id, name)")
+        .await;
+    assert_eq!(admin.value(index).await, "f", "{left:?}");
+    admin
+        .run("reset role; delete from people where id = 2")
+        .await;
+    assert!(run(&mut session, &unique).await.unwrap().done);
+    assert_eq!(admin.value(index).await, "t");
+
+    // Built, but not recorded: it is not built twice.
+    admin
+        .run("update ringfence.migration set state = 'running', step = 0, begun = 0")
+        .await;
+    assert!(run(&mut session, &unique).await.unwrap().done);
+    // Another's index of that name is not taken for it.
+    admin
+        .run("update ringfence.migration set state = 'running', step = 0, begun = null")
+        .await;
+    let error = run(&mut session, &unique).await.unwrap_err();
+    assert!(matches!(error, ApplyError::Statement { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_lock_is_waited_for_shortly_and_its_holder_named() {
+    let shard = Shard::new().await;
+    shard.with(PEOPLE).await;
+    let change = file("001_more.sql", "alter table people add column more text;");
+    let holder = shard.admin().await;
+    holder
+        .run("set application_name = 'report'; begin; select from people")
+        .await;
+    // Older than the lock is waited for: only such are named.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let mut session = migrator(&shard).await;
+    let error = run(&mut session, &change).await.unwrap_err();
+    let message = error.to_string();
+    assert!(matches!(error, ApplyError::Locked { .. }), "{error:?}");
+    assert!(message.contains("report"), "{message}");
+    // Two change a shard at once: the second is told.
+    let mut second = migrator(&shard).await;
+    let busy = run(&mut second, &change).await.unwrap_err();
+    assert!(matches!(busy, ApplyError::Busy), "{busy:?}");
+    holder.run("rollback").await;
+    assert!(run(&mut session, &change).await.unwrap().done);
+}
+
+#[tokio::test]
+async fn what_is_retired_is_in_no_model_and_can_be_shown_again() {
+    let shard = Shard::new().await;
+    let admin = shard
+        .with(
+            "create table teams (id int primary key, name text unique);
+             create table people (id int primary key, title text, team int references teams);
+             create index on people (team);
+             select ringfence.distribute('teams'), ringfence.distribute('people')",
+        )
+        .await;
+    let contract = file(
+        "001_less.sql",
+        "-- ringfence: phase contract\nalter table people drop column title, drop column \"team\";\n\
+         alter table teams drop column name;",
+    );
+    let session = migrator(&shard).await;
+    let columns = async || {
+        let catalog = schema::introspect::load(&admin.0, &["public"])
+            .await
+            .unwrap();
+        let mut columns: Vec<String> = catalog
+            .relations
+            .values()
+            .flat_map(|relation| {
+                let name = relation.name.name.as_str();
+                let columns = relation.columns.iter();
+                columns.map(move |column| format!("{name}.{}", column.name.as_str()))
+            })
+            .collect();
+        columns.sort();
+        (columns.join(" "), catalog.foreign_keys.len())
+    };
+    let all = "people.id people.team people.title teams.id teams.name";
+    assert_eq!(columns().await, (all.into(), 1));
+    let before = schema::introspect::version(&admin.0).await.unwrap();
+    let removals = retire::removals(&contract);
+    let version = retire::hide(&session.0, &removals).await.unwrap();
+    assert!(version > before);
+    assert_eq!(retire::hide(&session.0, &removals).await.unwrap(), version);
+    assert_eq!(columns().await, ("people.id teams.id".into(), 0));
+
+    // A router says what it has loaded.
+    let router = shard.connect("ringfence_router").await;
+    let instance = uuid::Uuid::from_u128(5);
+    let live = [instance.simple().to_string()];
+    let readers = retire::readers(&session.0).await.unwrap();
+    assert_eq!(retire::behind(&readers, &live, version), live);
+    for (loaded, behind) in [(version - 1, 1), (version, 0)] {
+        let name = retire::session_name(&instance, loaded);
+        router
+            .run(&format!("set application_name = '{name}'"))
+            .await;
+        let readers = retire::readers(&session.0).await.unwrap();
+        assert_eq!(retire::behind(&readers, &live, version).len(), behind);
+    }
+    retire::show(&session.0).await.unwrap();
+    assert_eq!(columns().await, (all.into(), 1));
+    assert!(schema::introspect::version(&admin.0).await.unwrap() > version);
+}
+
+#[tokio::test]
+async fn equal_schemas_have_equal_fingerprints_and_others_name_what_differs() {
+    let (one, two) = (Shard::new().await, Shard::new().await);
+    one.with(PEOPLE).await;
+    two.with(PEOPLE).await;
+    let (a, b) = (one.admin().await, two.admin().await);
+    let first = drift::objects(&a.0).await.unwrap();
+    let second = drift::objects(&b.0).await.unwrap();
+    assert_eq!(first.fingerprint(), second.fingerprint());
+    b.run("alter table people alter name set not null; create index people_n on people (tenant_id, n)")
+        .await;
+    let second = drift::objects(&b.0).await.unwrap();
+    let shards = [("one".to_owned(), first), ("two".into(), second)];
+    let named: Vec<String> = drift::differences(&shards, 10)
+        .into_iter()
+        .map(|difference| difference.object)
+        .collect();
+    assert_eq!(
+        named,
+        ["column public.people.name", "index public.people_n"]
+    );
+}
