@@ -8,8 +8,8 @@
 
 use std::path::{Path, PathBuf};
 
-use figment::Figment;
 use figment::providers::{Env, Serialized};
+use figment::{Figment, Provider};
 use serde::de::DeserializeOwned;
 
 /// What variables that stand for a key begin with.
@@ -36,6 +36,13 @@ pub enum SettingsError {
 /// # Errors
 /// The file can't be read; or a key or value is wrong, with where it stands.
 pub fn load<T: DeserializeOwned>(file: Option<&Path>) -> Result<T, SettingsError> {
+    read(file, Env::prefixed(PREFIX).split("__"))
+}
+
+fn read<T: DeserializeOwned>(
+    file: Option<&Path>,
+    environment: impl Provider,
+) -> Result<T, SettingsError> {
     let mut all = Figment::new();
     let mut place = String::new();
     if let Some(path) = file {
@@ -47,9 +54,9 @@ pub fn load<T: DeserializeOwned>(file: Option<&Path>) -> Result<T, SettingsError
         place = format!("{}: ", path.display());
         let table: toml::Table = toml::from_str(&text)
             .map_err(|error| SettingsError::Invalid(format!("{place}{error}")))?;
-        all = all.merge(Serialized::globals(table));
+        all = all.merge(Serialized::defaults(table));
     }
-    all.merge(Env::prefixed(PREFIX).split("__"))
+    all.merge(environment)
         .extract()
         .map_err(|error| SettingsError::Invalid(said(&error, &place)))
 }
@@ -72,7 +79,6 @@ fn said(error: &figment::Error, place: &str) -> String {
     reason = "the harness of figment's own errors"
 )]
 mod tests {
-    use figment::Jail;
     use serde::Deserialize;
 
     use super::*;
@@ -111,52 +117,66 @@ mod tests {
         }
     }
 
-    fn refused(file: Option<&Path>) -> String {
-        load::<Settings>(file).unwrap_err().to_string()
+    /// A file that goes with the test.
+    struct File(PathBuf);
+
+    impl File {
+        fn new(text: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("rf-{}.toml", uuid::Uuid::new_v4()));
+            std::fs::write(&path, text).unwrap();
+            Self(path)
+        }
     }
 
+    impl Drop for File {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_file(&self.0);
+        }
+    }
+
+    fn given(shards: serde_json::Value) -> Serialized<serde_json::Value> {
+        Serialized::defaults(serde_json::json!({ "shards": shards }))
+    }
+
+    fn refused(file: &Path) -> String {
+        let nothing = given(serde_json::json!({}));
+        read::<Settings>(Some(file), nothing)
+            .unwrap_err()
+            .to_string()
+    }
+
+    // Real variables are tried on the services' binaries (ops/tests/production.rs):
+    // those of this process belong to all of its tests.
     #[test]
     fn the_environment_goes_before_the_file_and_the_file_before_defaults() {
-        Jail::expect_with(|jail| {
-            assert_eq!(load::<Settings>(None).unwrap(), Settings::default());
-            jail.create_file("r.toml", "name = 'a'\n[shards]\npool_size_max = 5\n")?;
-            jail.set_env("RINGFENCE__SHARDS__POOL_SIZE_MAX", "7");
-            jail.set_env("RINGFENCE__SHARDS__SCHEMAS", "[\"public\", \"api\"]");
-            jail.set_env("RINGFENCE__SHARDS__FILE", "/run/secrets/router");
-            // A secret's own variable is no key.
-            jail.set_env("RINGFENCE_ROUTER_PASSWORD", "secret");
-            let read = load::<Settings>(Some(Path::new("r.toml"))).unwrap();
-            assert_eq!(read.name, "a");
-            assert_eq!(read.shards.pool_size_max, 7);
-            assert_eq!(read.shards.schemas, ["public", "api"]);
-            assert_eq!(read.shards.file, Some("/run/secrets/router".into()));
-            Ok(())
-        });
+        let nothing = given(serde_json::json!({}));
+        assert_eq!(
+            read::<Settings>(None, nothing).unwrap(),
+            Settings::default()
+        );
+        let file = File::new("name = 'a'\n[shards]\npool_size_max = 5\nschemas = ['public']\n");
+        let environment = given(serde_json::json!({ "pool_size_max": 7, "file": "/run/x" }));
+        let read = read::<Settings>(Some(&file.0), environment).unwrap();
+        assert_eq!((&*read.name, read.shards.pool_size_max), ("a", 7));
+        assert_eq!(read.shards.schemas, ["public"]);
+        assert_eq!(read.shards.file, Some("/run/x".into()));
     }
 
     #[test]
     fn what_is_wrong_is_named_with_its_place() {
-        Jail::expect_with(|jail| {
-            let path = Some(Path::new("r.toml"));
-            assert!(refused(path).contains("can't read r.toml"));
-            jail.create_file("r.toml", "[shards]\npool_sise_max = 5\n")?;
-            let error = refused(path);
-            assert!(
-                error.contains("pool_sise_max") && error.contains("r.toml"),
-                "{error}"
-            );
-            jail.create_file("r.toml", "[shards\n")?;
-            assert!(refused(path).contains("r.toml: TOML parse error at line 1"));
-            jail.set_env("RINGFENCE__SHARDS__POOL_SIZE_MAX", "many");
-            let error = refused(None);
-            assert!(
-                error.contains("POOL_SIZE_MAX") && error.contains("many"),
-                "{error}"
-            );
-            jail.set_env("RINGFENCE__SHARDS__POOL_SIZE_MAX", "7");
-            jail.set_env("RINGFENCE__SHRDS__POOL_SIZE_MAX", "7");
-            assert!(refused(None).to_lowercase().contains("shrds"));
-            Ok(())
-        });
+        assert!(refused(Path::new("/nowhere.toml")).contains("can't read /nowhere.toml"));
+        for (text, what) in [
+            ("[shards]\npool_sise_max = 5\n", "pool_sise_max"),
+            ("[shards]\npool_size_max = 'many'\n", "many"),
+            ("[shards\n", "TOML parse error at line 1"),
+        ] {
+            let file = File::new(text);
+            let error = refused(&file.0);
+            let place = file.0.display().to_string();
+            assert!(error.contains(what) && error.contains(&place), "{error}");
+        }
+        let wrong = given(serde_json::json!({ "pool_size_max": "many" }));
+        let error = read::<Settings>(None, wrong).unwrap_err().to_string();
+        assert!(error.contains("many"), "{error}");
     }
 }

@@ -113,7 +113,8 @@ fn shown(plan: Value) -> Output {
         show(&plan["tenants"]),
         bytes(&plan["bytes"]),
         plan["groups"].as_array().map_or(0, Vec::len),
-        plan["seconds"].as_f64().unwrap_or_default(),
+        // An empty sum is -0.
+        plan["seconds"].as_f64().unwrap_or_default() + 0.0,
         spread("spread_before"),
         spread("spread_after"),
     );

@@ -204,6 +204,7 @@ pub(super) async fn direct(
     level: Level,
 ) -> Result<Got, Failed> {
     let served = serve::serve(work, stages).await?;
+    stages.mark(Stage::Transaction);
     work.app.cache.answered_by_shard(level);
     Ok(Got {
         row: Row::read(&served.answer),

@@ -124,6 +124,14 @@ pub(crate) async fn sizes_and_numbers_are_bounded(service: &Service) {
     assert_eq!((refused.status, &*refused.code()), (413, "PGRST102"));
 }
 
+/// By the router's own bound, or as PostgREST answers Postgres' stack's.
+fn too_deep(refused: &Reply) -> bool {
+    matches!(
+        (refused.status, &*refused.code()),
+        (400, _) | (413, "54001")
+    )
+}
+
 /// Postgres' own stack is the bound here; it must not look like a fault of ours.
 pub(crate) async fn deep_values_are_refused(service: &Service) {
     let deep = "[".repeat(30_000);
@@ -142,12 +150,12 @@ pub(crate) async fn deep_values_are_refused(service: &Service) {
         ),
     ] {
         let refused = service.send("POST", path, &[], &body).await;
-        assert_eq!(refused.status, 400, "{path}: {refused:?}");
+        assert!(too_deep(&refused), "{path}: {refused:?}");
     }
     let refused = service
         .send("GET", &format!("companies?address=eq.{deep}"), &[], "")
         .await;
-    assert_eq!(refused.status, 400, "{refused:?}");
+    assert!(too_deep(&refused), "{refused:?}");
     let nul = service
         .send("POST", "companies", &[], r#"{"name": "\u0000"}"#)
         .await;

@@ -267,11 +267,17 @@ impl Router {
         let (shard, resume) = (shard.into(), None);
         self.send(FromRouter::Follow { shard, resume }).await;
         loop {
+            // Its own shard's messages go on meanwhile.
             let message = self.receive().await.unwrap();
-            if !matches!(
-                message,
-                FromWorker::Changes { .. } | FromWorker::Captures { .. }
-            ) {
+            let own = match &message {
+                FromWorker::Captures { shard, .. }
+                | FromWorker::Start { shard, .. }
+                | FromWorker::Changes { shard, .. }
+                | FromWorker::Lease { shard, .. }
+                | FromWorker::BarrierDone { shard, .. }
+                | FromWorker::Gone { shard } => *shard == "s1".into(),
+            };
+            if !own {
                 return message;
             }
         }

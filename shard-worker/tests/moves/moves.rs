@@ -37,7 +37,8 @@ pub(crate) async fn phase(stage: &Stage, id: &str, phase: &str) -> Value {
                 job["status"] != "stuck" && (job["done"] != true || job["phase"] == phase),
                 "{job}"
             );
-            job["phase"] == phase
+            // The last step leads to its phase, and ends the job behind it.
+            job["phase"] == phase && (phase != "done" || job["done"] == true)
         })
         .await
 }
