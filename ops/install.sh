@@ -23,7 +23,7 @@ missing_packages() {
   [ -z "${need_clients:-}" ] || python3 -c "import venv, ensurepip" 2>/dev/null || echo "python3 python3-venv"
   # Only what is put before and beside a cluster, and its tests.
   if [ -n "${need_production:-}" ]; then
-    [ -x /usr/sbin/nginx ] || command -v nginx >/dev/null || echo nginx-light
+    [ -x /usr/sbin/nginx ] || command -v nginx >/dev/null || echo nginx
     command -v promtool >/dev/null || echo prometheus
     command -v amtool >/dev/null || echo prometheus-alertmanager
     command -v docker-compose >/dev/null || echo docker-compose
