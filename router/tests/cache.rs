@@ -115,14 +115,24 @@ impl Service {
             .collect()
     }
 
-    async fn queries(&self) -> f64 {
-        let mut sum = 0.0;
+    /// What both routers have asked the shard.
+    async fn shard_answers(&self) -> ShardAnswers {
+        let mut sum = ShardAnswers::default();
         for router in [0, 1] {
             let answers = self.metric(router, "ringfence_cache_answers_total").await;
-            sum += answers["filled"] + answers["missed"];
+            sum.filled += answers["filled"];
+            sum.missed += answers["missed"];
         }
         sum
     }
+}
+
+#[derive(Default)]
+struct ShardAnswers {
+    /// Under a lease, for all who ask the same.
+    filled: f64,
+    /// Without one, for the asker alone.
+    missed: f64,
 }
 
 async fn taken(answer: Response) -> (String, Value) {
@@ -190,14 +200,26 @@ impl Service {
 #[tokio::test]
 async fn a_thousand_who_ask_the_same_cold_question_cost_two_queries() {
     let service = Service::start(Some(3)).await;
-    let path = "companies?select=*,contacts(*)&order=name&limit=50";
-    let before = service.queries().await;
-    let asked = (0..1_000).map(|n| service.get(n % 2, path).send());
-    for answer in join_all(asked).await {
-        assert_eq!(answer.unwrap().status(), StatusCode::OK);
+    for limit in 50..60 {
+        service.warm().await;
+        let path = format!("companies?select=*,contacts(*)&order=name&limit={limit}");
+        let before = service.shard_answers().await;
+        let asked = (0..1_000).map(|n| service.get(n % 2, &path).send());
+        let answers = join_all(asked).await;
+        let after = service.shard_answers().await;
+        // On a busy machine a lease may end meanwhile. Then nothing is shared
+        // (rule 10), and this was no trial of what is.
+        if after.missed > before.missed {
+            continue;
+        }
+        for answer in answers {
+            assert_eq!(answer.unwrap().status(), StatusCode::OK);
+        }
+        let queries = after.filled - before.filled;
+        assert!(queries <= 2.0, "{queries} queries");
+        return;
     }
-    let queries = service.queries().await - before;
-    assert!(queries <= 2.0, "{queries} queries");
+    panic!("no lease lasted for as long as a thousand requests");
 }
 
 #[tokio::test]
