@@ -23,7 +23,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::admin::Admin;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::output::{Format, Output};
 use crate::target::{self, Given};
 
@@ -154,7 +154,8 @@ impl Cli {
                 None => return Ok(()),
             },
         }?;
-        output.print(global.output)
+        output.print(global.output)?;
+        output.failed.map_or(Ok(()), |why| Err(Error::Checked(why)))
     }
 }
 

@@ -482,10 +482,16 @@ impl Cluster {
                     (self.report)(&format!("restarting {}", node.name));
                     let out = nginx::out_file(&self.folder, nginx, &node.name);
                     std::fs::write(&out, "").map_err(io(format!("write {}", out.display())))?;
-                    service::idle(admin_port, STOP).await;
-                    self.shut_down(&node.name).await?;
-                    self.start_node(&node.name).await?;
-                    std::fs::remove_file(&out).map_err(io(format!("remove {}", out.display())))?;
+                    let restarted = async {
+                        service::idle(admin_port, STOP).await;
+                        self.shut_down(&node.name).await?;
+                        self.start_node(&node.name).await
+                    };
+                    // Whatever came of it: nobody else would ever let it in again.
+                    let restarted = restarted.await;
+                    let removed = std::fs::remove_file(&out);
+                    restarted?;
+                    removed.map_err(io(format!("remove {}", out.display())))?;
                 }
                 Role::Worker => {
                     (self.report)(&format!("restarting {}", node.name));
@@ -984,9 +990,8 @@ fn beside(options: &Options) -> Beside {
 }
 
 fn require_setpriv() -> Result<()> {
-    let found = std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join("setpriv").exists()));
-    found.then_some(()).ok_or_else(|| Error::Missing {
+    let found = process::on_path("setpriv", None);
+    found.map(drop).ok_or_else(|| Error::Missing {
         what: "setpriv".into(),
         advice: "it is part of util-linux (apt-get install util-linux)".into(),
     })

@@ -28,6 +28,8 @@ pub struct Output {
     pub text: String,
     /// Said beside the result, on standard error; in table form only.
     pub note: Option<String>,
+    /// What makes it a failure all the same, once it has been printed.
+    pub failed: Option<String>,
 }
 
 /// One column of a table, or one line of a record: its title, and what it
@@ -41,6 +43,7 @@ impl Output {
             text: table(&items, columns),
             json: Value::Array(items),
             note: None,
+            failed: None,
         }
     }
 
@@ -50,6 +53,7 @@ impl Output {
             text: record(&item, columns),
             json: item,
             note: None,
+            failed: None,
         }
     }
 
@@ -64,6 +68,13 @@ impl Output {
     #[must_use]
     pub fn note(mut self, note: impl Into<String>) -> Self {
         self.note = Some(note.into());
+        self
+    }
+
+    /// A result that is printed, and that the command fails with.
+    #[must_use]
+    pub fn failed(mut self, why: Option<String>) -> Self {
+        self.failed = why;
         self
     }
 

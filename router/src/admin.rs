@@ -1,5 +1,6 @@
 //! The admin port: `/live`, `/ready`, `/metrics`, `/usage` and `/cache`.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use axum::extract::{Query, State};
@@ -11,7 +12,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Deserialize;
 use tenancy::changes::TableHash;
 use tenancy::id::TenantId;
-use tenancy::usage::{By, Usages};
+use tenancy::usage::{By, Totals, Usages};
 use uuid::Uuid;
 
 use crate::app::App;
@@ -105,7 +106,59 @@ async fn render(State(admin): State<Admin>) -> impl IntoResponse {
     nodes(app);
     app.cache.measure();
     let headers = [("content-type", "text/plain; version=0.0.4; charset=utf-8")];
-    (headers, admin.metrics.render())
+    (headers, admin.metrics.render() + &busiest(app))
+}
+
+/// Tenants that `/metrics` names.
+const BUSIEST: usize = 10;
+
+/// Name, help text, and what it shows.
+type OfTenant = (&'static str, &'static str, fn(&Totals) -> f64);
+
+const OF_TENANTS: [OfTenant; 5] = [
+    ("requests_total", "Requests, those refused included", |t| {
+        t.requests as f64
+    }),
+    (
+        "refused_total",
+        "Requests refused for the tenant's limits",
+        |t| t.refused as f64,
+    ),
+    ("rows_total", "Rows read or written", |t| t.rows as f64),
+    (
+        "answer_bytes_total",
+        "Bytes of answers, before compression",
+        |t| t.bytes as f64,
+    ),
+    (
+        "busy_seconds_total",
+        "Time of its statements on shards",
+        |t| t.busy_us as f64 / 1e6,
+    ),
+];
+
+/// Counters of the tenants that ask for most just now. Not kept in the registry,
+/// where every tenant that was ever among them would stay for good; who leaves
+/// the list and comes back goes on where it was.
+fn busiest(app: &App) -> String {
+    let top = app.quotas.top(By::Requests, BUSIEST);
+    let mut text = String::new();
+    for (name, help, value) in OF_TENANTS.iter().filter(|_| !top.is_empty()) {
+        let name = format!("ringfence_tenant_{name}");
+        let _ = writeln!(
+            text,
+            "# HELP {name} {help}; the busiest {BUSIEST} tenants.\n# TYPE {name} counter"
+        );
+        for usage in &top {
+            let _ = writeln!(
+                text,
+                "{name}{{tenant=\"{}\"}} {}",
+                usage.tenant,
+                value(&usage.total)
+            );
+        }
+    }
+    text
 }
 
 /// One gauge a node: there are few, and they come and go.

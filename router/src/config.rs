@@ -349,6 +349,16 @@ pub struct Log {
     pub format: LogFormat,
     /// Which requests are logged.
     pub requests: RequestLog,
+    /// Requests that take so long are logged in any case, with their statement
+    /// and what they spent their time on; 0 for none.
+    pub slow_ms: u64,
+}
+
+impl Log {
+    /// Whether a request that took so long is a slow one.
+    pub fn is_slow(&self, took: Duration) -> bool {
+        self.slow_ms > 0 && took >= Duration::from_millis(self.slow_ms)
+    }
 }
 
 /// How a log line looks.
@@ -463,6 +473,7 @@ impl Default for Log {
         Self {
             format: LogFormat::Json,
             requests: RequestLog::All,
+            slow_ms: 1_000,
         }
     }
 }

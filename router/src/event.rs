@@ -175,6 +175,18 @@ pub struct RequestDone<'a> {
     pub took: Duration,
     /// Body bytes of the answer.
     pub bytes: usize,
+    /// Where it was a slow one.
+    pub slow: Option<Slow<'a>>,
+}
+
+/// What made a request slow.
+#[derive(Debug)]
+pub struct Slow<'a> {
+    /// Its last statement's text, which holds no value of the request: the
+    /// plan's shape, to be given to EXPLAIN.
+    pub statement: Option<&'a str>,
+    /// What its time went to.
+    pub stages: Vec<(&'static str, Duration)>,
 }
 
 /// What a request asked for.
@@ -227,7 +239,7 @@ impl Events {
             Event::Answered(done) => {
                 let wanted = match self.requests {
                     RequestLog::All => true,
-                    RequestLog::Errors => done.status.is_server_error(),
+                    RequestLog::Errors => done.status.is_server_error() || done.slow.is_some(),
                 };
                 if wanted && !self.access_log.write(done) {
                     self.metrics.log_lines_dropped.increment(1);

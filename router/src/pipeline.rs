@@ -32,7 +32,7 @@ use crate::cache::key::Key;
 use crate::cache::{Level, label};
 use crate::config::{Api, Limits};
 use crate::error::{Error, Hidden, Refusal};
-use crate::event::{Event, HoldReason, KeyUse, RequestDone, Route};
+use crate::event::{Event, HoldReason, KeyUse, RequestDone, Route, Slow};
 use crate::execute::ExecuteError;
 use crate::guard::{self, Visible};
 use crate::hold::Held;
@@ -104,6 +104,11 @@ pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
             .extend(token.map(|value| (name, value)).ok());
     }
     cors::allow(&head.headers, response.headers_mut());
+    let took = started.elapsed();
+    let slow = app.config.log.is_slow(took).then(|| Slow {
+        statement: seen.statement.as_deref(),
+        stages: seen.stages.all().collect(),
+    });
     app.events.emit(&Event::Answered(&RequestDone {
         id: &id,
         tenant: seen.tenant,
@@ -113,8 +118,9 @@ pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
         route: route(incoming.path),
         status: response.status(),
         code: seen.code.as_deref(),
-        took: started.elapsed(),
+        took,
         bytes: response.body().len(),
+        slow,
     }));
     response.map(Body::from)
 }
@@ -207,6 +213,9 @@ async fn answer(
                 }),
             },
         };
+        if app.config.log.is_slow(seen.stages.total()) {
+            seen.statement = Some(statement.text);
+        }
         let why = match done {
             Ok(mut made) => {
                 if answered_before {
@@ -621,6 +630,8 @@ struct Seen {
     pass: Option<Pass>,
     /// Rows that were read or written.
     rows: u64,
+    /// The last statement's text, once the request is a slow one.
+    statement: Option<String>,
     stages: Stages,
 }
 
@@ -653,14 +664,17 @@ const STAGES: [&str; 9] = [
 /// Time by stage, for the header Server-Timing (W3C Server Timing).
 struct Stages {
     spent: [Duration; STAGES.len()],
+    started: Instant,
     since: Instant,
 }
 
 impl Default for Stages {
     fn default() -> Self {
+        let now = Instant::now();
         Self {
             spent: [Duration::ZERO; STAGES.len()],
-            since: Instant::now(),
+            started: now,
+            since: now,
         }
     }
 }
@@ -677,17 +691,25 @@ impl Stages {
         self.spent[stage as usize]
     }
 
+    /// Those that took any time.
+    fn all(&self) -> impl Iterator<Item = (&'static str, Duration)> {
+        let all = STAGES.into_iter().zip(self.spent);
+        all.filter(|(_, spent)| !spent.is_zero())
+    }
+
+    fn total(&self) -> Duration {
+        self.started.elapsed()
+    }
+
     fn finish(&self, response: &mut http::Response<Bytes>, request_id: &str) {
         use std::fmt::Write;
         let mut text = String::with_capacity(96);
-        for (name, spent) in STAGES.iter().zip(self.spent) {
-            if !spent.is_zero() {
-                let comma = if text.is_empty() { "" } else { ", " };
-                // Milliseconds, in whole microseconds: formatting floats is slow.
-                let micros = spent.as_micros();
-                let (whole, part) = (micros / 1_000, micros % 1_000);
-                let _ = write!(text, "{comma}{name};dur={whole}.{part:03}");
-            }
+        for (name, spent) in self.all() {
+            let comma = if text.is_empty() { "" } else { ", " };
+            // Milliseconds, in whole microseconds: formatting floats is slow.
+            let micros = spent.as_micros();
+            let (whole, part) = (micros / 1_000, micros % 1_000);
+            let _ = write!(text, "{comma}{name};dur={whole}.{part:03}");
         }
         let headers = response.headers_mut();
         if let Ok(value) = HeaderValue::try_from(text) {

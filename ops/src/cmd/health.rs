@@ -43,6 +43,7 @@ impl Health {
                 json: json!({ "ready": true }),
                 text: format!("{}\n", said.trim()),
                 note: None,
+                failed: None,
             }),
             false => Err(failed(format!("{status}: {}", said.trim()))),
         }

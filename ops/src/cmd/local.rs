@@ -249,6 +249,7 @@ async fn down(folder: &Path) -> Result<Output> {
         json: json!({ "ended": what }),
         text: format!("{sentence}\n"),
         note: None,
+        failed: None,
     })
 }
 

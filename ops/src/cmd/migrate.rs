@@ -253,6 +253,7 @@ fn new(folder: &Path, name: &str, contract: bool) -> Answer {
         text: format!("{path}\n"),
         json: json!({ "file": path }),
         note: None,
+        failed: None,
     })
 }
 
@@ -294,6 +295,7 @@ async fn plan(admin: &Admin, directory: &Directory) -> Answer {
         text,
         json: json!({ "files": planned, "findings": findings, "shards": shards }),
         note: None,
+        failed: None,
     };
     Ok(match problems.is_empty() && passes(&findings) {
         true => output,
@@ -356,6 +358,7 @@ async fn verify(admin: &Admin, directory: &Directory, format: Format) -> Answer 
         },
         json: json!({ "verified": wrong.is_empty(), "problems": wrong, "status": status }),
         note: None,
+        failed: None,
     };
     match wrong.is_empty() {
         true => Ok(output),
@@ -456,6 +459,7 @@ fn status_output(status: Value) -> Output {
         text,
         json: status,
         note: None,
+        failed: None,
     }
 }
 
@@ -474,6 +478,7 @@ fn findings_output(files: &[Migration], findings: &[Finding]) -> Output {
             text: format!("{} files, nothing found.\n", files.len()),
             json: json!([]),
             note: None,
+            failed: None,
         };
     }
     let mut output = Output::list(items, FINDINGS);

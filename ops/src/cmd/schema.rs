@@ -110,6 +110,7 @@ async fn adopt(from: &str, folder: &Path) -> Answer {
         text,
         json: json!({ "tables": adoption.tables, "remarks": remarks, "files": files }),
         note: None,
+        failed: None,
     })
 }
 
@@ -214,12 +215,7 @@ async fn apply(client: &mut Client, file: &Migration) -> Result<()> {
     match advance(client, "adopt", file, &Limits::default()).await {
         Ok(_) => Ok(()),
         Err(error) => {
-            let mut text = error.to_string();
-            let mut cause = std::error::Error::source(&error);
-            while let Some(source) = cause {
-                text.push_str(&format!(": {source}"));
-                cause = source.source();
-            }
+            let text = error::chain(&error);
             Err(Error::Checked(format!(
                 "tried on a scratch server, the files fail: {text}; they are written, to be mended by hand"
             )))

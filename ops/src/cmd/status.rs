@@ -133,6 +133,7 @@ fn screen(shards: &[Value], nodes: Vec<Value>, mut members: Vec<Value>) -> Outpu
         json,
         text: tables.join("\n"),
         note: Some(note),
+        failed: None,
     }
 }
 

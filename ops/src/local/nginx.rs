@@ -12,7 +12,7 @@ use clap::ValueEnum;
 use super::authority::Authority;
 use super::folder::{Folder, write_private};
 use super::layout::{Node, Role};
-use super::process::{Identity, command};
+use super::process::{Identity, command, on_path};
 use crate::error::{Error, Result, io};
 
 const CONF: &str = include_str!("../../nginx/nginx.conf");
@@ -58,16 +58,10 @@ pub(crate) fn require() -> Result<()> {
 
 /// Where it is: not on everybody's PATH.
 fn program() -> Result<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut dirs = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
-    let found = dirs.find(|dir| dir.join("nginx").exists());
-    found
-        .map(|dir| dir.join("nginx"))
-        .ok_or_else(|| Error::Missing {
-            what: "nginx".into(),
-            advice: "install it (on Debian 12: ./ops/up --nginx does, or apt-get install nginx)"
-                .into(),
-        })
+    on_path("nginx", Some(Path::new("/usr/sbin"))).ok_or_else(|| Error::Missing {
+        what: "nginx".into(),
+        advice: "install it (on Debian 12: ./ops/up --nginx does, or apt-get install nginx)".into(),
+    })
 }
 
 /// The command that serves the node; writes its configuration.

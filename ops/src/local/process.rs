@@ -50,6 +50,14 @@ pub(crate) fn command(identity: &Identity, program: &Path, dir: &Path) -> Comman
     command
 }
 
+/// Where a program is: in the folders of PATH, then in `beside`.
+pub(crate) fn on_path(program: &str, beside: Option<&Path>) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut dirs = std::env::split_paths(&path).chain(beside.map(Path::to_owned));
+    let dir = dirs.find(|dir| dir.join(program).exists())?;
+    Some(dir.join(program))
+}
+
 /// The thread that spawns children.
 ///
 /// A death signal follows the end of the *thread* that spawned, and threads of

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::folder::{Folder, write_private};
 use super::layout::Node;
-use super::process::{Identity, command};
+use super::process::{Identity, command, on_path};
 use crate::error::{Error, Result, io};
 
 const CONF: &str = include_str!("../../prometheus/prometheus.yml");
@@ -22,10 +22,8 @@ const RULES: [(&str, &str); 2] = [
 
 /// Makes sure that it is installed.
 pub(crate) fn require() -> Result<()> {
-    let found = std::env::var_os("PATH").is_some_and(|path| {
-        std::env::split_paths(&path).any(|dir| dir.join("prometheus").exists())
-    });
-    found.then_some(()).ok_or_else(|| Error::Missing {
+    let found = on_path("prometheus", None);
+    found.map(drop).ok_or_else(|| Error::Missing {
         what: "prometheus".into(),
         advice:
             "install it (on Debian 12: ./ops/up --prometheus does, or apt-get install prometheus)"

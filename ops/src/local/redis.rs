@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 
 use super::folder::{Folder, write_private};
 use super::layout::{Node, Role};
-use super::process::{self, Identity, command};
+use super::process::{self, Identity, command, on_path};
 use crate::error::{Error, Result, io};
 
 /// Masters' epochs and slots are given to them, so that no node has to be
@@ -25,10 +25,8 @@ const ANSWER: u64 = 4_096;
 
 /// Makes sure that the server is installed.
 pub(crate) fn require() -> Result<()> {
-    let found = std::env::var_os("PATH").is_some_and(|path| {
-        std::env::split_paths(&path).any(|dir| dir.join("redis-server").exists())
-    });
-    found.then_some(()).ok_or_else(|| Error::Missing {
+    let found = on_path("redis-server", None);
+    found.map(drop).ok_or_else(|| Error::Missing {
         what: "redis-server".into(),
         advice: "install it (on Debian 12: ./ops/up does, or apt-get install redis-server), \
                  or start without it: --redis off"

@@ -16,6 +16,8 @@ use crate::error::{Error, Result, io};
 /// A router is idle when it was seen so at so many looks, so far apart.
 const QUIET: u32 = 5;
 const LOOK: Duration = Duration::from_millis(50);
+/// Longest wait for one look's answer.
+const LOOK_MAX: Duration = Duration::from_secs(1);
 
 /// The command that serves a router or worker; writes its configuration.
 pub(crate) fn serve(
@@ -112,8 +114,10 @@ pub(crate) fn ready_url(node: &Node) -> String {
 pub(crate) async fn idle(admin_port: u16, within: Duration) {
     let deadline = Instant::now() + within;
     let url = format!("http://127.0.0.1:{admin_port}/metrics");
+    let client = reqwest::Client::new();
     let in_flight = || async {
-        let text = reqwest::get(&url).await.ok()?.text().await.ok()?;
+        let text = client.get(&url).timeout(LOOK_MAX).send().await.ok()?;
+        let text = text.text().await.ok()?;
         let mut lines = text.lines();
         let line = lines.find_map(|line| line.strip_prefix("ringfence_requests_in_flight "));
         line?.parse::<f64>().ok()

@@ -7,9 +7,11 @@ use std::io::{BufWriter, Write};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::RequestDone;
+use super::{RequestDone, Slow};
 
 const QUEUE_LINES: usize = 65_536;
+/// So much of a slow request's statement is logged.
+const STATEMENT_BYTES_MAX: usize = 4_096;
 /// Lines are written at most this often.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -55,9 +57,13 @@ fn line(done: &RequestDone<'_>) -> String {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     let mut text = String::with_capacity(320);
+    let (level, message) = match done.slow {
+        None => ("INFO", "request"),
+        Some(_) => ("WARN", "slow request"),
+    };
     let _ = write!(
         text,
-        "{{\"time\":{}.{:03},\"level\":\"INFO\",\"message\":\"request\",\"request_id\":{},\"tenant\":",
+        "{{\"time\":{}.{:03},\"level\":\"{level}\",\"message\":\"{message}\",\"request_id\":{},\"tenant\":",
         now.as_secs(),
         now.subsec_millis(),
         json(done.id),
@@ -68,9 +74,9 @@ fn line(done: &RequestDone<'_>) -> String {
         }
         None => text.push_str("null"),
     }
-    let _ = writeln!(
+    let _ = write!(
         text,
-        ",\"shard\":{},\"method\":{},\"path\":{},\"status\":{},\"code\":{},\"duration_ms\":{:.3},\"bytes\":{}}}",
+        ",\"shard\":{},\"method\":{},\"path\":{},\"status\":{},\"code\":{},\"duration_ms\":{:.3},\"bytes\":{}",
         done.shard.map_or("null".into(), json),
         json(done.method.as_str()),
         json(done.path),
@@ -79,7 +85,29 @@ fn line(done: &RequestDone<'_>) -> String {
         done.took.as_secs_f64() * 1e3,
         done.bytes,
     );
+    if let Some(slow) = &done.slow {
+        add_slow(&mut text, slow);
+    }
+    text.push_str("}\n");
     text
+}
+
+/// Where the time went, and in which statement.
+fn add_slow(text: &mut String, slow: &Slow<'_>) {
+    text.push_str(",\"stages_ms\":{");
+    for (n, (stage, spent)) in slow.stages.iter().enumerate() {
+        let comma = if n == 0 { "" } else { "," };
+        let _ = write!(text, "{comma}\"{stage}\":{:.3}", spent.as_secs_f64() * 1e3);
+    }
+    let statement = slow.statement.map(|whole| {
+        let end = whole.floor_char_boundary(STATEMENT_BYTES_MAX);
+        json(&whole[..end])
+    });
+    let _ = write!(
+        text,
+        "}},\"statement\":{}",
+        statement.unwrap_or_else(|| "null".into())
+    );
 }
 
 fn json(text: &str) -> String {
@@ -104,11 +132,44 @@ mod tests {
             code: Some("PGRST205"),
             took: Duration::from_micros(1500),
             bytes: 12,
+            slow: None,
         });
         assert_eq!(text.matches('\n').count(), 1);
         let parsed: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(parsed["path"], "/a\"b\nc");
         assert_eq!(parsed["duration_ms"], 1.5);
         assert_eq!(parsed["tenant"], serde_json::Value::Null);
+        assert_eq!(parsed["level"], "INFO");
+        assert!(parsed.get("statement").is_none());
+    }
+
+    #[test]
+    fn a_slow_request_says_where_its_time_went() {
+        let statement = format!("select \"{}\"", "é".repeat(4_000));
+        let text = line(&RequestDone {
+            id: "r-1",
+            tenant: None,
+            shard: Some("s1"),
+            method: &http::Method::GET,
+            path: "/deals",
+            route: Route::Relation,
+            status: http::StatusCode::OK,
+            code: None,
+            took: Duration::from_secs(2),
+            bytes: 2,
+            slow: Some(Slow {
+                statement: Some(&statement),
+                stages: vec![
+                    ("pool", Duration::from_millis(500)),
+                    ("transaction", Duration::from_millis(1_500)),
+                ],
+            }),
+        });
+        assert_eq!(text.matches('\n').count(), 1);
+        let parsed: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(parsed["level"], "WARN");
+        assert_eq!(parsed["stages_ms"]["transaction"], 1_500.0);
+        let logged = parsed["statement"].as_str().unwrap();
+        assert!(logged.starts_with("select \"é") && logged.len() <= STATEMENT_BYTES_MAX);
     }
 }
