@@ -12,6 +12,10 @@ pub struct MoveMetrics {
     crossed: Counter,
     undone: Counter,
     pause: Histogram,
+    done: Counter,
+    rolled_back: Counter,
+    cancelled: Counter,
+    failed: Counter,
 }
 
 impl MoveMetrics {
@@ -35,11 +39,17 @@ impl MoveMetrics {
             "How long a tenant's requests were held by a cut-over."
         );
         metrics::describe_counter!("ringfence_move_ended_total", "Moves that ended, by how.");
+        let ended =
+            |how: &'static str| metrics::counter!("ringfence_move_ended_total", "how" => how);
         Self {
             began: metrics::counter!("ringfence_move_begun_total"),
             crossed: metrics::counter!("ringfence_move_cut_overs_total"),
             undone: metrics::counter!("ringfence_move_cut_overs_undone_total"),
             pause: metrics::histogram!("ringfence_move_pause_seconds"),
+            done: ended("done"),
+            rolled_back: ended("rolled_back"),
+            cancelled: ended("cancelled"),
+            failed: ended("failed"),
         }
     }
 
@@ -59,13 +69,13 @@ impl MoveMetrics {
     }
 
     pub(super) fn ended(&self, why: &Ended) {
-        let how = match why {
-            Ended::Done => "done",
-            Ended::RolledBack => "rolled_back",
-            Ended::Cancelled => "cancelled",
-            Ended::Failed(_) => "failed",
+        let counter = match why {
+            Ended::Done => &self.done,
+            Ended::RolledBack => &self.rolled_back,
+            Ended::Cancelled => &self.cancelled,
+            Ended::Failed(_) => &self.failed,
         };
-        metrics::counter!("ringfence_move_ended_total", "how" => how).increment(1);
+        counter.increment(1);
     }
 }
 
