@@ -272,7 +272,9 @@ async fn dashboards(cluster: &Cluster) {
                     let answer = ask(query.clone()).await;
                     assert_eq!(answer["status"], "success", "{query}: {answer}");
                     let found = answer["data"]["result"].as_array().unwrap();
-                    let moves = MOVING.iter().find(|name| query.contains(*name));
+                    let moves = MOVING
+                        .iter()
+                        .find(|name| query.contains(&format!("ringfence_{name}")));
                     let value = |series: &Value| series["value"][1].as_str()?.parse::<f64>().ok();
                     let above = found.iter().filter_map(value).any(|value| value > 0.0);
                     if !found.is_empty() && (above || moves.is_none()) {

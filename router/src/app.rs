@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use http::HeaderMap;
@@ -33,6 +33,9 @@ use crate::retry::RetryBudget;
 use crate::shards::{Shards, Watching};
 
 /// Roles that keys and tokens may name, where the configuration names none.
+/// A router that starts is not ready before it has read all shards' schemas, for
+/// so long at most: one that is down must not keep it from the others' tenants.
+const FIRST_LOOKS_MAX: Duration = Duration::from_secs(3);
 const ROLES: [&str; 3] = ["anon", "authenticated", "service_role"];
 /// Longest id that a client may give its request.
 const REQUEST_ID_MAX: usize = 64;
@@ -72,6 +75,7 @@ pub struct App {
     /// Transactions in flight; they outlive their request if they must.
     pub transactions: TaskTracker,
     in_flight: AtomicUsize,
+    started: Instant,
     draining: AtomicBool,
     instance: u32,
     requests: AtomicU64,
@@ -129,6 +133,7 @@ impl App {
             retries: RetryBudget::default(),
             transactions: TaskTracker::new(),
             in_flight: AtomicUsize::new(0),
+            started: Instant::now(),
             draining: AtomicBool::new(false),
             instance: uuid::Uuid::new_v4().as_fields().0,
             requests: AtomicU64::new(0),
@@ -170,6 +175,12 @@ impl App {
         let unknown = |shard: &&Arc<crate::shards::Shard>| shard.model().is_none();
         if !shards.is_empty() && shards.iter().filter(unknown).count() == shards.len() {
             reasons.push("no shard's schema is known yet".to_owned());
+        }
+        // But it is given a moment to be read.
+        if self.started.elapsed() < FIRST_LOOKS_MAX {
+            let unknown = shards.iter().filter(unknown);
+            reasons
+                .extend(unknown.map(|shard| format!("the schema of {} is being read", shard.id)));
         }
         reasons
     }

@@ -97,6 +97,8 @@ pub enum HoldReason {
     NoPrimary,
     /// A request with the same Idempotency-Key is still being answered.
     SameKey,
+    /// The shard's schema has not been read yet.
+    NoSchema,
 }
 
 /// What an Idempotency-Key did.

@@ -168,7 +168,13 @@ async fn answer(
     loop {
         let target = placement::locate(app, tenant.tenant(), moved.as_ref())?;
         seen.shard = Some(target.shard.id.clone());
-        let model = target.shard.model().ok_or(Error::NoSchema)?;
+        let Some(model) = target.shard.model() else {
+            // This router, or the shard, has just begun.
+            let stay = seat(app, &mut held, incoming.deadline)?;
+            wait(app, stay, HoldReason::NoSchema, &target).await?;
+            seen.stages.mark(Stage::Hold);
+            continue;
+        };
         let plan = plan::plan(&model, &api, &request, &payload)?;
         let keep = keep.as_ref().filter(|_| plan.form == Form::Write);
         let statement = match keep {
@@ -297,15 +303,7 @@ async fn answer(
             Refused::Fenced => HoldReason::Fenced,
             Refused::NoPrimary => HoldReason::NoPrimary,
         };
-        app.events.emit(&Event::Held { reason });
-        let stay = match &mut held {
-            Some(stay) => stay,
-            None => held.insert(
-                app.hold_room
-                    .enter(incoming.deadline)
-                    .map_err(|_| Error::Overloaded)?,
-            ),
-        };
+        let stay = seat(app, &mut held, incoming.deadline)?;
         wait(app, stay, reason, &target).await?;
         seen.stages.mark(Stage::Hold);
     }
@@ -432,6 +430,21 @@ async fn change(
 /// How often a request that was sent is sent again after its node failed.
 const LOST_MAX: u32 = 1;
 
+/// The request's place among those that wait; the same one each time.
+fn seat<'a, 'b>(
+    app: &'a App,
+    held: &'b mut Option<Held<'a>>,
+    deadline: Deadline,
+) -> Result<&'b mut Held<'a>, Error> {
+    Ok(match held {
+        Some(stay) => stay,
+        None => {
+            let stay = app.hold_room.enter(deadline);
+            held.insert(stay.map_err(|_| Error::Overloaded)?)
+        }
+    })
+}
+
 /// Waits for news that may let a held request through.
 async fn wait(
     app: &App,
@@ -439,6 +452,7 @@ async fn wait(
     reason: HoldReason,
     target: &Target,
 ) -> Result<(), Error> {
+    app.events.emit(&Event::Held { reason });
     let why = match reason {
         HoldReason::NoPrimary => {
             let mut changes = target.shard.changes();
@@ -451,6 +465,17 @@ async fn wait(
                 .await
                 .err()
                 .map(|_| "the shard has no primary")
+        }
+        HoldReason::NoSchema => {
+            let mut changes = target.shard.changes();
+            changes.mark_unchanged();
+            let loaded = async {
+                if target.shard.model().is_none() {
+                    let _ = changes.changed().await;
+                }
+            };
+            let ended = stay.pause(loaded).await;
+            return ended.map_err(|_| Error::NoSchema);
         }
         HoldReason::SameKey => {
             let ended = stay.pause(std::future::pending()).await;

@@ -30,7 +30,7 @@ pub struct Metrics {
     /// Requests being answered.
     pub in_flight: Gauge,
     /// Times that a request was held, to be tried again, by reason.
-    held: [Counter; 5],
+    held: [Counter; 6],
     /// Reads answered, by the node's role.
     reads: [Counter; 2],
     /// Reads given to the primary although a replica might have answered, by reason.
@@ -93,6 +93,7 @@ impl Metrics {
             HoldReason::StalePlacement,
             HoldReason::NoPrimary,
             HoldReason::SameKey,
+            HoldReason::NoSchema,
         ]
         .map(|reason| metrics::counter!("ringfence_requests_held_total", "reason" => reason_name(reason)));
         Self {
@@ -170,6 +171,7 @@ fn reason_name(reason: HoldReason) -> &'static str {
         HoldReason::StalePlacement => "stale_placement",
         HoldReason::NoPrimary => "no_primary",
         HoldReason::SameKey => "same_key",
+        HoldReason::NoSchema => "no_schema",
     }
 }
 
