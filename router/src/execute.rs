@@ -594,12 +594,23 @@ impl ToSql for Value<'_> {
 struct Raw<'a>(&'a [u8]);
 
 impl<'a> FromSql<'a> for Raw<'a> {
-    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
-        Ok(Raw(raw))
+    fn from_sql(
+        ty: &Type,
+        raw: &'a [u8],
+    ) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        // In the binary format a version comes before the text.
+        Ok(Raw(match (ty, raw) {
+            (&Type::JSONB, [_, text @ ..]) => text,
+            _ => raw,
+        }))
     }
 
     fn accepts(ty: &Type) -> bool {
-        matches!(*ty, Type::TEXT | Type::VARCHAR | Type::BYTEA | Type::JSON)
+        use Type as T;
+        matches!(
+            *ty,
+            T::TEXT | T::VARCHAR | T::BYTEA | T::JSON | T::JSONB | T::XML
+        )
     }
 }
 

@@ -177,6 +177,12 @@ async fn answer(
         };
         let plan = plan::plan(&model, &api, &request, &payload)?;
         let keep = keep.as_ref().filter(|_| plan.form == Form::Write);
+        // What is kept is text.
+        if keep.is_some() && plan.handler.is_some() {
+            return Err(Error::NotImplemented(
+                "Idempotency-Key with a media type of the application's own.",
+            ));
+        }
         let statement = match keep {
             Some(keep) if answered_before => Some(keep.kept()),
             keep => sql::statement(&plan, keep),

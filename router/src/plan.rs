@@ -6,6 +6,7 @@
 
 mod call;
 mod field;
+mod media;
 mod model;
 mod read;
 mod relationship;
@@ -16,7 +17,7 @@ mod write;
 
 use std::sync::Arc;
 
-use schema::catalog::{Catalog, Relation, Scope};
+use schema::catalog::{Catalog, Relation, Representation, Scope};
 use schema::ident::{Ident, QualifiedName};
 
 use crate::config::{Api, OpenApi};
@@ -33,6 +34,7 @@ use crate::request::{ApiRequest, Method, Target};
 
 pub(crate) use call::array_literal;
 pub use call::{Arguments, Call, Value as ArgumentValue};
+pub use media::Handler;
 pub use model::{Model, Relationship};
 pub use relationship::{Cardinality, Link};
 pub use write::{Change, Conflict, Precondition, Returning, Rows, Write, WrittenColumn};
@@ -44,6 +46,8 @@ pub struct Plan {
     pub action: Action,
     /// What the answer is made of.
     pub media: MediaType,
+    /// What makes its body, where that is the application's own.
+    pub handler: Option<Handler>,
     /// Not the answer is wanted, but how Postgres would come to it.
     pub explain: Option<Explain>,
     /// The body is wanted.
@@ -248,6 +252,8 @@ pub struct FieldRef {
     pub column: ColumnRef,
     /// Its base type, e.g. `jsonb`.
     pub base_type: Box<str>,
+    /// How its domain is shown and compared with what clients write.
+    pub representation: Option<Box<Representation>>,
     /// Steps into its value.
     pub path: Vec<JsonStep>,
 }
@@ -407,10 +413,14 @@ impl<'a> Planner<'a> {
         Ok(Plan {
             action: Action::Describe(description),
             media: MediaType::OpenApi,
+            handler: None,
             explain: None,
             body: self.request.method == Method::Get,
             count: false,
-            form: Form::Read,
+            form: match self.config.pre_request {
+                Some(_) => Form::ReadOnlyTransaction,
+                None => Form::Read,
+            },
             relations: Vec::new(),
             opaque: true,
         })
@@ -423,6 +433,7 @@ impl<'a> Planner<'a> {
         Ok(Plan {
             action: Action::Call(Box::new(call)),
             media: MediaType::OpenApi,
+            handler: None,
             explain: None,
             body: self.request.method == Method::Get,
             count: false,
@@ -448,13 +459,13 @@ impl<'a> Planner<'a> {
 
     fn finish(mut self, action: Action, form: Form) -> Result<Plan, Error> {
         // Reads negotiate before preferences are judged, writes after.
-        let media = if self.request.method.reads() {
-            let media = self.negotiate()?;
+        let (media, handler) = if self.request.method.reads() {
+            let media = self.negotiate(&action)?;
             self.check_preferences()?;
             media
         } else {
             self.check_preferences()?;
-            self.negotiate()?
+            self.negotiate(&action)?
         };
         let (media, explain) = match media {
             MediaType::Plan(explain) => {
@@ -475,7 +486,7 @@ impl<'a> Planner<'a> {
                 (Some(explain), Form::Write) if explain.runs() => Form::WriteAndRollBack,
                 (Some(_), _) => Form::ReadOnlyTransaction,
                 (None, Form::Write) if roll_back => Form::WriteAndRollBack,
-                (None, Form::Read) if before => Form::ReadOnlyTransaction,
+                (None, Form::Read) if before || handler.is_some() => Form::ReadOnlyTransaction,
                 (None, form) => form,
             },
             media,
@@ -483,7 +494,8 @@ impl<'a> Planner<'a> {
             body: self.request.method != Method::Head,
             count: self.request.prefer.count.is_some(),
             relations: self.relations,
-            opaque: self.opaque || before,
+            opaque: self.opaque || before || handler.is_some(),
+            handler,
         })
     }
 
@@ -493,19 +505,6 @@ impl<'a> Planner<'a> {
             return Err(Error::Preferences(prefer.unknown.clone()));
         }
         Ok(())
-    }
-
-    fn negotiate(&self) -> Result<MediaType, Error> {
-        let found = self.request.accept.iter().find_map(|media| match media {
-            MediaType::Any | MediaType::Json => Some(MediaType::Json),
-            MediaType::StrippedArray
-            | MediaType::Object { .. }
-            | MediaType::Csv
-            | MediaType::GeoJson => Some(media.clone()),
-            MediaType::Plan(_) if self.config.plans => Some(media.clone()),
-            MediaType::OpenApi | MediaType::Plan(_) | MediaType::Other(_) => None,
-        });
-        found.ok_or_else(|| self.nothing_acceptable())
     }
 
     /// The media type whose statement is explained, and what of the asked is shown.

@@ -135,7 +135,9 @@ impl ApiRequest {
         let (schema, schema_named) = schema(parts, config)?;
         let method = method(parts.method, &target)?;
         let call = matches!(target, Target::Function(_));
-        let query = Query::parse(parts.query, call && method.reads())?;
+        let mut query = Query::parse(parts.query, call && method.reads())?;
+        // The whole row is written.
+        query.columns = query.columns.filter(|_| method != Method::Put);
         let page = match method {
             Method::Get => query.page().intersect(page::header(parts.headers)?)?,
             _ => query.page().intersect(Page::default())?,

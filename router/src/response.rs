@@ -91,6 +91,12 @@ pub fn build(
         if plan.body {
             answer.body = explain::shown(explain, config.plan_figures, row.body);
         }
+        if config.schemas.len() > 1 || request.schema_named {
+            answer.header_name("content-profile", &request.schema);
+        }
+        // A plan is of this moment: nobody is to keep it.
+        answer.header(CACHE_CONTROL, "no-store");
+        answer.headers.insert(VARY, VARIES);
         return Ok(answer.finish());
     }
     match &plan.action {

@@ -68,6 +68,8 @@ pub fn statement(plan: &Plan, keep: Option<&Keep>) -> Option<Statement> {
         Action::Describe(described) if described.by_privileges => {
             describe::privileges(&mut sql, &described.schema);
         }
+        // There is something to run before it.
+        Action::Describe(_) if plan.form != Form::Read => sql.push("select 0::bigint as page"),
         Action::Options(_) | Action::Describe(_) => return None,
     }
     let (text, params) = sql.finish();
@@ -102,7 +104,7 @@ fn read(sql: &mut Fragment, plan: &Plan, node: &crate::plan::Node) {
         body::settings(sql);
     }
     sql.push(" from (");
-    level::top(sql, node, &level::Origin::Own);
+    level::top(sql, plan, node, &level::Origin::Own);
     sql.push(") r");
 }
 

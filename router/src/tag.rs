@@ -148,7 +148,8 @@ pub(crate) fn of(request: &ApiRequest, plan: &Plan, row: &Row) -> Option<HeaderV
         },
         Action::Call(_) | Action::Options(_) | Action::Describe(_) => None,
     };
-    let single = own.filter(|_| row.page == 1).zip(one_row(plan, row));
+    let single = own.filter(|_| row.page == 1 && plan.handler.is_none());
+    let single = single.zip(one_row(plan, row));
     let mut text = match single {
         Some((shape, row)) => {
             let state = hexadecimal(digest(&SHA256, row).as_ref(), STATE_DIGITS);

@@ -35,6 +35,8 @@ pub struct Catalog {
     pub functions: HashMap<QualifiedName, Vec<Function>>,
     /// Functions of one row-type argument that return another relation's rows.
     pub computed_relationships: Vec<ComputedRelationship>,
+    /// Aggregates that make an answer of a media type of their own.
+    pub media_handlers: Vec<MediaHandler>,
     /// Comment of each exposed schema, for OpenAPI.
     pub schema_comments: HashMap<Ident, String>,
     /// Names of roles that exist on the shard and that `router` may take.
@@ -165,6 +167,30 @@ pub struct Column {
     pub max_length: Option<i32>,
     /// `COMMENT ON`.
     pub comment: Option<String>,
+    /// How clients see it and write it, where its domain says so.
+    pub representation: Option<Box<Representation>>,
+}
+
+/// How values of a domain are shown and read: functions of implicit casts.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Representation {
+    /// From the domain to json, for answers.
+    pub to_json: Option<QualifiedName>,
+    /// From json to the domain, for payloads.
+    pub from_json: Option<QualifiedName>,
+    /// From text to the domain, for filters.
+    pub from_text: Option<QualifiedName>,
+}
+
+/// An aggregate whose result type is a domain named as a media type.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MediaHandler {
+    /// The domain's name in lower case, e.g. `text/xml`, or `*/*`.
+    pub media: Box<str>,
+    /// The aggregate.
+    pub aggregate: QualifiedName,
+    /// The relation whose whole rows it takes; none where it takes any rows.
+    pub relation: Option<QualifiedName>,
 }
 
 /// A foreign key between two relations of the model.

@@ -42,8 +42,7 @@ impl Refusal {
         let detail = error.detail().map(str::to_owned);
         Self {
             sqlstate: error.code().code().to_owned(),
-            // The statement qualifies what users write without a schema.
-            message: error.message().replace("pg_catalog.", ""),
+            message: unqualified(error.code().code(), error.message()),
             detail: match hidden {
                 Some(hidden) => detail.and_then(|text| hidden.take_from(&text)),
                 None => detail,
@@ -63,7 +62,7 @@ impl Refusal {
 
     pub(super) fn report(&self, error: &Error) -> Report {
         if self.sqlstate == "PGRST" {
-            return self.raised().unwrap_or_else(|| self.bad_raise(error));
+            return self.raised().unwrap_or_else(|bad| bad.report(error));
         }
         let mut report =
             Report::new(self.status(), self.sqlstate.clone(), error).hint(self.hint.clone());
@@ -123,15 +122,18 @@ impl Refusal {
     }
 
     /// `RAISE SQLSTATE 'PGRST'`: the message is the body, DETAIL status and headers.
-    fn raised(&self) -> Option<Report> {
-        let body: Raised = serde_json::from_str(&self.message).ok()?;
-        let answer: RaisedAnswer = serde_json::from_str(self.detail.as_deref()?).ok()?;
+    fn raised(&self) -> Result<Report, BadRaise> {
+        let body: Raised = serde_json::from_str(&self.message)
+            .map_err(|_| BadRaise::Message(self.message.clone()))?;
+        let detail = self.detail.as_deref().ok_or(BadRaise::NoDetail)?;
+        let bad = || BadRaise::Detail(detail.to_owned());
+        let answer: RaisedAnswer = serde_json::from_str(detail).map_err(|_| bad())?;
         let headers = answer.headers.into_iter().filter_map(|(name, value)| {
             let name = HeaderName::try_from(name).ok()?;
             Some((name, HeaderValue::try_from(value).ok()?))
         });
-        Some(Report {
-            status: StatusCode::from_u16(answer.status).ok()?,
+        Ok(Report {
+            status: StatusCode::from_u16(answer.status).map_err(|_| bad())?,
             code: body.code.into(),
             message: body.message,
             details: body.details,
@@ -139,18 +141,40 @@ impl Refusal {
             headers: headers.collect(),
         })
     }
+}
 
-    fn bad_raise(&self, error: &Error) -> Report {
+/// Why what a function raised is no answer.
+enum BadRaise {
+    Message(String),
+    Detail(String),
+    NoDetail,
+}
+
+impl BadRaise {
+    fn report(&self, error: &Error) -> Report {
         let mut report = Report::new(500, "PGRST121", error);
         report.message = "Could not parse JSON in the \"RAISE SQLSTATE 'PGRST'\" error".into();
-        report.hint(
-            "MESSAGE must be a JSON object with obligatory keys: 'code', 'message' and optional \
-             keys: 'details', 'hint'; DETAIL one with obligatory keys: 'status', 'headers' and \
-             optional key: 'status_text'."
-                .to_owned(),
-        )
+        let (details, hint) = match self {
+            Self::Message(text) => (
+                format!("Invalid JSON value for MESSAGE: '{text}'"),
+                "MESSAGE must be a JSON object with obligatory keys: 'code', 'message' and \
+                 optional keys: 'details', 'hint'.",
+            ),
+            Self::Detail(text) => (
+                format!("Invalid JSON value for DETAIL: '{text}'"),
+                BAD_DETAIL,
+            ),
+            Self::NoDetail => (
+                "DETAIL is missing in the RAISE statement".to_owned(),
+                BAD_DETAIL,
+            ),
+        };
+        report.details(details).hint(hint.to_owned())
     }
 }
+
+const BAD_DETAIL: &str = "DETAIL must be a JSON object with obligatory keys: 'status', 'headers' \
+     and optional key: 'status_text'.";
 
 #[derive(Deserialize)]
 struct Raised {
@@ -167,6 +191,16 @@ struct RaisedAnswer {
     status: u16,
     #[serde(default)]
     headers: std::collections::BTreeMap<String, String>,
+}
+
+/// The statement qualifies what users write without a schema, so Postgres does
+/// too where it names the statement's own functions (class 42). Other messages
+/// are the application's.
+fn unqualified(sqlstate: &str, message: &str) -> String {
+    match sqlstate.starts_with("42") {
+        true => message.replace("pg_catalog.", ""),
+        false => message.to_owned(),
+    }
 }
 
 impl Hidden<'_> {
@@ -244,6 +278,16 @@ mod tests {
         ] {
             assert_eq!(refusal(sqlstate, message).status(), status, "{sqlstate}");
         }
+    }
+
+    #[test]
+    fn only_the_statements_own_names_lose_their_schema() {
+        let message = "function pg_catalog.sum(text) does not exist";
+        assert_eq!(
+            unqualified("42883", message),
+            "function sum(text) does not exist"
+        );
+        assert_eq!(unqualified("P0001", message), message);
     }
 
     #[test]

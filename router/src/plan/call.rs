@@ -7,10 +7,10 @@ use schema::ident::{Ident, QualifiedName};
 use super::field::RowType;
 use super::read::Wants;
 use super::write::Rows;
-use super::{Form, Node, Planner, Source, suggest};
+use super::{Form, Node, Planner, Source, suggest, types};
 use crate::error::Error;
 use crate::request::Method;
-use crate::request::body::{Payload, RawKind};
+use crate::request::body::{Json, Payload, RawKind};
 use crate::request::page::Page;
 
 /// A call of a function.
@@ -28,6 +28,10 @@ pub struct Call {
     pub page: Page,
     /// It returns nothing.
     pub void: bool,
+    /// Its one value is of a domain that is named as this media type.
+    pub media: Option<String>,
+    /// The relation whose rows it returns.
+    pub relation: Option<QualifiedName>,
     /// At most as many rows may come back, or nothing was done.
     pub max_affected: Option<i64>,
     /// Settings of the function that hold for the whole transaction.
@@ -76,6 +80,12 @@ impl<'a> Planner<'a> {
         let (function, unnamed) = self.choose(name, &given, payload)?;
         let arguments = match (unnamed, payload) {
             (Some(parameter), payload) => unnamed_argument(parameter, payload),
+            (
+                None,
+                Payload::Json(Json {
+                    form: Some(pairs), ..
+                }),
+            ) => Arguments::Named(named_arguments(function, pairs)),
             (None, Payload::Json(json)) if !reads => {
                 let parameters = function.parameters.iter();
                 let named = parameters.filter(|p| given.iter().any(|g| *g == p.name.as_str()));
@@ -90,7 +100,7 @@ impl<'a> Planner<'a> {
                     },
                 }
             }
-            (None, _) => Arguments::Named(self.named_arguments(function)),
+            (None, _) => Arguments::Named(named_arguments(function, &self.request.query.arguments)),
         };
         let shape = &function.returns.shape;
         let bound = self.request.prefer.bound();
@@ -104,6 +114,14 @@ impl<'a> Planner<'a> {
             node: self.result(function)?,
             page: self.call_page(function),
             void: matches!(shape, Shape::Void),
+            media: match shape {
+                Shape::Scalar(name) if !function.returns.set => types::media(name),
+                _ => None,
+            },
+            relation: match shape {
+                Shape::Relation(name) => Some(name.clone()),
+                _ => None,
+            },
             max_affected: bound,
             settings: self.hoisted(function),
         };
@@ -149,8 +167,10 @@ impl<'a> Planner<'a> {
                 .iter()
                 .map(|(name, _)| name.as_str())
                 .collect(),
-            (Payload::Json(_), Some(columns)) => columns.iter().map(String::as_str).collect(),
-            (Payload::Json(json), None) => json.keys.iter().map(String::as_str).collect(),
+            (Payload::Json(json), Some(columns)) if !json.complete => {
+                columns.iter().map(String::as_str).collect()
+            }
+            (Payload::Json(json), _) => json.keys.iter().map(String::as_str).collect(),
             (Payload::Raw { .. } | Payload::None, _) => Vec::new(),
         };
         names.sort_unstable();
@@ -194,29 +214,6 @@ impl<'a> Planner<'a> {
             [] => Err(self.no_function(name, given, payload, &overloads)),
             several => Err(ambiguous(several)),
         }
-    }
-
-    fn named_arguments(&self, function: &Function) -> Vec<Value> {
-        let given = &self.request.query.arguments;
-        let values = |name: &Ident| {
-            let mine = given.iter().filter(|(key, _)| key == name.as_str());
-            mine.map(|(_, value)| value.as_str()).collect::<Vec<_>>()
-        };
-        let named = function.parameters.iter().filter_map(|parameter| {
-            let values = values(&parameter.name);
-            let last = *values.last()?;
-            let text = match parameter.variadic {
-                true => array_literal(&values),
-                false => last.to_owned(),
-            };
-            Some(Value {
-                name: parameter.name.clone(),
-                type_name: parameter.type_name.clone(),
-                variadic: parameter.variadic,
-                text,
-            })
-        });
-        named.collect()
     }
 
     fn result(&mut self, function: &'a Function) -> Result<Option<Node>, Error> {
@@ -298,7 +295,10 @@ impl<'a> Planner<'a> {
                 "Searched for the function {full}{with}{body}, but no matches were found in the \
                  schema cache."
             ),
-            similar: self.similar_function(name, given, overloads),
+            similar: match payload {
+                Payload::Raw { .. } => None,
+                Payload::Json(_) | Payload::None => self.similar_function(name, given, overloads),
+            },
         }
     }
 
@@ -332,6 +332,29 @@ impl<'a> Planner<'a> {
     }
 }
 
+/// The arguments of a query string or a form.
+fn named_arguments(function: &Function, given: &[(String, String)]) -> Vec<Value> {
+    let values = |name: &Ident| {
+        let mine = given.iter().filter(|(key, _)| key == name.as_str());
+        mine.map(|(_, value)| value.as_str()).collect::<Vec<_>>()
+    };
+    let named = function.parameters.iter().filter_map(|parameter| {
+        let values = values(&parameter.name);
+        let last = *values.last()?;
+        let text = match parameter.variadic {
+            true => array_literal(&values),
+            false => last.to_owned(),
+        };
+        Some(Value {
+            name: parameter.name.clone(),
+            type_name: parameter.type_name.clone(),
+            variadic: parameter.variadic,
+            text,
+        })
+    });
+    named.collect()
+}
+
 /// `(a, b)`, in the order of the alphabet.
 fn parameter_list(mut names: Vec<&str>) -> String {
     names.sort_unstable();
@@ -339,6 +362,14 @@ fn parameter_list(mut names: Vec<&str>) -> String {
 }
 
 fn ambiguous(functions: &[&Function]) -> Error {
+    let mut functions = functions.to_vec();
+    functions.sort_by_key(|function| {
+        let parameters = function.parameters.iter();
+        let list: Vec<(&str, &str)> = parameters
+            .map(|p| (p.name.as_str(), &*p.type_name))
+            .collect();
+        (list.len(), list)
+    });
     let signatures: Vec<String> = functions.iter().map(|f| signature(f)).collect();
     Error::AmbiguousFunction(signatures.join(", "))
 }

@@ -62,13 +62,17 @@ impl<'a> RowType<'a> {
         let field = |name: &Ident, base_type: &str| FieldRef {
             column: ColumnRef::Column(name.clone()),
             base_type: base_type.into(),
+            representation: None,
             path: Vec::new(),
         };
         match self {
             Self::Relation(relation) | Self::Embedded(relation, _) => {
                 let columns = relation.columns.iter();
                 columns
-                    .map(|column| field(&column.name, &column.base_type))
+                    .map(|column| FieldRef {
+                        representation: column.representation.clone(),
+                        ..field(&column.name, &column.base_type)
+                    })
                     .collect()
             }
             Self::Columns { columns, .. } => columns
@@ -80,10 +84,12 @@ impl<'a> RowType<'a> {
 
     /// The field of that name. The hidden tenant column is none.
     pub(super) fn field(&self, model: &'a Model, field: &Field) -> Option<FieldRef> {
+        let mut representation = None;
         let (column, base_type) = match self {
             Self::Relation(relation) | Self::Embedded(relation, _) => {
                 match relation.column(&field.name) {
                     Some(column) => {
+                        representation = column.representation.clone();
                         let reference = ColumnRef::Column(column.name.clone());
                         (reference, column.base_type.clone())
                     }
@@ -106,6 +112,7 @@ impl<'a> RowType<'a> {
         Some(FieldRef {
             column,
             base_type,
+            representation: representation.filter(|_| field.path.is_empty()),
             path: field.path.clone(),
         })
     }

@@ -128,25 +128,32 @@ impl<'a> Planner<'a> {
     pub(super) fn read(&mut self, relation: &'a Relation) -> Result<Node, Error> {
         let query = &self.request.query;
         let page = self.request.page.capped(self.config.rows_max);
-        Wants::of(query).check_paths(&query.select)?;
-        self.check_relationships(relation, &query.select)?;
-        let mut node = self.level(
+        let node = self.level(
             RowType::Relation(relation),
             Source::of(relation),
             &query.select,
             Wants::of(query),
-        )?;
+        );
+        let mut node = node.map_err(|error| self.first_error(relation, error))?;
         node.page = page;
         Ok(node)
     }
 
-    /// Whether each embed has its relationship: told before all else that is
-    /// wrong with what it selects.
-    pub(super) fn check_relationships(
-        &self,
-        origin: &Relation,
-        items: &[Item],
-    ) -> Result<(), Error> {
+    /// Of several things that are wrong, PostgREST's first: paths that lead to no
+    /// embed, then relationships, then `error`, what a level came upon.
+    fn first_error(&self, relation: &Relation, error: Error) -> Error {
+        self.check_embeds(relation).err().unwrap_or(error)
+    }
+
+    /// Whether paths lead to embeds, and embeds have their relationships: for a
+    /// write also where no level is built of what it selects.
+    pub(super) fn check_embeds(&self, relation: &Relation) -> Result<(), Error> {
+        let query = &self.request.query;
+        Wants::of(query).check_paths(&query.select)?;
+        self.check_relationships(relation, &query.select)
+    }
+
+    fn check_relationships(&self, origin: &Relation, items: &[Item]) -> Result<(), Error> {
         for item in items {
             let Item::Embed(embed) = item else {
                 continue;
@@ -475,9 +482,21 @@ impl<'a> Planner<'a> {
                         target: name.clone(),
                     });
                 }
-                let target = self.embedded_rows(rows, items, index);
-                let target = target.ok_or_else(not_embedded)?;
-                (Some(index), target.expect(self.model, &term.field)?)
+                let (target, below) = self
+                    .embedded_rows(rows, items, index)
+                    .ok_or_else(not_embedded)?;
+                // What the embed selects under another name goes by that name.
+                let aliased = below.iter().find_map(|item| match item {
+                    Item::Field {
+                        alias: Some(alias),
+                        field: Some(field),
+                        aggregate: None,
+                        ..
+                    } if *alias == term.field.name && term.field.path.is_empty() => Some(field),
+                    Item::Field { .. } | Item::All | Item::Embed(_) => None,
+                });
+                let field = aliased.unwrap_or(&term.field);
+                (Some(index), target.expect(self.model, field)?)
             }
         };
         Ok(OrderTerm {
@@ -488,13 +507,13 @@ impl<'a> Planner<'a> {
         })
     }
 
-    /// The rows of the `index`th embed among `items`.
+    /// The rows of the `index`th embed among `items`, and what it selects.
     fn embedded_rows(
         &self,
         rows: RowType<'a>,
         items: &'a [Item],
         index: usize,
-    ) -> Option<RowType<'a>> {
+    ) -> Option<(RowType<'a>, &'a [Item])> {
         let mut embeds = items.iter().filter_map(|item| match item {
             Item::Embed(embed) => Some(embed),
             Item::All | Item::Field { .. } => None,
@@ -509,7 +528,7 @@ impl<'a> Planner<'a> {
             Found::Computed(computed) => &computed.foreign_table,
         };
         let relation = self.model.catalog().relations.get(target)?;
-        Some(RowType::Relation(relation))
+        Some((RowType::Relation(relation), &embed.items))
     }
 }
 

@@ -152,12 +152,23 @@ fn through(junction: &Relation, first: &ForeignKey, second: &ForeignKey) -> Rela
 }
 
 impl Relationship {
-    /// Foreign keys come before junctions, then names decide.
-    fn sort_key(&self) -> (&QualifiedName, bool, &Ident, Option<&Ident>, &'static str) {
+    /// Foreign keys come before junctions, those of the target before the origin's,
+    /// then names decide.
+    fn sort_key(
+        &self,
+    ) -> (
+        &QualifiedName,
+        bool,
+        bool,
+        &Ident,
+        Option<&Ident>,
+        &'static str,
+    ) {
         let Constraints { first, second } = &self.constraints;
         (
             &self.target,
             second.is_some(),
+            self.to_one(),
             first,
             second.as_ref(),
             self.cardinality.words(),

@@ -13,10 +13,13 @@ const MISTAKE_SIMILARITY_MIN: f64 = 0.33;
 const COLUMN_EDITS_MAX: usize = 3;
 /// In larger schemas the search would cost more than the hint is worth.
 const NAMES_MAX: usize = 1_000;
+/// Longer names mean nothing that is there: Postgres' own have 63 bytes, a list of
+/// parameters some more. Comparing costs as the product of both lengths.
+const WANTED_BYTES_MAX: usize = 255;
 
 /// The relation that `wanted` may mean.
 pub(super) fn relation(catalog: &Catalog, wanted: &QualifiedName) -> Option<String> {
-    if catalog.relations.len() > NAMES_MAX {
+    if catalog.relations.len() > NAMES_MAX || wanted.name.as_str().len() > WANTED_BYTES_MAX {
         return None;
     }
     let names = catalog.relations.keys();
@@ -62,6 +65,9 @@ pub(super) fn function<'a>(names: impl Iterator<Item = &'a str>, wanted: &str) -
 }
 
 fn similar<'a>(names: impl Iterator<Item = &'a str>, wanted: &str) -> Option<&'a str> {
+    if wanted.len() > WANTED_BYTES_MAX {
+        return None;
+    }
     let names: Vec<&str> = names.collect();
     // Three letters in a row that both have, or else two.
     [3, 2].into_iter().find_map(|length| {
@@ -76,6 +82,9 @@ fn similar<'a>(names: impl Iterator<Item = &'a str>, wanted: &str) -> Option<&'a
 /// The columns that `wanted` may mean, as Postgres would say: the nearest one, or
 /// two that are equally near.
 pub(super) fn columns<'a>(names: impl Iterator<Item = &'a str>, wanted: &str) -> Vec<&'a str> {
+    if wanted.len() > WANTED_BYTES_MAX {
+        return Vec::new();
+    }
     let letters: Vec<char> = wanted.chars().collect();
     let mut nearest = Vec::new();
     let mut least = COLUMN_EDITS_MAX;
@@ -170,5 +179,13 @@ mod tests {
             ["size", "side"]
         );
         assert!(named("x").is_empty() && named("price_list").is_empty());
+    }
+
+    #[test]
+    fn long_names_are_not_compared() {
+        let long = "a".repeat(WANTED_BYTES_MAX + 1);
+        let as_long = [long.as_str()];
+        assert_eq!(function(as_long.into_iter(), &long), None);
+        assert!(columns(as_long.into_iter(), &long).is_empty());
     }
 }

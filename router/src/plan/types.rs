@@ -111,6 +111,19 @@ fn used(catalog: &Catalog) -> impl Iterator<Item = &str> {
     columns.chain(functions)
 }
 
+/// The media type that a type is named as, in lower case: of `api."text/html"`
+/// `text/html`.
+pub(super) fn media(type_name: &str) -> Option<String> {
+    let (_, bare) = type_name.strip_suffix('"')?.rsplit_once('"')?;
+    let word = |text: &str, more: &[char]| {
+        let fits = |c: char| c.is_ascii_alphanumeric() || more.contains(&c);
+        !text.is_empty() && text.chars().all(fits)
+    };
+    let (kind, of) = bare.split_once('/')?;
+    let named = word(kind, &['.', '-']) && word(of, &['.', '-', '+']);
+    (bare == "*/*" || named).then(|| bare.to_ascii_lowercase())
+}
+
 /// How Postgres may print the row type of a relation.
 pub(super) fn row_type_spellings(name: &QualifiedName) -> [String; 3] {
     let bare = quoted_where_needed(name.name.as_str());
@@ -125,5 +138,27 @@ fn quoted_where_needed(name: &str) -> String {
         name.to_owned()
     } else {
         schema::ident::Ident::new(name).to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn domains_are_named_as_media_types() {
+        let is = |name: &str| media(name);
+        assert_eq!(is("api.\"text/html\"").as_deref(), Some("text/html"));
+        assert_eq!(is("\"Image/SVG+xml\"").as_deref(), Some("image/svg+xml"));
+        assert_eq!(is("api.\"*/*\"").as_deref(), Some("*/*"));
+        for other in [
+            "text",
+            "api.\"a b/c\"",
+            "api.\"/x\"",
+            "api.\"x\"",
+            "\"a/b\"[]",
+        ] {
+            assert_eq!(is(other), None, "{other}");
+        }
     }
 }

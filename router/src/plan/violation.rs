@@ -4,16 +4,21 @@
 //! be of a row that the role may not see. What the request itself wrote is no
 //! secret to it, so where that tells the values they are put in again.
 
-use schema::catalog::Relation;
+use schema::catalog::{Column, Relation};
 use schema::ident::Ident;
 use serde_json::{Map, Value};
 
-use super::write::{Change, Rows};
+use super::write::{Change, Rows, WrittenColumn};
 use super::{Action, ColumnRef, Condition, Model, Plan};
 use crate::request::filter::{Operator, Test};
 
 /// How Postgres words it of a row that others refer to.
 const REFERENCED: &str = "Key is still referenced from table ";
+/// Bodies above this are many rows, which tell nothing, or one whose reading would
+/// cost more than its values are worth.
+const ROW_BYTES_MAX: usize = 64 << 10;
+/// Bytes of a value in a failing row's DETAIL.
+const SHOWN_BYTES_MAX: usize = 64;
 
 /// The detail as Postgres words it without row security; none where the one
 /// row that the request wrote does not tell it.
@@ -47,6 +52,12 @@ pub fn detail(
             let relation = catalog.relations.get(&write.relation)?;
             let key = unique(relation, constraint)?;
             Some(format!("{} already exists.", pairs(rows, key)?))
+        }
+        "23502" | "23514" if detail.is_none() => {
+            let Change::Insert { columns, rows, .. } = &write.change else {
+                return None;
+            };
+            failing_row(catalog.relations.get(&write.relation)?, columns, rows)
         }
         "23503" => {
             let missing = detail?.strip_prefix("Key is not present in table ")?;
@@ -105,7 +116,49 @@ fn equal_to(conditions: &[Condition], column: &Ident) -> Option<String> {
     })
 }
 
+/// `Failing row contains (1, x, null).`, where all values of the one new row are
+/// known: each was written, or has no default.
+fn failing_row(relation: &Relation, columns: &[WrittenColumn], rows: &Rows) -> Option<String> {
+    let row = only_row(rows)?;
+    let value = |column: &Column| {
+        let own = columns.iter().find(|written| written.name == column.name);
+        match own.map(|own| (row.get(column.name.as_str()), &own.default)) {
+            Some((Some(value), _)) => as_type(value, &column.base_type),
+            Some((None, None)) => Some("null".to_owned()),
+            None if column.default.is_none() && !column.generated => Some("null".to_owned()),
+            Some((None, Some(_))) | None => None,
+        }
+    };
+    let values: Vec<String> = relation.columns.iter().map(value).collect::<Option<_>>()?;
+    Some(format!("Failing row contains ({}).", values.join(", ")))
+}
+
+/// A value as Postgres prints it in a DETAIL, where it has the column's own form.
+fn as_type(value: &Value, base_type: &str) -> Option<String> {
+    match (value, base_type) {
+        (Value::Null, _) => Some("null".to_owned()),
+        (Value::String(text), "text" | "character varying") => Some(clipped(text)),
+        (Value::Number(_), "smallint" | "integer" | "bigint") | (Value::Bool(_), "boolean") => {
+            text(value)
+        }
+        _ => None,
+    }
+}
+
+/// Postgres shows the first bytes of a longer value.
+fn clipped(text: &str) -> String {
+    if text.len() <= SHOWN_BYTES_MAX {
+        return text.to_owned();
+    }
+    let fits = |end: &usize| text.is_char_boundary(*end);
+    let end = (0..=SHOWN_BYTES_MAX).rev().find(fits).unwrap_or_default();
+    format!("{}...", &text[..end])
+}
+
 fn only_row(rows: &Rows) -> Option<Map<String, Value>> {
+    if rows.text.len() > ROW_BYTES_MAX {
+        return None;
+    }
     match serde_json::from_slice(&rows.text).ok()? {
         Value::Object(row) => Some(row),
         Value::Array(mut items) if items.len() == 1 => match items.pop()? {

@@ -97,6 +97,8 @@ pub struct WrittenColumn {
     pub type_name: Box<str>,
     /// What stands for a key that a row lacks; NULL where none.
     pub default: Option<String>,
+    /// What makes the value of the JSON that a row has.
+    pub from_json: Option<QualifiedName>,
 }
 
 /// JSON rows.
@@ -144,9 +146,7 @@ impl<'a> Planner<'a> {
         relation: &'a Relation,
         payload: &Payload,
     ) -> Result<Write, Error> {
-        let select = &self.request.query.select;
-        Wants::of(&self.request.query).check_paths(select)?;
-        self.check_relationships(relation, select)?;
+        self.check_embeds(relation)?;
         let change = match self.request.method {
             Method::Post => self.insert(relation, payload)?,
             Method::Put => self.put(relation, payload)?,
@@ -251,7 +251,9 @@ impl<'a> Planner<'a> {
         json: &Json,
     ) -> Result<Vec<WrittenColumn>, Error> {
         let default = self.request.prefer.missing == Some(Missing::Default);
-        let names = self.request.query.columns.as_ref().unwrap_or(&json.keys);
+        let columns = self.request.query.columns.as_ref();
+        let columns = columns.filter(|_| !json.complete);
+        let names = columns.unwrap_or(&json.keys);
         let columns = names.iter().map(|name| match relation.column(name) {
             Some(column) => Ok(written(column, default)),
             None => Err(Error::NoWrittenColumn {
@@ -438,6 +440,10 @@ fn written(column: &schema::catalog::Column, default: bool) -> WrittenColumn {
         name: column.name.clone(),
         type_name: column.type_name.clone(),
         default: column.default.clone().filter(|_| usable),
+        from_json: column
+            .representation
+            .as_ref()
+            .and_then(|shown| shown.from_json.clone()),
     }
 }
 

@@ -94,7 +94,10 @@ impl MediaType {
             Self::GeoJson => "application/geo+json; charset=utf-8".into(),
             Self::OpenApi => "application/openapi+json; charset=utf-8".into(),
             Self::Plan(explain) => explain.content_type(),
-            Self::Other(text) => text.clone(),
+            Self::Other(text) => match text.to_ascii_lowercase().as_str() {
+                kind @ ("text/plain" | "text/xml") => format!("{kind}; charset=utf-8"),
+                _ => text.split(';').next().unwrap_or_default().trim().into(),
+            },
         }
     }
 

@@ -41,6 +41,23 @@ pub struct Json {
     /// Keys of its objects, sorted; none where the request's `columns`
     /// parameter makes them irrelevant.
     pub keys: Vec<String>,
+    /// The keys are what is written, whatever the `columns` parameter says: it
+    /// is for bodies that come as JSON.
+    pub complete: bool,
+    /// The pairs of a form, in order, which may repeat a key.
+    pub form: Option<Vec<(String, String)>>,
+}
+
+impl Json {
+    fn new(text: Bytes, array: bool, keys: Vec<String>) -> Self {
+        Self {
+            text,
+            array,
+            keys,
+            complete: false,
+            form: None,
+        }
+    }
 }
 
 /// Content types that a single unnamed parameter can take.
@@ -74,10 +91,18 @@ pub fn parse(
         "application/json" | "" => json(request, call, body),
         "text/csv" => {
             let text = csv::to_json(&body)?;
-            inspect(Bytes::from(text)).map(Payload::Json)
+            Ok(Payload::Json(Json {
+                complete: true,
+                ..inspect(Bytes::from(text))?
+            }))
         }
         "application/x-www-form-urlencoded" => {
-            inspect(Bytes::from(form_to_json(&body))).map(Payload::Json)
+            let pairs = super::query::decoded_pairs(&String::from_utf8_lossy(&body));
+            Ok(Payload::Json(Json {
+                complete: true,
+                form: Some(pairs.clone()),
+                ..inspect(Bytes::from(form_to_json(&pairs)))?
+            }))
         }
         "text/plain" if call => Ok(raw(body, RawKind::Text)),
         "text/xml" | "application/xml" if call => Ok(raw(body, RawKind::Xml)),
@@ -96,18 +121,12 @@ fn json(request: &ApiRequest, call: bool, body: Bytes) -> Result<Payload, Error>
     let first = body.iter().find(|byte| !byte.is_ascii_whitespace());
     // Postgres says what is wrong with it.
     if request.query.columns.is_some() {
-        return Ok(Payload::Json(Json {
-            array: first == Some(&b'['),
-            text: body,
-            keys: Vec::new(),
-        }));
+        let array = first == Some(&b'[');
+        return Ok(Payload::Json(Json::new(body, array, Vec::new())));
     }
     if call && first.is_none() {
-        return Ok(Payload::Json(Json {
-            text: Bytes::from_static(b"{}"),
-            array: false,
-            keys: Vec::new(),
-        }));
+        let empty = Bytes::from_static(b"{}");
+        return Ok(Payload::Json(Json::new(empty, false, Vec::new())));
     }
     inspect(body).map(Payload::Json)
 }
@@ -119,22 +138,10 @@ fn inspect(text: Bytes) -> Result<Json, Error> {
         .and_then(|shape| deserializer.end().map(|()| shape))
         .map_err(|_| Error::Body("Empty or invalid json".into()))?;
     Ok(match shape {
-        Shape::Object(keys) => Json {
-            text,
-            array: false,
-            keys: keys.into_iter().collect(),
-        },
-        Shape::Rows(keys) => Json {
-            text,
-            array: true,
-            keys: keys.into_iter().collect(),
-        },
+        Shape::Object(keys) => Json::new(text, false, keys.into_iter().collect()),
+        Shape::Rows(keys) => Json::new(text, true, keys.into_iter().collect()),
         // What is neither rows nor a row counts as no rows.
-        Shape::Scalar => Json {
-            text: Bytes::from_static(b"[]"),
-            array: true,
-            keys: Vec::new(),
-        },
+        Shape::Scalar => Json::new(Bytes::from_static(b"[]"), true, Vec::new()),
         Shape::Mixed => return Err(Error::Body("All object keys must match".into())),
     })
 }
@@ -262,11 +269,10 @@ impl<'de> Visitor<'de> for Element {
 }
 
 /// `a=1&b=x` as one row of texts.
-fn form_to_json(body: &[u8]) -> String {
+fn form_to_json(pairs: &[(String, String)]) -> String {
     let mut row = Map::new();
-    let text = String::from_utf8_lossy(body);
-    for (key, value) in super::query::decoded_pairs(&text) {
-        row.insert(key, value.into());
+    for (key, value) in pairs {
+        row.insert(key.clone(), value.as_str().into());
     }
     serde_json::Value::Object(row).to_string()
 }

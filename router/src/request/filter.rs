@@ -315,7 +315,9 @@ fn skip_quoted(cursor: &mut Cursor<'_>) -> Option<()> {
 /// `(a,"b,c",d)`. Blanks inside belong to the elements.
 fn list(cursor: &mut Cursor<'_>) -> Result<Vec<String>, Error> {
     cursor.expect("(")?;
+    cursor.skip_blanks();
     if cursor.eat(")") {
+        cursor.skip_blanks();
         return Ok(Vec::new());
     }
     let mut elements = Vec::new();
@@ -328,6 +330,7 @@ fn list(cursor: &mut Cursor<'_>) -> Result<Vec<String>, Error> {
             continue;
         }
         cursor.expect(")")?;
+        cursor.skip_blanks();
         return Ok(elements);
     }
 }

@@ -27,7 +27,10 @@ pub fn preflight(method: &Method, headers: &HeaderMap) -> Option<Response<Bytes>
         .unwrap_or_default();
     let allowed = match requested {
         "" => format!("Authorization, {ALWAYS_ALLOWED}"),
-        requested => format!("Authorization, {requested}, {ALWAYS_ALLOWED}"),
+        requested => {
+            let names: Vec<&str> = requested.split(',').map(str::trim).collect();
+            format!("Authorization, {}, {ALWAYS_ALLOWED}", names.join(", "))
+        }
     };
     let mut response = Response::new(Bytes::new());
     let out = response.headers_mut();

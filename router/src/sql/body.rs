@@ -4,9 +4,11 @@
 //! Postgres' own row functions do it. A key of the request's own making is a
 //! parameter instead, and the object is put together around it.
 
+use schema::ident::Ident;
+
 use super::fragment::{Alias, Fragment};
-use super::level::names_are_the_catalogs;
-use crate::plan::{Key, Node, Output, Plan};
+use super::level::{WHOLE_ROW, names_are_the_catalogs};
+use crate::plan::{Handler, Key, Node, Output, Plan};
 use crate::request::accept::MediaType;
 
 /// Arguments that one call of `jsonb_build_object` takes, halved.
@@ -16,6 +18,9 @@ const PAIRS_MAX: usize = 50;
 pub(super) fn rows(sql: &mut Fragment, plan: &Plan, node: &Node) {
     if !plan.body {
         return;
+    }
+    if let Some(handler) = &plan.handler {
+        return made(sql, handler);
     }
     sql.push(", ");
     match &plan.media {
@@ -38,7 +43,7 @@ pub(super) fn rows(sql: &mut Fragment, plan: &Plan, node: &Node) {
 /// `, … as body` of a function's one row.
 pub(super) fn row(sql: &mut Fragment, plan: &Plan, node: &Node) {
     match &plan.media {
-        _ if !plan.body => {}
+        _ if !plan.body || plan.handler.is_some() => rows(sql, plan, node),
         MediaType::Json | MediaType::Object { .. } | MediaType::StrippedArray => {
             let stripped = matches!(
                 plan.media,
@@ -57,6 +62,9 @@ pub(super) fn values(sql: &mut Fragment, plan: &Plan, set: bool) {
     if !plan.body {
         return;
     }
+    if let Some(handler) = &plan.handler {
+        return made(sql, handler);
+    }
     sql.push(match (&plan.media, set) {
         (MediaType::Csv, _) => {
             ", 'pgrst_scalar' || E'\\n' || coalesce(pg_catalog.string_agg(\
@@ -65,6 +73,26 @@ pub(super) fn values(sql: &mut Fragment, plan: &Plan, set: bool) {
         (_, true) => ", coalesce(pg_catalog.json_agg(r.value), '[]')::text",
         (_, false) => ", coalesce((pg_catalog.json_agg(r.value)->0)::text, 'null')",
     });
+    sql.push(" as body");
+}
+
+/// `, … as body` as the application makes it: sent as Postgres' binary format has
+/// it, so that bytes are bytes.
+fn made(sql: &mut Fragment, handler: &Handler) {
+    sql.push(", ");
+    match handler {
+        Handler::Value => sql.push("(pg_catalog.array_agg(r.value))[1]"),
+        Handler::Rows(aggregate) => {
+            sql.name(aggregate);
+            sql.push("(r)");
+        }
+        Handler::WholeRows(aggregate) => {
+            sql.name(aggregate);
+            sql.push("(r.");
+            sql.ident(&Ident::new(WHOLE_ROW));
+            sql.push(")");
+        }
+    }
     sql.push(" as body");
 }
 

@@ -30,7 +30,7 @@ pub(super) fn call(sql: &mut Fragment, plan: &Plan, call: &Call) {
             }
             body::settings(sql);
             sql.push(" from (");
-            level::top(sql, node, &Origin::Call(call));
+            level::top(sql, plan, node, &Origin::Call(call));
             sql.push(") r");
             sql.end_answer();
         }
@@ -55,7 +55,7 @@ fn counted(sql: &mut Fragment, plan: &Plan, call: &Call, node: &Node) {
     body::rows(sql, plan, node);
     body::settings(sql);
     sql.push(" from (");
-    level::top(sql, node, &Origin::Cte);
+    level::top(sql, plan, node, &Origin::Cte);
     sql.push(") r");
     sql.end_answer();
 }

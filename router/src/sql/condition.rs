@@ -1,5 +1,7 @@
 //! Conditions.
 
+use schema::ident::QualifiedName;
+
 use super::fragment::Fragment;
 use super::level::{self, Scope};
 use crate::plan::{Condition, Embed, FieldRef, array_literal};
@@ -54,7 +56,12 @@ fn test(sql: &mut Fragment, scope: Scope, field: &FieldRef, operation: &Operatio
         } => search(sql, scope, field, *syntax, config.as_deref(), query),
         test => {
             level::field(sql, scope, field);
-            compare(sql, test);
+            let representation = field.representation.as_deref();
+            let from_text = representation.and_then(|shown| shown.from_text.as_ref());
+            match from_text {
+                Some(from_text) => compare_shown(sql, from_text, test),
+                None => compare(sql, test),
+            }
         }
     }
     if operation.negated {
@@ -84,7 +91,7 @@ fn compare(sql: &mut Fragment, test: &Test) {
         }
         Test::In(elements) => {
             sql.push(" = any(");
-            sql.param(array_literal(elements));
+            sql.param(array_literal(listed(elements)));
             sql.push(")");
         }
         Test::Is(is) => sql.push(match is {
@@ -99,6 +106,46 @@ fn compare(sql: &mut Fragment, test: &Test) {
             sql.param(value.clone());
         }
         Test::Search { .. } => {}
+    }
+}
+
+/// One empty element is none, as PostgREST has it: of whatever type.
+fn listed(elements: &[String]) -> &[String] {
+    match elements {
+        [only] if only.is_empty() => &[],
+        elements => elements,
+    }
+}
+
+/// As [`compare`], values being made of what clients write by a function.
+fn compare_shown(sql: &mut Fragment, from_text: &QualifiedName, test: &Test) {
+    let value = |sql: &mut Fragment, value: &str| {
+        sql.name(from_text);
+        sql.push("(");
+        sql.param(value.to_owned());
+        sql.push("::text)");
+    };
+    match test {
+        Test::Compare {
+            operator,
+            quantifier: None,
+            value: text,
+        } => {
+            sql.push(symbol(*operator));
+            value(sql, text);
+        }
+        Test::In(elements) => {
+            sql.push(" = any(array(select ");
+            sql.name(from_text);
+            sql.push("(v) from pg_catalog.unnest(");
+            sql.param(array_literal(listed(elements)));
+            sql.push("::text[]) v))");
+        }
+        Test::Distinct(text) => {
+            sql.push(" is distinct from ");
+            value(sql, text);
+        }
+        Test::Compare { .. } | Test::Is(_) | Test::Search { .. } => compare(sql, test),
     }
 }
 

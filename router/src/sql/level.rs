@@ -5,7 +5,8 @@ use schema::ident::Ident;
 use super::condition;
 use super::fragment::{Alias, Fragment};
 use crate::plan::{
-    Arguments, Call, ColumnRef, Embed, FieldRef, Key, Link, Node, OrderTerm, Output, Source, Value,
+    Arguments, Call, ColumnRef, Embed, FieldRef, Handler, Key, Link, Node, OrderTerm, Output, Plan,
+    Source, Value,
 };
 use crate::request::name::{JsonKey, JsonStep};
 use crate::request::order::{Direction, Nulls};
@@ -45,9 +46,21 @@ enum Place<'a> {
     },
 }
 
-/// The outermost level as a select.
-pub(super) fn top(sql: &mut Fragment, node: &Node, origin: &Origin<'_>) {
-    select(sql, node, Scope::top(origin), Place::Top(origin));
+/// The outermost level as a select: of outputs, or of whole rows where an
+/// aggregate of the application's wants such.
+pub(super) fn top(sql: &mut Fragment, plan: &Plan, node: &Node, origin: &Origin<'_>) {
+    let (scope, place) = (Scope::top(origin), Place::Top(origin));
+    if !matches!(plan.handler, Some(Handler::WholeRows(_))) {
+        return select(sql, node, scope, place);
+    }
+    sql.push("select ");
+    whole_row(sql, scope);
+    sql.push(" as ");
+    sql.ident(&Ident::new(WHOLE_ROW));
+    source(sql, node, scope, place);
+    conditions(sql, node, scope, place);
+    order(sql, node, scope);
+    page(sql, &node.page);
 }
 
 /// ` from … where …` of the outermost level, for counting.
@@ -218,7 +231,7 @@ fn select(sql: &mut Fragment, node: &Node, scope: Scope, place: Place<'_>) {
         .embeds
         .iter()
         .enumerate()
-        .filter(|(_, embed)| embed.spread);
+        .filter(|(_, embed)| embed.spread && !embed.node.outputs.is_empty());
     let spreads: Vec<(usize, Alias, &Embed)> = spreads
         .map(|(index, embed)| (index, sql.alias('s'), embed))
         .collect();
@@ -284,7 +297,7 @@ fn output(
             if cast.is_some() {
                 sql.push("cast(");
             }
-            self::field(sql, scope, field);
+            shown(sql, scope, field);
             if let Some(cast) = cast {
                 sql.push(" as ");
                 sql.cast(cast);
@@ -292,6 +305,8 @@ fn output(
             }
         }
         Value::Rows => sql.push("pg_catalog.count(*)"),
+        // Something that is there for each row, for the level above to count.
+        Value::Row if output.aggregate.is_none() => sql.push("1"),
         Value::Row => sql.push("*"),
         Value::Embed(index) => {
             if let Some(embed) = node.embeds.get(*index) {
@@ -326,6 +341,18 @@ fn output(
         sql.cast(cast);
         sql.push(")");
     }
+}
+
+/// A field as an answer shows it.
+fn shown(sql: &mut Fragment, scope: Scope, field: &FieldRef) {
+    let representation = field.representation.as_deref();
+    let Some(to_json) = representation.and_then(|shown| shown.to_json.as_ref()) else {
+        return self::field(sql, scope, field);
+    };
+    sql.name(to_json);
+    sql.push("(");
+    self::field(sql, scope, field);
+    sql.push(")");
 }
 
 /// A field of a level's rows.
@@ -476,6 +503,9 @@ fn order(sql: &mut Fragment, node: &Node, scope: Scope) {
 }
 
 fn order_field(sql: &mut Fragment, node: &Node, scope: Scope, term: &OrderTerm) {
+    if let Some(position) = grouped_by(node, term) {
+        return sql.position(position);
+    }
     if let Some(embed) = term.embed.and_then(|index| node.embeds.get(index)) {
         let below = Scope::below(sql);
         sql.push("(select ");
@@ -484,16 +514,29 @@ fn order_field(sql: &mut Fragment, node: &Node, scope: Scope, term: &OrderTerm) 
         sql.push(" limit 1)");
         return;
     }
-    // Among groups only what they are grouped by has an order; by position,
-    // since parameters of a JSON path make two equal expressions different.
-    let same = |output: &Output| {
-        output.aggregate.is_none()
-            && matches!(&output.value, Value::Field { field, cast: None } if *field == term.field)
+    field(sql, scope, &term.field);
+}
+
+/// The position, from 1, of the output that groups are ordered by. Among groups
+/// only what they are grouped by has an order; by position, since parameters of a
+/// JSON path make two equal expressions different.
+fn grouped_by(node: &Node, term: &OrderTerm) -> Option<usize> {
+    let is_it =
+        |value: &Value| matches!(value, Value::Field { field, cast: None } if *field == term.field);
+    let same = |output: &Output| match &output.value {
+        _ if output.aggregate.is_some() => false,
+        Value::Lifted {
+            embed,
+            output: below,
+        } => {
+            let rows = node.embeds.get(*embed).filter(|embed| embed.to_one);
+            let lifted = rows.and_then(|embed| embed.node.outputs.get(*below));
+            term.embed == Some(*embed) && lifted.is_some_and(|lifted| is_it(&lifted.value))
+        }
+        value => term.embed.is_none() && is_it(value),
     };
-    match node.outputs.iter().position(same) {
-        Some(index) if node.grouped() => sql.position(index + 1),
-        _ => field(sql, scope, &term.field),
-    }
+    let found = node.outputs.iter().position(same)?;
+    node.grouped().then_some(found + 1)
 }
 
 /// Limits up to this are written into the text. Behind a parameter the planner

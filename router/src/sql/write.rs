@@ -53,7 +53,7 @@ pub(super) fn write(sql: &mut Fragment, plan: &Plan, write: &Write) {
     match &write.returning {
         Returning::Rows { node, .. } => {
             sql.push(" from (");
-            level::top(sql, node, &Origin::Cte);
+            level::top(sql, plan, node, &Origin::Cte);
             sql.push(") r");
         }
         Returning::Count | Returning::Location(_) => sql.push(" from w r"),
@@ -133,7 +133,7 @@ fn insert(
             sql.push(" (");
             sql.list(", ", columns, |sql, column| sql.ident(&column.name));
             sql.push(") select ");
-            sql.list(", ", columns, |sql, column| value(sql, &column.name));
+            sql.list(", ", columns, value);
             sql.push(" from ");
             record(sql, columns, rows, false);
         }
@@ -142,7 +142,7 @@ fn insert(
         let mut terms = Terms::new(sql);
         for (column, expected) in key {
             terms.next();
-            value(terms.sql, &column.name);
+            value(terms.sql, column);
             terms.sql.push(" = ");
             terms.sql.param(expected.clone());
         }
@@ -181,7 +181,7 @@ fn update(sql: &mut Fragment, write: &Write, columns: &[WrittenColumn], rows: &R
     sql.list(", ", columns, |sql, column| {
         sql.ident(&column.name);
         sql.push(" = ");
-        value(sql, &column.name);
+        value(sql, column);
     });
     sql.push(" from ");
     record(sql, columns, rows, true);
@@ -280,9 +280,16 @@ fn location(sql: &mut Fragment, key: &[Ident]) {
 }
 
 /// A value of the written row `b`.
-fn value(sql: &mut Fragment, name: &Ident) {
+fn value(sql: &mut Fragment, column: &WrittenColumn) {
+    if let Some(from_json) = &column.from_json {
+        sql.name(from_json);
+        sql.push("(");
+    }
     sql.push("b.");
-    sql.ident(name);
+    sql.ident(&column.name);
+    if column.from_json.is_some() {
+        sql.push(")");
+    }
 }
 
 /// The written rows as `b`, or the first of them.
@@ -324,7 +331,10 @@ fn record(sql: &mut Fragment, columns: &[WrittenColumn], rows: &Rows, first: boo
     sql.list(", ", columns, |sql, column| {
         sql.ident(&column.name);
         sql.push(" ");
-        sql.type_name(&column.type_name);
+        match column.from_json {
+            Some(_) => sql.push("json"),
+            None => sql.type_name(&column.type_name),
+        }
     });
     sql.push(")");
     if rows.array && first {

@@ -82,8 +82,44 @@ create function restock(which text) returns setof stock language sql volatile as
 create function restock_one(which text) returns stock language sql volatile as
   $$ update public.stock s set amount = amount + 1 where s.sku = which returning * $$;
 
+-- Media types of the shop's own: functions that answer them, aggregates that make
+-- them of albums or of any rows.
+create domain "text/html" as text;
+create domain "image/gif" as bytea;
+create domain "*/*" as bytea;
+create domain "text/titles" as text;
+create domain "text/rows" as text;
+create function page() returns "text/html" language sql stable as $$ select '<p>Records</p>'::text $$;
+create function pixel() returns "image/gif" language sql stable as $$ select '\x474946'::bytea $$;
+create function whatever() returns "*/*" language sql volatile as $$ select 'as you like it'::bytea $$;
+create function pages() returns setof "text/html" language sql stable as $$ select '<p/>'::text $$;
+create function add_title(made "text/titles", album albums) returns "text/titles" language sql immutable as
+  $$ select made || album.title || E'\n' $$;
+create aggregate titles(albums) (stype = "text/titles", sfunc = add_title, initcond = '');
+create function add_row(made "text/rows", item anyelement) returns "text/rows" language sql immutable as
+  $$ select made || item::text || ';' $$;
+create aggregate row_texts(anyelement) (stype = "text/rows", sfunc = add_row, initcond = '');
+
+-- Lengths are seconds, shown and written as minutes.
+create domain length as int check (value >= 0);
+create function shown(length) returns json language sql immutable as
+  $$ select to_json(($1 / 60) || ':' || lpad(($1 % 60)::text, 2, '0')) $$;
+create function read_length(text) returns length language sql immutable strict as
+  $$ select (split_part($1, ':', 1)::int * 60 + split_part($1, ':', 2)::int)::length $$;
+create function read_length(json) returns length language sql immutable strict as
+  $$ select public.read_length($1 #>> '{}') $$;
+create cast (length as json) with function shown(length) as implicit;
+create cast (text as length) with function read_length(text) as implicit;
+create cast (json as length) with function read_length(json) as implicit;
+create table songs (
+  id int primary key,
+  album_id bigint references albums (id),
+  title text not null,
+  length length
+);
+
 insert into genres values ('rock', 'Rock'), ('jazz', 'Jazz');
-select ringfence.distribute(t) from unnest(array['artists', 'albums', 'covers', 'playlists', 'playlist_albums', 'shipments', 'stock', 'remarks', 'ids', 'links', '"odd names"']::regclass[]) t;
+select ringfence.distribute(t) from unnest(array['artists', 'albums', 'covers', 'playlists', 'playlist_albums', 'shipments', 'stock', 'remarks', 'ids', 'links', '"odd names"', 'songs']::regclass[]) t;
 select ringfence.reference('genres');
 create view loud_albums with (security_invoker = true) as select id, artist_id, title, price from albums where price > 10;
 grant select on loud_albums to ringfence_api;

@@ -31,6 +31,8 @@ pub(crate) struct Pair {
     /// Superuser on the shard.
     shard: Client,
     tenant: Uuid,
+    /// A second tenant of that shard, with the same rows, which no request is for.
+    other: Uuid,
     key: String,
     router: String,
     postgrest: Postgrest,
@@ -103,6 +105,7 @@ impl Pair {
             single,
             shard,
             tenant,
+            other,
             key,
             router,
             postgrest,
@@ -129,35 +132,35 @@ impl Pair {
 
     /// Everything that both hold, as text: the tenant's rows, and the copy's.
     pub(crate) async fn contents(&self) -> (String, String) {
-        let mut texts = [String::new(), String::new()];
-        for relation in self.tables() {
-            let columns: Vec<String> = relation
-                .columns
-                .iter()
-                .map(|column| column.name.to_string())
-                .collect();
-            let columns = columns.join(", ");
+        let ours = self.rows(&self.shard, Some(self.tenant)).await;
+        (ours, self.rows(&self.single, None).await)
+    }
+
+    /// Everything that the other tenant has, as text.
+    pub(crate) async fn other_contents(&self) -> String {
+        self.rows(&self.shard, Some(self.other)).await
+    }
+
+    /// All tables' rows, of one tenant or of the copy.
+    async fn rows(&self, client: &Client, tenant: Option<Uuid>) -> String {
+        let tables = self.tables().into_iter().map(|relation| {
+            let columns = relation.columns.iter();
+            let columns: Vec<String> = columns.map(|column| column.name.to_string()).collect();
             let name = &relation.name;
-            let rows = |filter: &str| {
-                format!(
-                    "select coalesce(string_agg(r::text, E'\\n' order by r::text), '')
-                     from (select {columns} from {name} {filter}) r"
-                )
+            let scope = match (relation.tenant_column(), tenant) {
+                (Some(column), Some(tenant)) => format!("where {column} = '{tenant}'"),
+                _ => String::new(),
             };
-            let scope = match relation.tenant_column() {
-                Some(column) => format!("where {column} = '{}'", self.tenant),
-                None => String::new(),
-            };
-            for (text, (client, sql)) in texts
-                .iter_mut()
-                .zip([(&self.shard, rows(&scope)), (&self.single, rows(""))])
-            {
-                let row = client.query_one(&sql, &[]).await.unwrap();
-                *text += &format!("{name}\n{}\n", row.get::<_, String>(0));
-            }
-        }
-        let [ours, theirs] = texts;
-        (ours, theirs)
+            format!(
+                "select '{name}' || E'\\n' || coalesce(string_agg(r::text, E'\\n' order by r::text), '')
+                 from (select {} from {name} {scope}) r",
+                columns.join(", ")
+            )
+        });
+        let sql = tables.collect::<Vec<_>>().join(" union all ");
+        let rows = client.query(&sql, &[]).await.unwrap();
+        let texts: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        texts.join("\n")
     }
 
     /// Puts the first rows and numbers back on both sides.

@@ -25,6 +25,7 @@ fn column(name: &str, kind: &str) -> Column {
         enum_labels: Vec::new(),
         max_length: None,
         comment: None,
+        representation: None,
     }
 }
 
@@ -145,6 +146,7 @@ pub(crate) fn crm() -> Model {
         ],
         functions: HashMap::from(functions),
         computed_relationships: Vec::new(),
+        media_handlers: Vec::new(),
         schema_comments: HashMap::new(),
         roles: vec!["authenticated".into()],
         reads_request_settings: false,

@@ -12,8 +12,8 @@ use super::functions::{RowTypes, function, relationship};
 use super::rows::{Raw, RawColumn, RawKey, RawRelation};
 use super::view::{Origin, origins};
 use crate::catalog::{
-    Catalog, Column, Fingerprint, ForeignKey, Function, Hidden, HiddenReason, Relation,
-    RelationKind, Scope, Uncacheable, UniqueKey,
+    Catalog, Column, Fingerprint, ForeignKey, Function, Hidden, HiddenReason, MediaHandler,
+    Relation, RelationKind, Representation, Scope, Uncacheable, UniqueKey,
 };
 use crate::ident::{Ident, QualifiedName};
 
@@ -51,6 +51,7 @@ pub(super) fn catalog(raw: Raw) -> Result<Catalog, Error> {
         computed_relationships.extend(relationship(raw_function, &types));
         functions.entry(made.name.clone()).or_default().push(made);
     }
+    let media_handlers = media_handlers(&raw, &exposed);
     let mut catalog = Catalog {
         fingerprint: Fingerprint("".into()),
         server_major: raw.server_major,
@@ -61,6 +62,7 @@ pub(super) fn catalog(raw: Raw) -> Result<Catalog, Error> {
         foreign_keys,
         functions,
         computed_relationships,
+        media_handlers,
         schema_comments: raw
             .schema_comments
             .into_iter()
@@ -448,7 +450,36 @@ fn model_column(raw: &RawColumn) -> Column {
         enum_labels: raw.enum_labels.clone(),
         max_length: raw.max_length,
         comment: raw.comment.clone(),
+        representation: representation(raw),
     }
+}
+
+fn representation(raw: &RawColumn) -> Option<Box<Representation>> {
+    let function = |name: &Option<Vec<String>>| match name.as_deref() {
+        Some([schema, name]) => Some(QualifiedName::new(schema.as_str(), name.as_str())),
+        _ => None,
+    };
+    let found = Representation {
+        to_json: function(&raw.to_json),
+        from_json: function(&raw.from_json),
+        from_text: function(&raw.from_text),
+    };
+    (found != Representation::default()).then(|| Box::new(found))
+}
+
+fn media_handlers(raw: &Raw, exposed: &BTreeMap<Oid, Exposed>) -> Vec<MediaHandler> {
+    let handlers = raw.handlers.iter().filter_map(|handler| {
+        let relation = match handler.relation {
+            Some(oid) => Some(exposed.get(&oid)?.relation.name.clone()),
+            None => None,
+        };
+        Some(MediaHandler {
+            media: handler.media.as_str().into(),
+            aggregate: QualifiedName::new(handler.schema.as_str(), handler.name.as_str()),
+            relation,
+        })
+    });
+    handlers.collect()
 }
 
 fn named(numbers: &[i16], names: &HashMap<i16, Ident>) -> Vec<Ident> {
@@ -471,6 +502,7 @@ fn fingerprint(catalog: &Catalog) -> Fingerprint {
         foreign_keys: &'a [ForeignKey],
         functions: BTreeMap<String, &'a Vec<Function>>,
         computed: &'a [crate::catalog::ComputedRelationship],
+        media_handlers: &'a [MediaHandler],
         comments: BTreeMap<String, &'a String>,
         roles: &'a [Box<str>],
         reads_request_settings: bool,
@@ -490,6 +522,7 @@ fn fingerprint(catalog: &Catalog) -> Fingerprint {
             .map(|(name, overloads)| (name.to_string(), overloads))
             .collect(),
         computed: &catalog.computed_relationships,
+        media_handlers: &catalog.media_handlers,
         comments: catalog
             .schema_comments
             .iter()

@@ -15,6 +15,7 @@ pub(super) struct Raw {
     pub(super) views: Vec<RawView>,
     pub(super) functions: Vec<RawFunction>,
     pub(super) composites: Vec<RawAttribute>,
+    pub(super) handlers: Vec<RawHandler>,
     pub(super) schema_comments: Vec<(String, String)>,
     pub(super) roles: Vec<String>,
     pub(super) reads_request_settings: bool,
@@ -57,6 +58,10 @@ pub(super) struct RawColumn {
     pub(super) enum_labels: Vec<String>,
     pub(super) max_length: Option<i32>,
     pub(super) comment: Option<String>,
+    /// Functions of casts as (schema, name).
+    pub(super) to_json: Option<Vec<String>>,
+    pub(super) from_json: Option<Vec<String>>,
+    pub(super) from_text: Option<Vec<String>>,
 }
 
 /// A primary key or a plain unique index.
@@ -104,6 +109,15 @@ pub(super) struct RawFunction {
     pub(super) comment: Option<String>,
 }
 
+/// An aggregate that makes a media type.
+pub(super) struct RawHandler {
+    pub(super) media: String,
+    pub(super) schema: String,
+    pub(super) name: String,
+    /// None where it takes any rows.
+    pub(super) relation: Option<Oid>,
+}
+
 /// An attribute of a composite type that is not a relation of the model.
 pub(super) struct RawAttribute {
     pub(super) relation: Oid,
@@ -113,7 +127,18 @@ pub(super) struct RawAttribute {
 
 pub(super) async fn read(client: &Client, exposed: &[&str]) -> Result<Raw, Error> {
     let schemas = &[&exposed as &(dyn tokio_postgres::types::ToSql + Sync)];
-    let (server, relations, columns, keys, foreign_keys, views, functions, composites, rest) = tokio::try_join!(
+    let (
+        server,
+        relations,
+        columns,
+        keys,
+        foreign_keys,
+        views,
+        functions,
+        composites,
+        handlers,
+        rest,
+    ) = tokio::try_join!(
         client.query_one(SERVER, &[]),
         client.query(RELATIONS, schemas),
         client.query(COLUMNS, schemas),
@@ -122,6 +147,7 @@ pub(super) async fn read(client: &Client, exposed: &[&str]) -> Result<Raw, Error
         client.query(VIEWS, schemas),
         client.query(FUNCTIONS, schemas),
         client.query(COMPOSITES, schemas),
+        client.query(HANDLERS, schemas),
         client.query_one(REST, schemas),
     )?;
     let comments: Vec<String> = rest.try_get("comments")?;
@@ -175,6 +201,17 @@ pub(super) async fn read(client: &Client, exposed: &[&str]) -> Result<Raw, Error
                 })
             })
             .collect::<Result<_, tokio_postgres::Error>>()?,
+        handlers: handlers
+            .iter()
+            .map(|row| {
+                Ok(RawHandler {
+                    media: row.try_get("media")?,
+                    schema: row.try_get("schema")?,
+                    name: row.try_get("name")?,
+                    relation: row.try_get("relation")?,
+                })
+            })
+            .collect::<Result<_, tokio_postgres::Error>>()?,
         schema_comments: commented.into_iter().zip(comments).collect(),
         roles: rest.try_get("roles")?,
         reads_request_settings: rest.try_get("reads_request_settings")?,
@@ -219,6 +256,9 @@ fn column(row: &Row) -> Result<RawColumn, tokio_postgres::Error> {
         enum_labels: row.try_get("enum_labels")?,
         max_length: row.try_get("max_length")?,
         comment: row.try_get("comment")?,
+        to_json: row.try_get("to_json")?,
+        from_json: row.try_get("from_json")?,
+        from_text: row.try_get("from_text")?,
     })
 }
 
@@ -313,6 +353,16 @@ with recursive base (oid, base, typmod, required) as (
   union all
   select t.oid, b.base, case when t.typtypmod >= 0 then t.typtypmod else b.typmod end, b.required or t.typnotnull
   from pg_catalog.pg_type t join base b on b.oid = t.typbasetype where t.typtype = 'd'
+),
+-- Functions of implicit casts that run with their caller's rights.
+cast_function (source, target, name) as (
+  select k.castsource, k.casttarget, array[f.nspname::text, p.proname::text]
+  from pg_catalog.pg_cast k
+  join pg_catalog.pg_proc p on p.oid = k.castfunc
+  join pg_catalog.pg_namespace f on f.oid = p.pronamespace
+  join pg_catalog.pg_roles o on o.oid = p.proowner
+  where k.castcontext = 'i' and k.castmethod = 'f' and f.nspname <> 'pg_catalog'
+    and not (p.prosecdef and (o.rolsuper or o.rolbypassrls))
 )
 select a.attrelid as relation, a.attnum as number, a.attname::text as name,
   pg_catalog.format_type(a.atttypid, a.atttypmod) as type_name,
@@ -327,7 +377,13 @@ select a.attrelid as relation, a.attnum as number, a.attname::text as name,
   array(select e.enumlabel::text from pg_catalog.pg_enum e where e.enumtypid = b.base order by e.enumsortorder) as enum_labels,
   case when b.base in ('pg_catalog.bpchar'::regtype, 'pg_catalog.varchar'::regtype)
     then nullif(greatest(a.atttypmod, b.typmod), -1) - 4 end as max_length,
-  pg_catalog.col_description(a.attrelid, a.attnum) as comment
+  pg_catalog.col_description(a.attrelid, a.attnum) as comment,
+  case when t.typtype = 'd' then (select m.name from cast_function m
+    where m.source = t.oid and m.target = 'pg_catalog.json'::regtype) end as to_json,
+  case when t.typtype = 'd' then (select m.name from cast_function m
+    where m.source = 'pg_catalog.json'::regtype and m.target = t.oid) end as from_json,
+  case when t.typtype = 'd' then (select m.name from cast_function m
+    where m.source = 'pg_catalog.text'::regtype and m.target = t.oid) end as from_text
 from pg_catalog.pg_attribute a
 join pg_catalog.pg_class c on c.oid = a.attrelid
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace
@@ -428,6 +484,23 @@ where a.attnum > 0 and not a.attisdropped and a.attrelid in (
   join pg_catalog.pg_type t on t.oid = p.prorettype
   where n.nspname = any($1) and t.typrelid <> 0)
 order by a.attrelid, a.attnum";
+
+/// Aggregates of one argument, any row or a relation's, whose result is a domain
+/// that is named as a media type, and which run with their caller's rights.
+const HANDLERS: &str = r"
+select pg_catalog.lower(t.typname) as media, n.nspname::text as schema, p.proname::text as name,
+  c.oid as relation
+from pg_catalog.pg_type t
+join pg_catalog.pg_proc p on p.prorettype = t.oid
+join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+join pg_catalog.pg_aggregate a on a.aggfnoid = p.oid
+left join pg_catalog.pg_class c on c.reltype = p.proargtypes[0]
+where n.nspname = any($1) and t.typtype = 'd' and p.pronargs = 1 and a.aggkind = 'n'
+  and (t.typname ~* '^[a-z0-9.-]+/[a-z0-9.+-]+$' or t.typname = '*/*')
+  and (c.oid is not null or p.proargtypes[0] = 'pg_catalog.anyelement'::regtype)
+  and not exists (select from pg_catalog.pg_proc f join pg_catalog.pg_roles o on o.oid = f.proowner
+    where f.oid in (a.aggtransfn, a.aggfinalfn) and f.prosecdef and (o.rolsuper or o.rolbypassrls))
+order by 1, 2, 3";
 
 const REST: &str = r"
 select
