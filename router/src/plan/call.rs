@@ -284,7 +284,7 @@ impl<'a> Planner<'a> {
             }
         };
         let body = match payload {
-            Payload::Json(_) if self.request.method == Method::Post => {
+            Payload::Json(json) if self.request.method == Method::Post && !json.complete => {
                 " or with a single unnamed json/jsonb parameter"
             }
             Payload::Json(_) | Payload::Raw { .. } | Payload::None => "",
@@ -405,7 +405,8 @@ fn whole_body<'a>(function: &'a Function, payload: &Payload) -> Option<&'a Param
         return None;
     };
     let fits = match payload {
-        Payload::Json(_) => matches!(&*parameter.base_type, "json" | "jsonb"),
+        // Not what was made into JSON here.
+        Payload::Json(json) => !json.complete && matches!(&*parameter.base_type, "json" | "jsonb"),
         Payload::Raw { kind, .. } => match kind {
             RawKind::Text => &*parameter.base_type == "text",
             RawKind::Xml => &*parameter.base_type == "xml",

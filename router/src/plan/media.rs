@@ -46,6 +46,11 @@ impl Planner<'_> {
     }
 
     fn made_by_application(&self, wanted: &MediaType, action: &Action) -> Option<Choice> {
+        let handlers = &self.model.catalog().media_handlers;
+        let valued = matches!(action, Action::Call(call) if call.media.is_some());
+        if handlers.is_empty() && !valued {
+            return None;
+        }
         let name = essence(wanted);
         let whole = self.request.query.select == [Item::All];
         if let Action::Call(call) = action {
@@ -58,7 +63,6 @@ impl Planner<'_> {
             }
         }
         let relation = rows_of(action).filter(|_| whole);
-        let handlers = &self.model.catalog().media_handlers;
         let of = |relation: Option<&QualifiedName>, media: &str| {
             let mut handlers = handlers.iter();
             handlers.find(|found| found.relation.as_ref() == relation && &*found.media == media)

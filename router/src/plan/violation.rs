@@ -4,7 +4,7 @@
 //! be of a row that the role may not see. What the request itself wrote is no
 //! secret to it, so where that tells the values they are put in again.
 
-use schema::catalog::{Column, Relation};
+use schema::catalog::{Column, Relation, RelationKind};
 use schema::ident::Ident;
 use serde_json::{Map, Value};
 
@@ -119,10 +119,12 @@ fn equal_to(conditions: &[Condition], column: &Ident) -> Option<String> {
 /// `Failing row contains (1, x, null).`, where all values of the one new row are
 /// known: each was written, or has no default.
 fn failing_row(relation: &Relation, columns: &[WrittenColumn], rows: &Rows) -> Option<String> {
-    let row = only_row(rows)?;
+    // Of a view its table's row fails.
+    let row = only_row(rows).filter(|_| relation.kind == RelationKind::Table)?;
     let value = |column: &Column| {
         let own = columns.iter().find(|written| written.name == column.name);
         match own.map(|own| (row.get(column.name.as_str()), &own.default)) {
+            Some(_) if column.representation.is_some() => None,
             Some((Some(value), _)) => as_type(value, &column.base_type),
             Some((None, None)) => Some("null".to_owned()),
             None if column.default.is_none() && !column.generated => Some("null".to_owned()),

@@ -11,6 +11,9 @@ use crate::plan::{Arguments, Call, Node, Plan, Rows};
 const ALL: &str = "pg_catalog.count(*)";
 /// A function of one row gives one, even where a condition takes it away.
 const ONE: &str = "greatest(pg_catalog.count(*), 1)";
+/// The same where nothing else may read the value: Postgres does not call what
+/// can't write and nobody reads.
+const ONE_VALUE: &str = "greatest(pg_catalog.count(r.value), 1)";
 
 /// The statement of a call.
 pub(super) fn call(sql: &mut Fragment, plan: &Plan, call: &Call) {
@@ -107,7 +110,10 @@ fn value(sql: &mut Fragment, call: &Call) {
 /// How many rows came; refused where they are not as many as they may be.
 fn page(sql: &mut Fragment, plan: &Plan, call: &Call) {
     if !call.set {
-        sql.push(ONE);
+        sql.push(match call.node {
+            Some(_) => ONE,
+            None => ONE_VALUE,
+        });
         sql.push(" as page");
         return;
     }

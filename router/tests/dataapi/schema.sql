@@ -111,6 +111,14 @@ create function read_length(json) returns length language sql immutable strict a
 create cast (length as json) with function shown(length) as implicit;
 create cast (text as length) with function read_length(text) as implicit;
 create cast (json as length) with function read_length(json) as implicit;
+-- Two tables that refer to each other, functions that raise answers of their own.
+create table bands (id int primary key, name text, leader_id int);
+create table members (id int primary key, name text, band_id int references bands (id));
+alter table bands add foreign key (leader_id) references members (id);
+create function raise_as(message text, detail text) returns void language plpgsql stable as
+  $$ begin raise sqlstate 'PGRST' using message = message, detail = detail; end $$;
+create function raise_bare() returns void language plpgsql stable as
+  $$ begin raise sqlstate 'PGRST' using message = '{"code": "1", "message": "m"}'; end $$;
 create table songs (
   id int primary key,
   album_id bigint references albums (id),
@@ -119,7 +127,7 @@ create table songs (
 );
 
 insert into genres values ('rock', 'Rock'), ('jazz', 'Jazz');
-select ringfence.distribute(t) from unnest(array['artists', 'albums', 'covers', 'playlists', 'playlist_albums', 'shipments', 'stock', 'remarks', 'ids', 'links', '"odd names"', 'songs']::regclass[]) t;
+select ringfence.distribute(t) from unnest(array['artists', 'albums', 'covers', 'playlists', 'playlist_albums', 'shipments', 'stock', 'remarks', 'ids', 'links', '"odd names"', 'songs', 'bands', 'members']::regclass[]) t;
 select ringfence.reference('genres');
 create view loud_albums with (security_invoker = true) as select id, artist_id, title, price from albums where price > 10;
 grant select on loud_albums to ringfence_api;
