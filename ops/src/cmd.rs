@@ -2,6 +2,7 @@
 
 pub mod audit;
 pub mod cache;
+pub mod doctor;
 pub mod health;
 pub mod job;
 pub mod key;
@@ -10,6 +11,7 @@ pub mod migrate;
 pub mod moves;
 pub mod node;
 pub mod plan;
+pub mod query;
 pub mod rebalance;
 pub mod ring;
 pub mod schema;
@@ -99,7 +101,8 @@ enum Command {
     /// Moves of tenants between shards: start, watch, roll back.
     #[command(subcommand, name = "move")]
     Move(moves::Command),
-    /// Where tenants should live: plan, and apply what was read.
+    /// Where tenants should live: plan, and apply what was read; status, pause,
+    /// resume, cancel.
     #[command(subcommand)]
     Rebalance(rebalance::Command),
     /// An application's schema as it is: adopt.
@@ -119,6 +122,10 @@ enum Command {
     Cache(cache::Command),
     /// Shards and their nodes on one screen.
     Status(status::Status),
+    /// What is not as it should be on the shards, and why.
+    Doctor(doctor::Doctor),
+    /// Ask shards by SQL: read only, side by side, merged.
+    Query(query::Query),
     /// Ask a service whether it is ready, for container engines.
     Health(health::Health),
     /// A cluster of real servers on this machine.
@@ -148,6 +155,8 @@ impl Cli {
             Command::Ring(command) => command.run(&admin()?).await,
             Command::Cache(command) => command.run(&admin()?).await,
             Command::Status(status) => status.run(&admin()?, global.output).await,
+            Command::Doctor(doctor) => return doctor.run(&admin()?, global.output).await,
+            Command::Query(query) => return query.run(&admin()?, global.output).await,
             Command::Health(health) => health.run().await,
             Command::Local(local) => match local.run().await? {
                 Some(output) => Ok(output),

@@ -109,11 +109,23 @@ pub fn show(value: &Value) -> String {
 }
 
 fn table(items: &[Value], columns: &[Column]) -> String {
+    let titles: Vec<String> = columns
+        .iter()
+        .map(|(title, _)| (*title).to_owned())
+        .collect();
+    let lines = items
+        .iter()
+        .map(|item| columns.iter().map(|(_, cell)| cell(item)).collect());
+    table_of(&titles, lines)
+}
+
+/// A table whose columns are not known beforehand.
+pub(crate) fn table_of(titles: &[String], lines: impl Iterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table.load_preset(NOTHING);
-    table.set_header(columns.iter().map(|(title, _)| title.to_uppercase()));
-    for item in items {
-        table.add_row(columns.iter().map(|(_, cell)| cell(item)));
+    table.set_header(titles.iter().map(|title| title.to_uppercase()));
+    for line in lines {
+        table.add_row(line);
     }
     // The first column starts at the margin, and nothing is padded at the end.
     for column in table.column_iter_mut() {

@@ -21,6 +21,8 @@ begin
       ('ringfence_router',   'login noinherit'),
       -- Without BYPASSRLS the initial copy of a move is silently empty.
       ('ringfence_mover',    'login replication bypassrls'),
+      -- What people ask of all shards (`ringfence query`): reads, nothing else.
+      ('ringfence_reader',   'nologin bypassrls'),
       ('ringfence_worker',   'login')
     ) as wanted (name, options)
   loop
@@ -34,7 +36,8 @@ $$;
 grant ringfence_api to anon, authenticated, service_role;
 grant anon, authenticated, service_role to ringfence_router;
 grant ringfence_owner to ringfence_migrator;
-grant pg_monitor to ringfence_worker;
+grant pg_monitor to ringfence_worker, ringfence_reader;
+grant ringfence_reader to ringfence_mover;
 
 -- A temporary table would shadow a tenant table for the connection's next user.
 do $$
@@ -45,7 +48,7 @@ end
 $$;
 
 revoke create on schema public from public;
-grant usage on schema public to ringfence_api, ringfence_router, ringfence_mover, ringfence_worker;
+grant usage on schema public to ringfence_api, ringfence_router, ringfence_mover, ringfence_reader, ringfence_worker;
 grant usage, create on schema public to ringfence_owner, ringfence_migrator;
 
 -- Tables are opened to API roles by distribute() and reference() alone, so that
@@ -63,4 +66,4 @@ $$;
 create schema if not exists ringfence;
 revoke all on schema ringfence from public;
 grant usage on schema ringfence
-  to ringfence_api, ringfence_router, ringfence_worker, ringfence_guard, ringfence_owner, ringfence_migrator, ringfence_mover;
+  to ringfence_api, ringfence_router, ringfence_worker, ringfence_guard, ringfence_owner, ringfence_migrator, ringfence_mover, ringfence_reader;

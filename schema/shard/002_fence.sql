@@ -40,8 +40,9 @@ $$;
 --
 -- p_mode: 'read'; 'write' takes the tenant's advisory lock, shared, before it
 -- reads the fence, without ever queueing behind a cut-over that holds it
--- exclusively; 'write_strict' also locks the fence's row, for isolation levels
--- above READ COMMITTED.
+-- exclusively. Above READ COMMITTED it also locks the fence's row, since its
+-- snapshot may be older than the fence; 'write_strict' always does. A fence that
+-- is being changed is waited for, 500 ms at most.
 --
 -- plpgsql and VOLATILE on purpose: so it reads the fence in a snapshot of its
 -- own, taken after the lock was granted. SECURITY DEFINER, so that API roles
@@ -54,6 +55,7 @@ language plpgsql volatile security definer parallel unsafe as $$
 declare
   fence ringfence.fence;
   ignored pg_catalog.text;
+  waits pg_catalog.text;
 begin
   if p_mode operator(pg_catalog.=) 'read' then
     null;
@@ -67,9 +69,18 @@ begin
       errcode = '22023', message = 'the mode is ''read'', ''write'' or ''write_strict''';
   end if;
 
-  if p_mode operator(pg_catalog.=) 'write_strict' then
-    select f.* into fence from ringfence.fence f
-      where f.tenant_id operator(pg_catalog.=) p_tenant for share;
+  if p_mode operator(pg_catalog.=) 'write_strict' or p_mode operator(pg_catalog.=) 'write'
+     and pg_catalog.current_setting('transaction_isolation') operator(pg_catalog.<>) 'read committed' then
+    waits := pg_catalog.current_setting('lock_timeout');
+    begin
+      ignored := pg_catalog.set_config('lock_timeout', '500ms', true);
+      select f.* into fence from ringfence.fence f
+        where f.tenant_id operator(pg_catalog.=) p_tenant for share;
+      ignored := pg_catalog.set_config('lock_timeout', waits, true);
+    exception when lock_not_available then
+      raise exception using
+        errcode = 'RF005', message = 'the tenant is being cut over', hint = 'Hold the request and try again.';
+    end;
   else
     select f.* into fence from ringfence.fence f
       where f.tenant_id operator(pg_catalog.=) p_tenant;

@@ -80,7 +80,7 @@ end
 $$;
 
 -- The mover's rights on one table or partition: it copies tenants' rows, and
--- deletes those of a tenant that is gone.
+-- deletes those of a tenant that is gone. Whoever asks all shards may read it.
 create or replace function ringfence.open_to_mover(t regclass) returns void
 language plpgsql set client_min_messages = warning as $$
 declare
@@ -91,8 +91,9 @@ begin
   else
     execute format('grant select, insert, update, delete on %s to ringfence_mover', t);
   end if;
-  if not has_schema_privilege('ringfence_mover', home, 'usage') then
-    execute format('grant usage on schema %I to ringfence_mover', home);
+  execute format('grant select on %s to ringfence_reader', t);
+  if not (has_schema_privilege('ringfence_mover', home, 'usage') and has_schema_privilege('ringfence_reader', home, 'usage')) then
+    execute format('grant usage on schema %I to ringfence_mover, ringfence_reader', home);
   end if;
 end
 $$;

@@ -250,15 +250,12 @@ async fn write_strict_sees_a_fence_that_an_older_snapshot_does_not() {
         api.run(&format!("begin isolation level {level}; select 1"))
             .await;
         admin.run("update ringfence.fence set epoch = 2").await;
-        // That is why `write` is not enough there:
-        api.run("savepoint s").await;
-        assert_eq!(api.value(&enter(1, "write")).await, ACME.to_string());
-        api.run("rollback to s").await;
-        assert_eq!(
-            api.refused(&enter(1, "write_strict")).await.code,
-            "40001",
-            "{level}"
-        );
+        for mode in ["write", "write_strict"] {
+            api.run("savepoint s").await;
+            let refusal = api.refused(&enter(1, mode)).await;
+            assert_eq!(refusal.code, "40001", "{level} {mode}");
+            api.run("rollback to s").await;
+        }
         api.run("rollback").await;
     }
 }
@@ -280,6 +277,33 @@ async fn write_strict_keeps_a_fence_from_committing_under_it() {
     assert_eq!(admin.refused(&fence).await.code, "55P03");
     api.run("commit").await;
     admin.run(&fence).await;
+}
+
+#[tokio::test]
+async fn a_fence_that_is_being_changed_is_waited_for_within_a_bound() {
+    let shard = Shard::new().await;
+    let admin = shard.admin().await;
+    let api = shard.api().await;
+    admin
+        .run("begin; update ringfence.fence set state = 'fenced'")
+        .await;
+    for level in ["repeatable read", "serializable"] {
+        api.run(&format!("begin isolation level {level}")).await;
+        let began = std::time::Instant::now();
+        assert_eq!(api.refused(&enter(1, "write")).await.code, "RF005");
+        let waited = began.elapsed().as_millis();
+        assert!((400..5_000).contains(&waited), "{waited} ms");
+        api.run("rollback").await;
+    }
+    admin.run("rollback").await;
+    api.run("begin isolation level serializable; set local lock_timeout = '7s'")
+        .await;
+    api.value(&enter(1, "write")).await;
+    assert_eq!(
+        api.value("select current_setting('lock_timeout')").await,
+        "7s"
+    );
+    api.run("commit").await;
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 //! reads what is; reconcilers do the rest.
 
 mod audit;
+mod doctor;
 mod fleet;
 mod jobs;
 mod keys;
@@ -70,8 +71,14 @@ pub fn routes(app: Arc<App>, metrics: PrometheusHandle) -> Router {
         .route("/moves", get(moves::list).post(moves::start))
         .route("/moves/{name}", get(moves::show))
         .route("/moves/{name}/{verb}", post(moves::change))
+        .route("/rebalance", get(rebalance::status))
         .route("/rebalance/plan", post(rebalance::plan))
         .route("/rebalance/apply", post(rebalance::apply))
+        .route("/rebalance/pause", post(rebalance::pause))
+        .route("/rebalance/resume", post(rebalance::resume))
+        .route("/rebalance/cancel", post(rebalance::cancel))
+        .route("/doctor", get(doctor::report))
+        .route("/shards/{shard}/query", post(doctor::query))
         .route("/tenants/{tenant}/pin", post(tenants::pin))
         .route("/tenants/{tenant}/unpin", post(tenants::unpin))
         .route("/shards/{shard}/drain", post(fleet::drain_shard))

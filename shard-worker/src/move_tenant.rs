@@ -49,10 +49,11 @@ use tenancy::control::TenantInfo;
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use crate::job::retry::Verdict;
 use crate::job::{Context, End, JobError, Machine, Problem, Progress, Step, Unit, store};
 use crate::shard::ShardError;
 
-pub use start::start;
+pub use start::{busy, has_another_job, migrates, start};
 
 /// Longest step: it comes back to what it has not finished.
 const STEP_MAX: Duration = Duration::from_secs(60);
@@ -66,6 +67,10 @@ const AGAIN_FIRST: Duration = Duration::from_millis(500);
 const AGAIN_MAX: Duration = Duration::from_secs(30);
 /// Most tenants of one stream.
 pub const TENANTS_MAX: usize = 200;
+/// A cut-over holds requests for so long at most, unless said otherwise, ms. It
+/// leaves room for a lease's end (253 ms), which is waited for where another
+/// worker captures the source.
+pub const BUDGET_MS: u64 = 400;
 /// Longest budget of a cut-over, ms: after it, it is undone.
 pub const BUDGET_MAX_MS: u64 = 1_000;
 
@@ -309,6 +314,16 @@ impl Move {
         Step::Next(self.to(state))
     }
 
+    /// What can't be given up does not end by an error either: tenants would stay
+    /// held, or streams open. Someone has to look.
+    fn never_half_way(&self, error: JobError) -> JobError {
+        let would_end = error.verdict() == Verdict::End && self.abandoned(&error).is_none();
+        match would_end {
+            true => JobError::Unclear(tenancy::chain(&error)),
+            false => error,
+        }
+    }
+
     /// Where a move that is given up goes on: who has crossed is brought back
     /// first. One that was only planned has left nothing behind.
     fn given_up(&self, why: Ended) -> State {
@@ -440,11 +455,10 @@ impl Machine for Move {
     async fn step(&self, context: &Context) -> Result<Step<Self>, JobError> {
         let step = timeout(STEP_MAX, self.advance(context)).await;
         let step = step.unwrap_or(Err(JobError::Shard(ShardError::Slow)));
-        if step.is_err() {
-            // One of them may be in the middle of a statement.
-            context.drop_sessions().await;
-        }
-        step
+        let Err(error) = step else { return step };
+        // One of them may be in the middle of a statement.
+        context.drop_sessions().await;
+        Err(self.never_half_way(error))
     }
 
     fn cancelled(&self) -> Option<Self> {
@@ -505,4 +519,29 @@ fn now_s() -> u64 {
 
 fn failpoint(context: &Context, name: &str) {
     context.app().failpoints.hit(name);
+}
+
+#[cfg(test)]
+mod tests {
+    use tenancy::control::ControlError;
+
+    use super::*;
+
+    #[test]
+    fn an_error_ends_a_move_only_where_it_can_be_given_up() {
+        let moves = |state| Move {
+            state,
+            ..Move::of(Plan::new(&[], "s1", "s2", BUDGET_MS, 0))
+        };
+        let conflict = || JobError::Control(ControlError::Conflict("elsewhere".into()));
+        let verdict = |state| moves(state).never_half_way(conflict()).verdict();
+        let (way, tries) = (Way::Forward, 0);
+        assert_eq!(verdict(State::Preparing), Verdict::End);
+        assert_eq!(verdict(State::CuttingOver { way, tries }), Verdict::Person);
+        assert_eq!(verdict(State::Retained { until: 0 }), Verdict::Person);
+        let why = Ended::Cancelled;
+        assert_eq!(verdict(State::Undoing { why }), Verdict::Person);
+        let slow = moves(State::CuttingOver { way, tries }).never_half_way(ShardError::Slow.into());
+        assert_eq!(slow.verdict(), Verdict::Retry);
+    }
 }

@@ -15,8 +15,8 @@ use uuid::Uuid;
 
 use crate::app::App;
 use crate::error::Error;
-use crate::job::{Context, End, JobError, Machine, Progress, Step, Unit, store};
-use crate::move_tenant::{TENANTS_MAX, Wish, start};
+use crate::job::{Context, End, JobError, JobInfo, Machine, Progress, Step, Unit, store};
+use crate::move_tenant::{TENANTS_MAX, Wish, busy, has_another_job, migrates, start};
 use planner::{Policy, Proposal, Shard, Tenant, propose, spread};
 
 /// Between two looks at the moves under way.
@@ -77,7 +77,9 @@ pub struct Balance {
 
 /// Proposes a plan, and keeps it under the hash that it returns.
 pub async fn plan(app: &App, policy: Policy, at_once: usize) -> Result<(String, Plan), Error> {
-    let infos = app.control.shards().await?;
+    let mut infos = app.control.shards().await?;
+    // It has no tables yet, nor tenants.
+    infos.retain(|info| info.state != "preparing");
     let shards: Vec<Shard> = infos
         .iter()
         .map(|info| Shard {
@@ -205,15 +207,15 @@ pub struct Rebalance {
     /// The plan's hash.
     pub hash: String,
     /// Groups that are still to be started, the last one next.
-    waiting: Vec<Group>,
+    pub waiting: Vec<Group>,
     /// Moves under way.
-    running: Vec<Uuid>,
+    pub running: Vec<Uuid>,
     /// Tenants moved, or begun to be.
     done: u64,
     /// Tenants in all.
     total: u64,
     /// What could not be moved, and why.
-    failed: Vec<String>,
+    pub failed: Vec<String>,
     at_once: usize,
     budget_ms: u64,
     keep_s: u64,
@@ -239,23 +241,56 @@ impl Rebalance {
         }
     }
 
+    /// Seconds until the last move begins, if it goes on as in the first `seconds`.
+    pub fn eta(&self, seconds: f64) -> Option<f64> {
+        let waiting: usize = self.waiting.iter().map(|group| group.tenants.len()).sum();
+        (self.done > 0).then(|| seconds * waiting as f64 / self.done as f64)
+    }
+
     /// Forgets the moves that are over or retained; notes those that failed.
     async fn look(&mut self, context: &Context) -> Result<(), JobError> {
         let mut running = Vec::new();
         for id in std::mem::take(&mut self.running) {
-            let job = store::show(context.control(), id).await?;
-            let is_there = job.phase == "retained" || job.status == "done";
-            if !is_there && !job.done {
-                running.push(id);
-            } else if !is_there {
-                let why = job.problem.map(|problem| problem["message"].to_string());
-                self.failed
-                    .push(format!("{}: {}", job.object, why.unwrap_or(job.status)));
+            match store::show(context.control(), id).await {
+                Ok(job) => match fate(&job) {
+                    Fate::Runs => running.push(id),
+                    Fate::There => {}
+                    Fate::Failed(why) => self.failed.push(why),
+                },
+                Err(ControlError::NotFound { .. }) => {
+                    self.failed.push(format!("move {id} is gone"));
+                }
+                Err(error) => return Err(error.into()),
             }
         }
         self.running = running;
         Ok(())
     }
+}
+
+/// What has become of a move.
+#[derive(Debug, PartialEq, Eq)]
+enum Fate {
+    Runs,
+    There,
+    Failed(String),
+}
+
+/// One that waits for a person holds up no other. Pure.
+fn fate(job: &JobInfo) -> Fate {
+    if job.phase == "retained" || job.status == "done" {
+        return Fate::There;
+    }
+    if !job.done && job.status != "stuck" {
+        return Fate::Runs;
+    }
+    let problem = job.problem.as_ref();
+    let message = problem.and_then(|problem| problem["message"].as_str());
+    let why = message.unwrap_or(&job.status);
+    Fate::Failed(match job.status.as_str() {
+        "stuck" => format!("{}: move {} waits for a person: {why}", job.object, job.id),
+        _ => format!("{}: {why}", job.object),
+    })
 }
 
 impl Machine for Rebalance {
@@ -313,6 +348,11 @@ async fn begin(
     mut next: Rebalance,
     group: &Group,
 ) -> Result<Step<Rebalance>, JobError> {
+    if let Some(why) = no_target(context, group).await? {
+        next.done += group.tenants.len() as u64;
+        next.failed.push(why);
+        return Ok(Step::Next(next));
+    }
     let mut tenants: Vec<TenantInfo> = Vec::new();
     for id in &group.tenants {
         match context.control().tenant(&id.to_string()).await {
@@ -322,9 +362,19 @@ async fn begin(
             Err(error) => return Err(error.into()),
         }
     }
-    next.done += group.tenants.len() as u64;
     let mut client = context.control().client().await?;
     let transaction = client.transaction().await?;
+    store::lock_starts(&transaction).await?;
+    if migrates(&transaction).await? {
+        next.waiting.push(group.clone());
+        return Ok(Step::Later(next, LOOK));
+    }
+    // Who has another job stays; the others need not.
+    let busy = busy(&transaction, &tenants).await?;
+    tenants.retain(|tenant| !busy.contains(&tenant.slug));
+    next.failed
+        .extend(busy.iter().map(|slug| has_another_job(slug)));
+    next.done += group.tenants.len() as u64;
     let actor: &Actor = &context.job().actor;
     let how = (next.budget_ms, next.keep_s);
     match start(&transaction, actor, &tenants, &group.to, how).await {
@@ -337,4 +387,60 @@ async fn begin(
     }
     context.commit(transaction, &next).await?;
     Ok(Step::Next(next))
+}
+
+/// Why nothing goes to a group's target any longer; none: it does.
+async fn no_target(context: &Context, group: &Group) -> Result<Option<String>, JobError> {
+    let shards = context.control().shards().await?;
+    let state = shards
+        .iter()
+        .find(|shard| shard.id == group.to)
+        .map_or("removed", |shard| shard.state.as_str());
+    Ok((state != "active").then(|| {
+        format!(
+            "{} tenants of shard {} stay there: shard {} is {state}",
+            group.tenants.len(),
+            group.from,
+            group.to
+        )
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(status: &str, phase: &str, done: bool) -> JobInfo {
+        JobInfo {
+            id: Uuid::nil(),
+            kind: "move".into(),
+            object: "acme".into(),
+            tenant: None,
+            shards: Vec::new(),
+            actor: String::new(),
+            status: status.into(),
+            phase: phase.into(),
+            progress: None,
+            attempt: 1,
+            cancel_requested: false,
+            problem: Some(json!({ "message": "no" })),
+            result: None,
+            worker: None,
+            revision: 1,
+            done,
+            created_at: String::new(),
+            changed_at: String::new(),
+            seconds: 0.0,
+        }
+    }
+
+    #[test]
+    fn a_move_that_fails_or_waits_for_a_person_holds_up_no_other() {
+        assert_eq!(fate(&job("running", "copying", false)), Fate::Runs);
+        assert_eq!(fate(&job("waiting", "retained", false)), Fate::There);
+        assert_eq!(fate(&job("done", "done", true)), Fate::There);
+        let failed = |job: &JobInfo| matches!(fate(job), Fate::Failed(why) if why.contains("no"));
+        assert!(failed(&job("failed", "undone", true)));
+        assert!(failed(&job("stuck", "cutting_over", false)));
+    }
 }

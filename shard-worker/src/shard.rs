@@ -8,12 +8,15 @@ use serde::Serialize;
 use tenancy::tls::Tls;
 use tokio::time::timeout;
 use tokio_postgres::Client;
+use tokio_postgres::config::TargetSessionAttrs;
 use uuid::Uuid;
 
 /// Longest wait for a connection to a node.
 const CONNECT_MAX: Duration = Duration::from_secs(3);
 /// Longest wait for a fence to be written.
 const FENCE_MAX: Duration = Duration::from_secs(10);
+/// Longest statement of a mover.
+pub(crate) const STATEMENT_MAX: Duration = Duration::from_secs(60);
 /// Longest wait for a shard to be prepared.
 const INSTALL_MAX: Duration = Duration::from_secs(120);
 
@@ -198,11 +201,17 @@ impl Logins {
         .await
     }
 
-    /// A session on the primary that may take and delete any tenant's rows.
+    /// A session on the primary that may take and delete any tenant's rows. The
+    /// server ends a statement that takes longer than a minute, also when who
+    /// asked for it has gone.
     pub async fn as_mover(&self, shard: &str, nodes: &[Address]) -> Result<Client, ShardError> {
         let password = self.roles.mover.as_deref();
-        self.primary(shard, nodes, "ringfence_mover", password)
-            .await
+        let client = self
+            .primary(shard, nodes, "ringfence_mover", password)
+            .await?;
+        let limit = format!("set statement_timeout = {}", STATEMENT_MAX.as_millis());
+        in_time(client.batch_execute(&limit)).await?;
+        Ok(client)
     }
 
     /// Removes keys that expired, a bounded number of them; returns how many.
@@ -263,6 +272,13 @@ impl Logins {
             .await
     }
 
+    /// A session on this very node, primary or not, for `ringfence_reader`'s role.
+    pub async fn as_reader(&self, node: &Address) -> Result<Client, ShardError> {
+        let password = self.roles.mover.as_deref();
+        self.connect(node, "ringfence_mover", password, TargetSessionAttrs::Any)
+            .await
+    }
+
     /// A connection to the shard's primary, whichever node that is.
     async fn primary(
         &self,
@@ -273,7 +289,10 @@ impl Logins {
     ) -> Result<Client, ShardError> {
         let mut reason = "it has no nodes".to_owned();
         for node in nodes {
-            match self.connect_primary(node, user, password).await {
+            match self
+                .connect(node, user, password, TargetSessionAttrs::ReadWrite)
+                .await
+            {
                 Ok(client) => return Ok(client),
                 Err(error) => {
                     reason = format!("{}:{}: {}", node.host, node.port, tenancy::chain(&error));
@@ -286,11 +305,12 @@ impl Logins {
         })
     }
 
-    async fn connect_primary(
+    async fn connect(
         &self,
         node: &Address,
         user: &str,
         password: Option<&str>,
+        wanted: TargetSessionAttrs,
     ) -> Result<Client, ShardError> {
         let mut config = tokio_postgres::Config::new();
         config
@@ -300,7 +320,7 @@ impl Logins {
             .dbname(&self.database)
             .application_name("ringfence-worker")
             .connect_timeout(CONNECT_MAX)
-            .target_session_attrs(tokio_postgres::config::TargetSessionAttrs::ReadWrite);
+            .target_session_attrs(wanted);
         if let Some(password) = password {
             config.password(password);
         }

@@ -17,18 +17,24 @@
 
 mod rows;
 
+use std::time::Duration;
+
 use schema::tenant_tables::tenant_tables;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tenancy::control::{TenantInfo, forget_tenant, reopen_tenant};
 use tenancy::placement::TenantState;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use crate::job::{Context, End, JobError, Machine, Progress, Step, Unit};
+use crate::shard::ShardError;
 
 pub(crate) use rows::{BATCH, batch, estimate};
 pub use rows::{Swept, delete_for, delete_marks};
+
+/// Longest step; a batch that was not in time is tried again.
+const STEP_MAX: Duration = Duration::from_secs(60);
 
 /// The states.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -132,6 +138,31 @@ impl Machine for TenantDelete {
     }
 
     async fn step(&self, context: &Context) -> Result<Step<Self>, JobError> {
+        let step = timeout(STEP_MAX, self.advance(context)).await;
+        let step = step.unwrap_or(Err(JobError::Shard(ShardError::Slow)));
+        if step.is_err() {
+            // One of them may be in the middle of a statement.
+            context.drop_sessions().await;
+        }
+        step
+    }
+
+    fn cancelled(&self) -> Option<Self> {
+        match self {
+            Self::Closing { tenant } => Some(Self::Reopening {
+                tenant: tenant.clone(),
+            }),
+            Self::Deleting { .. }
+            | Self::Forgetting { .. }
+            | Self::Done
+            | Self::Reopening { .. }
+            | Self::Reopened => None,
+        }
+    }
+}
+
+impl TenantDelete {
+    async fn advance(&self, context: &Context) -> Result<Step<Self>, JobError> {
         match self {
             Self::Closing { tenant } => close(context, tenant).await,
             Self::Deleting {
@@ -147,19 +178,6 @@ impl Machine for TenantDelete {
             Self::Reopening { tenant } => reopen(context, tenant).await,
             Self::Done => Ok(Step::End(Self::Done, End::Done, Value::Null)),
             Self::Reopened => Ok(Step::End(Self::Reopened, End::Cancelled, Value::Null)),
-        }
-    }
-
-    fn cancelled(&self) -> Option<Self> {
-        match self {
-            Self::Closing { tenant } => Some(Self::Reopening {
-                tenant: tenant.clone(),
-            }),
-            Self::Deleting { .. }
-            | Self::Forgetting { .. }
-            | Self::Done
-            | Self::Reopening { .. }
-            | Self::Reopened => None,
         }
     }
 }

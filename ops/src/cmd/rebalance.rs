@@ -8,8 +8,7 @@ use crate::admin::Admin;
 use crate::output::{Column, Output, show};
 use crate::safety::confirm;
 
-/// What can be done about balance. A plan that is applied is a job: `ringfence
-/// job` shows and cancels it.
+/// What can be done about balance. A plan that is applied is a job: one at a time.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Show which tenants should move, and what comes of it; nothing is done.
@@ -42,6 +41,14 @@ pub enum Command {
         #[arg(long)]
         wait: bool,
     },
+    /// How far the plan is that is being applied, or was applied last.
+    Status,
+    /// Begin no further move for now; those under way go on.
+    Pause,
+    /// Go on with a plan that was paused.
+    Resume,
+    /// Begin no further move, for good; those under way come to their end.
+    Cancel,
 }
 
 /// What a plan aims at.
@@ -92,6 +99,10 @@ impl Command {
                 let started = admin.post("/rebalance/apply", &body).await?;
                 Ok(job::record(job::started(admin, started, wait).await?))
             }
+            Self::Status => Ok(applied(admin.get("/rebalance", &[]).await?)),
+            Self::Pause => change(admin, "pause").await,
+            Self::Resume => change(admin, "resume").await,
+            Self::Cancel => change(admin, "cancel").await,
         }
     }
 }
@@ -100,6 +111,54 @@ impl Command {
 pub(super) async fn proposed(admin: &Admin, ask: &Value) -> Answer {
     let plan = admin.post("/rebalance/plan", ask).await?;
     Ok(shown(plan))
+}
+
+async fn change(admin: &Admin, verb: &str) -> Answer {
+    let path = format!("/rebalance/{verb}");
+    Ok(applied(admin.post(&path, &json!({})).await?))
+}
+
+const STATUS: &[Column] = &[
+    ("job", |s| show(&s["id"])),
+    ("plan", |s| show(&s["object"])),
+    ("status", |s| show(&s["status"])),
+    ("phase", |s| show(&s["phase"])),
+    ("tenants begun", job::progress),
+    ("groups waiting", |s| show(&s["waiting"])),
+    ("wanted", |s| show(&s["wish"])),
+    ("took", job::took),
+    ("last move begins in", |s| match s["eta_seconds"].as_f64() {
+        Some(seconds) => format!("{seconds:.0} s"),
+        None => "-".into(),
+    }),
+];
+
+const RUNNING: &[Column] = &[
+    ("move", |m| show(&m["id"])),
+    ("tenants", |m| show(&m["object"])),
+    ("phase", |m| show(&m["phase"])),
+    ("progress", job::progress),
+    ("took", job::took),
+];
+
+/// A plan that is being applied, the moves under way, and what failed.
+fn applied(status: Value) -> Output {
+    let list = |field: &str| status[field].as_array().cloned().unwrap_or_default();
+    let (running, failed) = (list("running"), list("failed"));
+    let mut text = Output::record(status.clone(), STATUS).text;
+    if !running.is_empty() {
+        text.push('\n');
+        text.push_str(&Output::list(running, RUNNING).text);
+    }
+    for why in &failed {
+        text.push_str(&format!("\nnot moved: {}", show(why)));
+    }
+    if !failed.is_empty() {
+        text.push('\n');
+    }
+    let mut output = Output::record(status, STATUS);
+    output.text = text;
+    output
 }
 
 fn shown(plan: Value) -> Output {
@@ -140,6 +199,17 @@ fn bytes(value: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_plan_that_is_being_applied() {
+        let status = json!({
+            "id": "0192f0c1-0000-7000-8000-000000000001", "object": "0a1b2c3d4e5f", "status": "waiting",
+            "phase": "moving", "progress": { "done": 3, "total": 9, "unit": "tenants" }, "seconds": 4.0,
+            "waiting": 2, "wish": "pause", "eta_seconds": 8.0, "failed": ["tenant a has another job"],
+            "running": [{ "id": "m", "object": "acme", "phase": "copying", "progress": null, "seconds": 1.0 }],
+        });
+        insta::assert_snapshot!(applied(status).text);
+    }
 
     #[test]
     fn a_plan() {

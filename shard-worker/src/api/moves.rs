@@ -16,12 +16,8 @@ use crate::app::App;
 use crate::error::Error;
 use crate::job::store::{self, Wanted};
 use crate::job::{JobInfo, Kind};
-use crate::move_tenant::{self, BUDGET_MAX_MS, Checked, Move, Moving, Wish};
+use crate::move_tenant::{self, BUDGET_MAX_MS, BUDGET_MS, Checked, Move, Moving, Wish};
 
-/// A cut-over holds requests for so long at most, unless said otherwise, ms. It
-/// leaves room for a lease's end (253 ms), which is waited for where another
-/// worker captures the source.
-const BUDGET_MS: u64 = 400;
 /// The way back is kept for so long, unless said otherwise.
 const KEEP_HOURS: f64 = 24.0;
 /// And for so long at most: the source's log is kept for it.

@@ -8,19 +8,20 @@ use axum::extract::rejection::JsonRejection;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use tenancy::control::ControlError;
+use uuid::Uuid;
 
 use super::actor;
 use crate::app::App;
 use crate::error::Error;
-use crate::job::{JobInfo, Kind, NewJob, store};
-use crate::move_tenant::BUDGET_MAX_MS;
+use crate::job::store::{self, Wanted};
+use crate::job::{JobInfo, Kind, NewJob};
+use crate::move_tenant::{BUDGET_MAX_MS, BUDGET_MS, Wish};
 use crate::rebalance::planner::Policy;
 use crate::rebalance::{self, Rebalance};
 
 /// Moves at once, unless said otherwise.
 const AT_ONCE: usize = 4;
 const AT_ONCE_MAX: usize = 16;
-const BUDGET_MS: u64 = 250;
 const KEEP_HOURS_MAX: f64 = 720.0;
 
 #[derive(Deserialize)]
@@ -108,19 +109,6 @@ pub(super) async fn apply(
     let state = Rebalance::of(&body.hash, &plan, at_once(body.at_once)?, budget_ms, keep_s);
     let mut client = app.control.client().await?;
     let transaction = client.transaction().await.map_err(ControlError::Postgres)?;
-    let other = transaction
-        .query_opt(
-            "select id::text from ringfence.job where kind = $1 and not done limit 1",
-            &[&Kind::Rebalance.name()],
-        )
-        .await
-        .map_err(ControlError::Postgres)?;
-    if let Some(row) = other {
-        return Err(Error::Control(ControlError::Conflict(format!(
-            "a plan is being applied already: job {}",
-            row.get::<_, &str>(0)
-        ))));
-    }
     let new = NewJob {
         kind: Kind::Rebalance,
         object: &body.hash,
@@ -132,6 +120,95 @@ pub(super) async fn apply(
     transaction.commit().await.map_err(ControlError::Postgres)?;
     let job = store::show(&app.control, id).await?;
     Ok((StatusCode::ACCEPTED, Json(job)))
+}
+
+/// How far the plan is that is being applied, or was applied last.
+#[derive(Serialize)]
+pub(super) struct Status {
+    #[serde(flatten)]
+    job: JobInfo,
+    /// `pause`, where that was asked for.
+    wish: Option<String>,
+    /// Groups whose moves have not begun.
+    waiting: usize,
+    /// Moves under way.
+    running: Vec<JobInfo>,
+    /// What could not be moved, and why.
+    failed: Vec<String>,
+    /// Seconds until the last move begins, as it has gone so far; none before that is known.
+    eta_seconds: Option<f64>,
+}
+
+pub(super) async fn status(State(app): State<Arc<App>>) -> Result<Json<Status>, Error> {
+    let wanted = Wanted {
+        open: false,
+        kind: Some(Kind::Rebalance.name()),
+        limit: 1,
+    };
+    let job = store::list(&app.control, &wanted).await?.pop();
+    describe(&app, job.ok_or_else(none)?).await.map(Json)
+}
+
+/// No further move begins; those under way go on.
+pub(super) async fn pause(State(app): State<Arc<App>>) -> Result<Json<Status>, Error> {
+    wish(&app, "rebalance.pause", Some(Wish::Pause)).await
+}
+
+pub(super) async fn resume(State(app): State<Arc<App>>) -> Result<Json<Status>, Error> {
+    wish(&app, "rebalance.resume", None).await
+}
+
+/// No further move begins, for good; those under way come to their end.
+pub(super) async fn cancel(State(app): State<Arc<App>>) -> Result<Json<Status>, Error> {
+    let id = open(&app).await?;
+    let job = store::cancel(&app.control, &actor(), id).await?;
+    describe(&app, job).await.map(Json)
+}
+
+async fn wish(app: &App, action: &str, wish: Option<Wish>) -> Result<Json<Status>, Error> {
+    let id = open(app).await?;
+    let job = store::set_wish(&app.control, &actor(), id, action, wish.map(Wish::name)).await?;
+    describe(app, job).await.map(Json)
+}
+
+/// The job that applies a plan now.
+async fn open(app: &App) -> Result<Uuid, Error> {
+    let wanted = Wanted {
+        open: true,
+        kind: Some(Kind::Rebalance.name()),
+        limit: 1,
+    };
+    let job = store::list(&app.control, &wanted).await?.pop();
+    Ok(job.ok_or_else(none)?.id)
+}
+
+fn none() -> Error {
+    Error::Control(ControlError::NotFound {
+        kind: "plan",
+        name: "being applied".into(),
+    })
+}
+
+async fn describe(app: &App, job: JobInfo) -> Result<Status, Error> {
+    let state = store::state(&app.control, job.id).await?;
+    let read: Rebalance = serde_json::from_value(state).map_err(|error| {
+        Error::Control(ControlError::Invalid(format!(
+            "the state of job {} can't be read: {error}",
+            job.id
+        )))
+    })?;
+    let mut running = Vec::new();
+    for id in &read.running {
+        running.push(store::show(&app.control, *id).await?);
+    }
+    Ok(Status {
+        wish: store::wish(&app.control, job.id).await?,
+        eta_seconds: (!job.done).then(|| read.eta(job.seconds)).flatten(),
+        waiting: read.waiting.len(),
+        failed: read.failed,
+        running,
+        job,
+    })
 }
 
 fn at_once(asked: Option<usize>) -> Result<usize, Error> {

@@ -145,6 +145,8 @@ pub(super) async fn delete(
     }
     let mut client = app.control.client().await?;
     let transaction = client.transaction().await.map_err(ControlError::Postgres)?;
+    // No move of it begins meanwhile, however many tenants it is of.
+    job::store::lock_starts(&transaction).await?;
     let closed = close_tenant(&transaction, &actor(), &tenant).await?;
     let new = NewJob {
         kind: Kind::TenantDelete,

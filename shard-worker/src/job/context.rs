@@ -8,6 +8,7 @@ use std::time::Duration;
 use tenancy::control::{Control, ShardInfo};
 use tokio::sync::{Mutex, MutexGuard, OwnedMutexGuard};
 use tokio_postgres::{Client, Transaction};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::lease::Lease;
@@ -40,10 +41,11 @@ pub struct Context {
     place: Mutex<Place>,
     pub(super) lease: Lease,
     sessions: Mutex<Sessions>,
+    stop: CancellationToken,
 }
 
 impl Context {
-    pub(super) fn new(app: Arc<App>, job: Claimed) -> Self {
+    pub(super) fn new(app: Arc<App>, job: Claimed, stop: CancellationToken) -> Self {
         let lease = Lease::hold(app.control.clone(), job.id, app.owner.clone());
         let place = Place {
             id: job.id,
@@ -56,7 +58,13 @@ impl Context {
             lease,
             place: Mutex::new(place),
             sessions: Mutex::default(),
+            stop,
         }
+    }
+
+    /// This worker is to end: a long step comes to its end soon.
+    pub fn is_stopping(&self) -> bool {
+        self.stop.is_cancelled()
     }
 
     /// The job.

@@ -25,7 +25,12 @@ const WRITE_PAUSE: Duration = Duration::from_millis(300);
 /// panics, waits for a person.
 const ATTEMPTS_MAX: i32 = 1_000;
 
-/// Runs jobs until `stop`, then gives their leases back.
+/// A step that was under way when the worker was told to stop may take so long
+/// still: a cut-over is then through, or undone.
+const STOP_MAX: Duration = Duration::from_secs(6);
+
+/// Runs jobs until `stop`; then each comes to the end of its step, and its lease
+/// is given back, so that another worker goes on at once.
 pub async fn run(app: Arc<App>, stop: CancellationToken) {
     let slots = Arc::new(Semaphore::new(app.jobs.at_once_max));
     let running = TaskTracker::new();
@@ -66,7 +71,11 @@ async fn work(app: Arc<App>, job: Claimed, stop: CancellationToken) {
     let metrics = app.job_metrics.of(kind);
     metrics.running.increment(1);
     let state = job.state.clone();
-    let context = Context::new(app.clone(), job);
+    let context = Context::new(app.clone(), job, stop.clone());
+    let too_long = async {
+        stop.cancelled().await;
+        tokio::time::sleep(STOP_MAX).await;
+    };
     let lost = context.lease.lost.clone();
     tokio::select! {
         biased;
@@ -74,9 +83,10 @@ async fn work(app: Arc<App>, job: Claimed, stop: CancellationToken) {
             metrics.leases_lost.increment(1);
             tracing::warn!(%id, kind = kind.name(), "job's lease lost: another worker goes on");
         }
-        () = stop.cancelled() => {
-            let place = context.place().await;
-            let _ = store::leave(context.control(), &place, Leave::Later(Duration::ZERO)).await;
+        () = too_long => {
+            tracing::warn!(%id, kind = kind.name(), "stopped in the middle of a step");
+            context.drop_sessions().await;
+            let _ = store::give_back(context.control(), id, &app.owner).await;
         }
         () = kind.drive(&context, state) => {}
     }
@@ -113,6 +123,12 @@ async fn steps<M: Machine>(context: &Context, mut state: M) -> Result<(), JobErr
     let mut asked = false;
     let mut abandoned = false;
     loop {
+        if context.is_stopping() {
+            // Its successor is not to end our sessions first.
+            context.drop_sessions().await;
+            written(context, Leave::Later(Duration::ZERO)).await;
+            return Ok(());
+        }
         let cancelled = state.cancelled().filter(|_| !asked);
         let step = tokio::select! {
             biased;

@@ -18,7 +18,7 @@ const PAGE_MAX: i64 = 500;
 /// Claimers queue for this lock, so that bounds hold exactly.
 const CLAIM_LOCK: i64 = 0x7269_6e67_0003;
 /// Who starts a job that excludes others queues for this lock.
-pub const START_LOCK: i64 = 0x7269_6e67_0006;
+const START_LOCK: i64 = 0x7269_6e67_0006;
 
 const COLUMNS: &str = "id, kind, object, tenant, shards, actor,
   case when status = 'open' and lease_until > now() then 'running'
@@ -200,6 +200,14 @@ pub async fn insert<S: Machine>(
     Ok(id)
 }
 
+/// Has whoever starts a job that excludes others wait for this transaction's end.
+pub async fn lock_starts(transaction: &Transaction<'_>) -> Result<(), ControlError> {
+    transaction
+        .execute("select pg_advisory_xact_lock($1)", &[&START_LOCK])
+        .await?;
+    Ok(())
+}
+
 /// Refuses where a job of one of `kinds` is open on one of `shards`. In the
 /// transaction that then inserts a job which can't run beside them: who asks
 /// at the same time waits for it, so two such jobs never both pass.
@@ -211,9 +219,7 @@ pub async fn refuse_beside(
     kinds: &[Kind],
     shards: &[String],
 ) -> Result<(), ControlError> {
-    transaction
-        .execute("select pg_advisory_xact_lock($1)", &[&START_LOCK])
-        .await?;
+    lock_starts(transaction).await?;
     let kinds: Vec<&str> = kinds.iter().map(|kind| kind.name()).collect();
     let found = transaction
         .query_opt(
@@ -395,6 +401,22 @@ pub async fn leave(
         )
         .await?;
     Ok(changed == 1)
+}
+
+/// Gives a lease back whose holder was stopped in the middle of a step: what it
+/// wrote last is not known.
+pub async fn give_back(control: &Control, id: Uuid, owner: &str) -> Result<(), ControlError> {
+    control
+        .client()
+        .await?
+        .execute(
+            "update ringfence.job set lease_until = null, due_at = now(),
+               revision = revision + 1, changed_at = now()
+             where id = $1 and lease_owner = $2 and lease_until is not null and not done",
+            &[&id, &owner],
+        )
+        .await?;
+    Ok(())
 }
 
 /// Writes the last state, how it ended, and the audit log's line of it.

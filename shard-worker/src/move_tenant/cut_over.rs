@@ -35,6 +35,9 @@ struct Crossing<'a> {
     captured: bool,
     /// When requests began to be held; none: they are not.
     closed: Option<Instant>,
+    /// When the source's fence was seen committed: no router has begun a lease
+    /// since that leaves it out.
+    fenced: Option<Instant>,
 }
 
 /// How a try ended.
@@ -209,6 +212,7 @@ async fn open<'a>(
         back: names::tenant(id, index, way.opposite()),
         captured,
         closed: None,
+        fenced: None,
     })
 }
 
@@ -240,12 +244,30 @@ impl Crossing<'_> {
         // Most of it before anybody is held.
         let sequences = self.source.sequences().await?;
         self.target.raise_sequences(&sequences).await?;
-        self.require_quick().await?;
+        if let Some(why) = self.not_quick().await? {
+            let epoch = self.tenant.epoch;
+            return Ok(Tried::Undone { epoch, why });
+        }
         let began = Instant::now();
         loop {
-            let seen = timeout(UNDO_MAX, self.seen()).await;
-            let seen = seen.map_err(|_| ShardError::Slow)??;
+            let look_until = match self.closed {
+                // Who is held waits for this look, too.
+                Some(closed) => closed + budget,
+                None => Instant::now() + UNDO_MAX,
+            };
+            let Ok(seen) = timeout_at(look_until, self.seen()).await else {
+                if self.closed.is_none() {
+                    return Err(ShardError::Slow.into());
+                }
+                return self.give_up(job, "looking at the shards").await;
+            };
+            let seen = seen?;
             let next = crossing::next(&seen, self.tenant.epoch).map_err(stop)?;
+            if matches!(seen.source, Fence::Fenced(_) | Fence::Moved(_)) {
+                self.fenced.get_or_insert_with(Instant::now);
+                // Someone before may have closed it.
+                self.closed.get_or_insert(began);
+            }
             let until = self.closed.unwrap_or(began) + budget;
             let done = match next {
                 Next::Over => {
@@ -287,45 +309,44 @@ impl Crossing<'_> {
                 }
                 (_, done) => done,
             };
-            if self.closed.is_none() && !matches!(next, Next::Arm) {
-                // Someone before had closed it.
-                self.closed = Some(began);
-            }
             match done {
                 Ok(()) => {}
-                Err(Stopped::OverBudget(why)) => {
-                    let held = self.closed.map_or(0, |closed| closed.elapsed().as_millis());
-                    let why = format!(
-                        "{why} took too long: requests were held for {held} ms of {} ms",
-                        job.plan.budget_ms
-                    );
-                    self.refresh().await?;
-                    let epoch = self.take_back().await?;
-                    return Ok(Tried::Undone { epoch, why });
-                }
+                Err(Stopped::OverBudget(why)) => return self.give_up(job, why).await,
                 Err(Stopped::Error(error)) => return Err(error),
             }
         }
     }
 
-    /// Nobody is held for a stream that stands still. One that was held before
-    /// is drained, or not, by what the shards show.
-    async fn require_quick(&self) -> Result<(), JobError> {
+    /// It took too long: the source serves again.
+    async fn give_up(&mut self, job: &Move, why: &str) -> Result<Tried, JobError> {
+        let held = self.closed.map_or(0, |closed| closed.elapsed().as_millis());
+        let why = format!(
+            "{why} took too long: requests were held for {held} ms of {} ms",
+            job.plan.budget_ms
+        );
+        self.refresh().await?;
+        let epoch = self.take_back().await?;
+        Ok(Tried::Undone { epoch, why })
+    }
+
+    /// Nobody is held for a stream that stands still: why it is not begun. One
+    /// that was held before is drained, or not, by what the shards show.
+    async fn not_quick(&self) -> Result<Option<String>, JobError> {
         let (fence, _, _) = self.source.fence(self.tenant.id, &self.out).await?;
         if !matches!(fence, Fence::Active(_)) {
-            return Ok(());
+            return Ok(None);
         }
         let way = names::way(self.way);
         let marker = self.source.mark(self.context.job().id, way).await?;
-        let arrived = timeout(QUICK, self.target.wait_for_marker(marker, LOOK)).await;
-        arrived.unwrap_or_else(|_| {
-            Err(JobError::Wait(format!(
+        match timeout(QUICK, self.target.wait_for_marker(marker, LOOK)).await {
+            Ok(arrived) => arrived.map(|()| None),
+            Err(_) => Ok(Some(format!(
                 "what shard {} sends does not arrive on {} within {} ms: no cut-over is begun",
                 self.source.shard,
                 self.target.shard,
                 QUICK.as_millis()
-            )))
-        })
+            ))),
+        }
     }
 
     async fn seen(&self) -> Result<Seen, JobError> {
@@ -354,6 +375,7 @@ impl Crossing<'_> {
     async fn close(&mut self) -> Result<(), Stopped> {
         self.closed = Some(Instant::now());
         self.source.close(self.tenant.id, self.tenant.epoch).await?;
+        self.fenced = Some(Instant::now());
         failpoint(self.context, "closed");
         Ok(())
     }
@@ -394,8 +416,8 @@ impl Crossing<'_> {
             && !capture.wait_visible(&self.source.shard, server, lsn).await
         {
             // Another worker captures it, or nobody any longer.
-            let closed = self.closed.unwrap_or_else(Instant::now);
-            tokio::time::sleep_until(closed + HOLDING).await;
+            let fenced = self.fenced.unwrap_or_else(Instant::now);
+            tokio::time::sleep_until(fenced + HOLDING).await;
         }
         Ok(())
     }

@@ -3,8 +3,10 @@
 //! move's row is there before anything of it is.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use tenancy::control::ShardInfo;
+use tokio::time::timeout;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
@@ -35,6 +37,9 @@ pub enum Left {
     Publication,
 }
 
+/// Longest look at one shard.
+const SHARD_MAX: Duration = Duration::from_secs(20);
+
 const FIND: &str = "
     select 'subscription', s.subname::text from pg_subscription s
     where s.subdbid = (select d.oid from pg_database d where d.datname = current_database())
@@ -62,6 +67,11 @@ pub async fn sweep(app: &App) -> Result<Vec<(String, Leftover)>, Error> {
 }
 
 async fn sweep_shard(app: &App, shard: &ShardInfo) -> Result<Vec<Leftover>, Error> {
+    let swept = timeout(SHARD_MAX, sweep_in_time(app, shard)).await;
+    swept.unwrap_or(Err(Error::Shard(ShardError::Slow)))
+}
+
+async fn sweep_in_time(app: &App, shard: &ShardInfo) -> Result<Vec<Leftover>, Error> {
     let nodes = reconcile::addresses(shard);
     let client = app.logins.as_mover(&shard.id, &nodes).await?;
     let found = find(&client).await.map_err(ShardError::Postgres)?;
@@ -78,7 +88,7 @@ async fn sweep_shard(app: &App, shard: &ShardInfo) -> Result<Vec<Leftover>, Erro
 }
 
 /// Those of no open job, in the order in which they are removed. Pure.
-fn orphans(found: Vec<Leftover>, open: &BTreeSet<Uuid>) -> Vec<Leftover> {
+pub(crate) fn orphans(found: Vec<Leftover>, open: &BTreeSet<Uuid>) -> Vec<Leftover> {
     let mut orphans = found;
     orphans.retain(|left| job(&left.name).is_some_and(|job| !open.contains(&job)));
     orphans.sort();
@@ -90,7 +100,7 @@ fn job(name: &str) -> Option<Uuid> {
     Uuid::try_parse(name.strip_prefix(PREFIX)?.get(..32)?).ok()
 }
 
-async fn find(client: &Client) -> Result<Vec<Leftover>, tokio_postgres::Error> {
+pub(crate) async fn find(client: &Client) -> Result<Vec<Leftover>, tokio_postgres::Error> {
     let rows = client.query(FIND, &[]).await?;
     let left = rows.iter().filter_map(|row| {
         let kind = match row.get::<_, &str>(0) {

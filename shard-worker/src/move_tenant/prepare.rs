@@ -9,6 +9,7 @@ use super::side::Side;
 use super::{Move, State, Way, failpoint, names, refusals};
 use crate::job::{Context, JobError, Step};
 use crate::reconcile;
+use crate::shard::STATEMENT_MAX;
 
 /// Slots that a move takes on a shard: its own, and those of two tables at once.
 const SLOTS: i64 = 3;
@@ -176,7 +177,8 @@ async fn make_slot(client: &Client, name: &str) -> Result<(), JobError> {
             &[&name],
         )
         .await;
-    client.batch_execute("reset statement_timeout").await?;
+    let usual = format!("set statement_timeout = {}", STATEMENT_MAX.as_millis());
+    client.batch_execute(&usual).await?;
     made?;
     Ok(())
 }

@@ -9,9 +9,6 @@ use uuid::Uuid;
 use super::{Move, Plan, TENANTS_MAX};
 use crate::job::{Kind, NewJob, store};
 
-/// Those who begin moves queue for this lock: no tenant is in two of them.
-const START_LOCK: i64 = crate::job::store::START_LOCK;
-
 /// Starts moves of these tenants to a shard: one for each shard that they come
 /// from, of at most [`TENANTS_MAX`]. `how`: the budget of a cut-over, ms, and
 /// how long the way back is kept, seconds.
@@ -26,16 +23,9 @@ pub async fn start(
     to: &str,
     (budget_ms, keep_s): (u64, u64),
 ) -> Result<Vec<Uuid>, ControlError> {
-    transaction
-        .execute("select pg_advisory_xact_lock($1)", &[&START_LOCK])
-        .await?;
-    let migrating = transaction
-        .query_opt(
-            "select from ringfence.job where kind = $1 and not done limit 1",
-            &[&Kind::Migrate.name()],
-        )
-        .await?;
-    if migrating.is_some() {
+    // No tenant is in two of them.
+    store::lock_starts(transaction).await?;
+    if migrates(transaction).await? {
         return Err(ControlError::Conflict(
             "a migration is under way: moves wait for its end".into(),
         ));
@@ -50,7 +40,9 @@ pub async fn start(
     let mut started = Vec::new();
     for (from, tenants) in by_shard {
         for group in tenants.chunks(TENANTS_MAX) {
-            require_free(transaction, group).await?;
+            if let Some(slug) = busy(transaction, group).await?.first() {
+                return Err(ControlError::Conflict(has_another_job(slug)));
+            }
             let (object, tenant) = match group {
                 [one] => (one.slug.clone(), Some(one.id)),
                 many => (format!("{} tenants", many.len()), None),
@@ -68,27 +60,37 @@ pub async fn start(
     Ok(started)
 }
 
-/// Refuses tenants that another open job is about.
-async fn require_free(
+/// A migration is under way: moves wait for its end.
+pub async fn migrates(transaction: &Transaction<'_>) -> Result<bool, ControlError> {
+    let migrating = transaction
+        .query_opt(
+            "select from ringfence.job where kind = $1 and not done limit 1",
+            &[&Kind::Migrate.name()],
+        )
+        .await?;
+    Ok(migrating.is_some())
+}
+
+/// Those of these tenants that another open job is about: their slugs.
+pub async fn busy(
     transaction: &Transaction<'_>,
     tenants: &[TenantInfo],
-) -> Result<(), ControlError> {
+) -> Result<Vec<String>, ControlError> {
     let ids: Vec<Uuid> = tenants.iter().map(|tenant| tenant.id).collect();
-    let row = transaction
-        .query_opt(
+    let rows = transaction
+        .query(
             "select t.slug from ringfence.tenant t where t.id = any($1) and exists (
                select from ringfence.job j
                left join lateral jsonb_array_elements(j.state -> 'plan' -> 'tenants') m on j.kind = 'move'
                where not j.done and (j.tenant = t.id or (m ->> 'id')::uuid = t.id))
-             limit 1",
+             order by t.slug",
             &[&ids],
         )
         .await?;
-    match row {
-        None => Ok(()),
-        Some(row) => Err(ControlError::Conflict(format!(
-            "tenant {} has another job under way: `ringfence job list --open` shows it",
-            row.get::<_, &str>(0)
-        ))),
-    }
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Why a tenant can't be moved now.
+pub fn has_another_job(slug: &str) -> String {
+    format!("tenant {slug} has another job under way: `ringfence job list --open` shows it")
 }

@@ -58,13 +58,14 @@ async fn of_shard(client: &Client) -> Result<HashMap<Uuid, u64>, tokio_postgres:
         };
         let sql = format!(
             "select t.{column}, count(*)::float8,
-               (select coalesce(sum(pg_total_relation_size(p.relid)), 0) from pg_partition_tree($1::text::regclass) p)::float8
+               (select coalesce(sum(pg_total_relation_size(leaf.name::regclass)), 0) from unnest($1::text[]) leaf (name))::float8
                  / greatest(sum(count(*)) over (), 1)::float8
              from {table} t {sample} group by 1",
             column = table.tenant_column,
             table = table.name,
         );
-        for row in client.query(&sql, &[&table.name.to_string()]).await? {
+        let leaves: Vec<String> = table.leaves.iter().map(ToString::to_string).collect();
+        for row in client.query(&sql, &[&leaves]).await? {
             // The whole table's bytes by the sample's rows: a sampled row counts
             // for all that it stands for.
             let bytes = row.get::<_, f64>(1) * row.get::<_, f64>(2);
