@@ -180,6 +180,20 @@ create or replace function ringfence.move_look(
     (pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint
 $$;
 
+-- How busy a primary is: bytes that the slowest of its standbys has still to
+-- replay, and the capture to publish; sessions that are at work.
+create or replace function ringfence.move_load(out standby_lag bigint, out capture_lag bigint, out busy bigint)
+language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+  select
+    coalesce((select max(pg_current_wal_lsn() - r.replay_lsn) from pg_stat_replication r
+      where r.state = 'streaming'
+        and not exists (select from pg_replication_slots s where s.active_pid = r.pid and s.slot_type = 'logical')), 0)::bigint,
+    coalesce((select pg_current_wal_lsn() - s.confirmed_flush_lsn from pg_replication_slots s
+      where s.slot_name = 'ringfence_capture' and s.active), 0)::bigint,
+    (select count(*) from pg_stat_activity a
+      where a.backend_type = 'client backend' and a.state = 'active' and a.pid <> pg_backend_pid())
+$$;
+
 -- Physical standbys that stream, and have not got the log up to there on disk.
 create or replace function ringfence.standbys_behind(lsn pg_lsn) returns bigint
 language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
@@ -226,11 +240,11 @@ $$;
 
 revoke all on function ringfence.move_publish(text, uuid, boolean), ringfence.move_publish_markers(text, uuid, text),
   ringfence.move_switch(text, boolean), ringfence.move_unpublish(text), ringfence.move_subscribe(text, text, text[], boolean),
-  ringfence.move_unsubscribe(text), ringfence.move_enable(text, boolean), ringfence.move_progress(text), ringfence.move_sequences(), ringfence.move_look(),
+  ringfence.move_unsubscribe(text), ringfence.move_enable(text, boolean), ringfence.move_progress(text), ringfence.move_sequences(), ringfence.move_look(), ringfence.move_load(),
   ringfence.standbys_behind(pg_lsn), ringfence.move_refusals(), ringfence.move_name(text), ringfence.move_published(boolean)
   from public;
 grant execute on function ringfence.move_publish(text, uuid, boolean), ringfence.move_publish_markers(text, uuid, text),
   ringfence.move_switch(text, boolean), ringfence.move_unpublish(text), ringfence.move_subscribe(text, text, text[], boolean),
-  ringfence.move_unsubscribe(text), ringfence.move_enable(text, boolean), ringfence.move_progress(text), ringfence.move_sequences(), ringfence.move_look(),
+  ringfence.move_unsubscribe(text), ringfence.move_enable(text, boolean), ringfence.move_progress(text), ringfence.move_sequences(), ringfence.move_look(), ringfence.move_load(),
   ringfence.standbys_behind(pg_lsn), ringfence.move_refusals()
   to ringfence_mover;

@@ -14,6 +14,7 @@ use crate::config::Jobs;
 use crate::failpoint::Failpoints;
 use crate::job::News;
 use crate::job::metrics::JobMetrics;
+use crate::move_tenant::Watches;
 use crate::move_tenant::metrics::MoveMetrics;
 use crate::shard::Logins;
 
@@ -49,6 +50,8 @@ pub struct App {
     pub job_metrics: JobMetrics,
     /// What is counted of moves.
     pub move_metrics: MoveMetrics,
+    /// What is written while moves compare rows.
+    pub watches: Watches,
     /// Where tests let this worker die.
     pub failpoints: Failpoints,
 }

@@ -19,14 +19,14 @@
 //! `shard` is what they share.
 
 mod barrier;
-mod decode;
+pub(crate) mod decode;
 mod follow;
 mod lease;
 mod metric;
 mod outlet;
 mod publish;
 mod shard;
-mod slot;
+pub(crate) mod slot;
 mod stream;
 mod visible;
 

@@ -60,6 +60,10 @@ pub struct Jobs {
     pub at_once_max: usize,
     /// As many requests may watch jobs' progress.
     pub watchers_max: usize,
+    /// A move's copy waits while a standby, or the capture, is behind by more bytes.
+    pub copy_lag_bytes_max: u64,
+    /// It waits while more sessions of the source are at work.
+    pub copy_busy_sessions_max: u64,
     /// For tests: a file with the name of the point at which this worker dies.
     pub failpoint_file: Option<PathBuf>,
 }
@@ -69,6 +73,8 @@ impl Default for Jobs {
         Self {
             at_once_max: 4,
             watchers_max: 200,
+            copy_lag_bytes_max: 64 << 20,
+            copy_busy_sessions_max: 64,
             failpoint_file: None,
         }
     }
@@ -105,6 +111,10 @@ pub struct Shards {
     pub database: String,
     /// Whether connections to nodes are encrypted.
     pub tls: TlsSettings,
+    /// The authorities' file as the shards' own servers find it, which verify each
+    /// other when tenants move; `tls.ca_file` where none is given. A relative path
+    /// is one in their data folders.
+    pub server_ca_file: Option<PathBuf>,
     /// Superuser that prepares a new shard.
     pub superuser: String,
     /// Its password; `RINGFENCE_SUPERUSER_PASSWORD` overrides it.
@@ -151,6 +161,7 @@ impl Default for Shards {
         Self {
             database: "app".into(),
             tls: TlsSettings::default(),
+            server_ca_file: None,
             superuser: "postgres".into(),
             superuser_password_file: None,
             router_password_file: None,

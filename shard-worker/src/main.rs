@@ -101,6 +101,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         control: Control::new(&secrets.control_dsn, &control_tls)?,
         logins: Logins {
             tls: Tls::new(&config.shards.tls).context("shards")?,
+            server_ca_file: config.shards.server_ca_file.clone(),
             database: config.shards.database.clone(),
             superuser: config.shards.superuser.clone(),
             superuser_password: secrets.superuser_password,
@@ -112,6 +113,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         job_watchers: Arc::new(Semaphore::new(config.jobs.watchers_max)),
         job_metrics: JobMetrics::new(),
         move_metrics: MoveMetrics::new(),
+        watches: Default::default(),
         failpoints: Failpoints(config.jobs.failpoint_file.clone()),
         jobs: config.jobs.clone(),
     });

@@ -39,6 +39,8 @@ mod prepare;
 mod refusals;
 mod side;
 mod start;
+mod throttle;
+mod touched;
 mod verify;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -54,6 +56,7 @@ use crate::job::{Context, End, JobError, Machine, Problem, Progress, Step, Unit,
 use crate::shard::ShardError;
 
 pub use start::{busy, has_another_job, migrates, start};
+pub use touched::Watches;
 
 /// Longest step: it comes back to what it has not finished.
 const STEP_MAX: Duration = Duration::from_secs(60);
@@ -144,6 +147,9 @@ pub enum State {
         rows: u64,
         /// Of so many, as the planner sees it.
         expected: u64,
+        /// Why it waits.
+        #[serde(default)]
+        why: Option<String>,
     },
     /// Every row is compared.
     Verifying {
@@ -339,7 +345,27 @@ impl Move {
         }
     }
 
+    /// Rows are compared, or were: what is written since must be known until
+    /// the tenants are on the target.
+    fn compares(&self) -> bool {
+        let way = Way::Forward;
+        match self.state {
+            State::Verifying { way: at, .. } | State::CuttingOver { way: at, .. } => at == way,
+            State::CatchingUp { .. } => true,
+            State::Planned
+            | State::Preparing
+            | State::Copying { .. }
+            | State::Retained { .. }
+            | State::Undoing { .. }
+            | State::CleaningUp { .. }
+            | State::Over { .. } => false,
+        }
+    }
+
     async fn advance(&self, context: &Context) -> Result<Step<Self>, JobError> {
+        if !self.compares() {
+            context.app().watches.forget(context.job().id);
+        }
         match &self.state {
             State::Planned => prepare::check(context, self).await,
             State::Preparing => prepare::prepare(context, self).await,
@@ -434,6 +460,7 @@ impl Machine for Move {
             State::Copying {
                 rows: done,
                 expected,
+                ..
             } => ("copying", rows(*done, (*expected).max(*done))),
             State::Verifying { rows: done, .. } => ("verifying", rows(*done, 0)),
             State::CatchingUp { .. } => ("catching_up", none),

@@ -1,11 +1,12 @@
 //! What a worker does on a shard itself: prepares it, and writes fences.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use schema::shard::{InstallError, Installed, RolePasswords};
 use schema::tenant_tables::tenant_tables;
 use serde::Serialize;
-use tenancy::tls::Tls;
+use tenancy::tls::{Tls, TlsMode};
 use tokio::time::timeout;
 use tokio_postgres::Client;
 use tokio_postgres::config::TargetSessionAttrs;
@@ -74,6 +75,8 @@ pub enum ShardError {
 pub struct Logins {
     /// How nodes are connected to.
     pub tls: Tls,
+    /// What shards verify each other against, where the file is another one there.
+    pub server_ca_file: Option<PathBuf>,
     /// Database name.
     pub database: String,
     /// Superuser's name.
@@ -205,13 +208,22 @@ impl Logins {
     /// server ends a statement that takes longer than a minute, also when who
     /// asked for it has gone.
     pub async fn as_mover(&self, shard: &str, nodes: &[Address]) -> Result<Client, ShardError> {
+        Ok(self.mover_primary(shard, nodes).await?.0)
+    }
+
+    /// The same, with the address of the node that is the primary.
+    pub async fn mover_primary(
+        &self,
+        shard: &str,
+        nodes: &[Address],
+    ) -> Result<(Client, Address), ShardError> {
         let password = self.roles.mover.as_deref();
-        let client = self
-            .primary(shard, nodes, "ringfence_mover", password)
+        let (client, node) = self
+            .primary_node(shard, nodes, "ringfence_mover", password)
             .await?;
         let limit = format!("set statement_timeout = {}", STATEMENT_MAX.as_millis());
         in_time(client.batch_execute(&limit)).await?;
-        Ok(client)
+        Ok((client, node))
     }
 
     /// Removes keys that expired, a bounded number of them; returns how many.
@@ -243,13 +255,21 @@ impl Logins {
             quoted(&parts.join(","))
         };
         let password = self.roles.mover.as_deref().unwrap_or_default();
-        let mode = match self.tls.is_encrypted() {
-            true => "require",
-            false => "prefer",
+        let settings = self.tls.settings();
+        let mode = match settings.mode {
+            TlsMode::Disable => "prefer",
+            TlsMode::VerifyCa => "verify-ca",
+            TlsMode::VerifyFull => "verify-full",
+        };
+        // Read by the receiving server, relative to its data folder.
+        let authorities = self.server_ca_file.as_ref().or(settings.ca_file.as_ref());
+        let authorities = match authorities.filter(|_| self.tls.is_encrypted()) {
+            Some(file) => format!(" sslrootcert={}", quoted(&file.display().to_string())),
+            None => String::new(),
         };
         // Whichever of them is the primary, also after a failover.
         format!(
-            "host={} port={} dbname={} user=ringfence_mover password={} sslmode={mode} \
+            "host={} port={} dbname={} user=ringfence_mover password={} sslmode={mode}{authorities} \
              connect_timeout=5 target_session_attrs=read-write application_name=ringfence-move",
             list(|node| node.host.clone()),
             list(|node| node.port.to_string()),
@@ -287,13 +307,23 @@ impl Logins {
         user: &str,
         password: Option<&str>,
     ) -> Result<Client, ShardError> {
+        Ok(self.primary_node(shard, nodes, user, password).await?.0)
+    }
+
+    async fn primary_node(
+        &self,
+        shard: &str,
+        nodes: &[Address],
+        user: &str,
+        password: Option<&str>,
+    ) -> Result<(Client, Address), ShardError> {
         let mut reason = "it has no nodes".to_owned();
         for node in nodes {
             match self
                 .connect(node, user, password, TargetSessionAttrs::ReadWrite)
                 .await
             {
-                Ok(client) => return Ok(client),
+                Ok(client) => return Ok((client, node.clone())),
                 Err(error) => {
                     reason = format!("{}:{}: {}", node.host, node.port, tenancy::chain(&error));
                 }

@@ -87,6 +87,9 @@ struct RouterShards {
     tls: Tls,
 }
 
+/// The authority's certificate in each server's data folder.
+pub(crate) const SERVER_CA: &str = "ca.pem";
+
 #[derive(Serialize)]
 struct Worker<'a> {
     name: &'a str,
@@ -118,6 +121,8 @@ struct WorkerShards {
     worker_password_file: String,
     migrator_password_file: String,
     mover_password_file: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server_ca_file: Option<&'static str>,
     tls: Tls,
 }
 
@@ -195,6 +200,7 @@ pub(crate) fn worker(
         auth: auth(secrets),
         shards: WorkerShards {
             tls: verified(tls),
+            server_ca_file: tls.map(|_| SERVER_CA),
             superuser_password_file: file(secrets, "superuser"),
             router_password_file: file(secrets, "router"),
             worker_password_file: file(secrets, "worker"),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio_postgres::{Client, Config, NoTls};
 
 use super::authority::Authority;
-use super::config::{PG_HBA_CONF, PG_HBA_TLS_CONF, POSTGRESQL_CONF};
+use super::config::{PG_HBA_CONF, PG_HBA_TLS_CONF, POSTGRESQL_CONF, SERVER_CA};
 use super::folder::{Folder, append, log_end};
 use super::layout::Node;
 use super::process::{Identity, Nursery, command};
@@ -164,6 +164,9 @@ impl Postgres {
             let (certificate, key) = authority.issue("127.0.0.1")?;
             self.write(&data.join("server.crt"), &certificate)?;
             self.write(&data.join("server.key"), &key)?;
+            // Shards verify each other when tenants move.
+            let ca = fs::read_to_string(authority.file()).map_err(io("read the authority"))?;
+            self.write(&data.join(SERVER_CA), &ca)?;
             server.args(["-c", "ssl=on"]);
         }
         Ok(server)

@@ -20,7 +20,7 @@ const TABLES_MAX: usize = 100_000;
 
 /// Why bytes are not pgoutput's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum DecodeError {
+pub(crate) enum DecodeError {
     /// They end too early.
     #[error("a message is cut short")]
     Short,
@@ -226,31 +226,31 @@ fn uuid(format: u8, value: &[u8]) -> Option<TenantId> {
 }
 
 /// What of a message has not been read.
-struct Bytes<'a>(&'a [u8]);
+pub(crate) struct Bytes<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Bytes<'a> {
-    fn take(&mut self, count: usize) -> Result<&'a [u8], DecodeError> {
+    pub(crate) fn take(&mut self, count: usize) -> Result<&'a [u8], DecodeError> {
         let (taken, rest) = self.0.split_at_checked(count).ok_or(DecodeError::Short)?;
         self.0 = rest;
         Ok(taken)
     }
 
-    fn u8(&mut self) -> Result<u8, DecodeError> {
+    pub(crate) fn u8(&mut self) -> Result<u8, DecodeError> {
         Ok(self.take(1)?[0])
     }
 
-    fn u16(&mut self) -> Result<u16, DecodeError> {
+    pub(crate) fn u16(&mut self) -> Result<u16, DecodeError> {
         let bytes = self.take(2)?;
         Ok(u16::from_be_bytes([bytes[0], bytes[1]]))
     }
 
-    fn u32(&mut self) -> Result<u32, DecodeError> {
+    pub(crate) fn u32(&mut self) -> Result<u32, DecodeError> {
         let bytes = self.take(4)?;
         Ok(u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
     }
 
     /// One of these.
-    fn expect(&mut self, kinds: &[u8]) -> Result<u8, DecodeError> {
+    pub(crate) fn expect(&mut self, kinds: &[u8]) -> Result<u8, DecodeError> {
         let kind = self.u8()?;
         match kinds.contains(&kind) {
             true => Ok(kind),
@@ -259,7 +259,7 @@ impl<'a> Bytes<'a> {
     }
 
     /// Up to a zero.
-    fn name(&mut self) -> Result<&'a str, DecodeError> {
+    pub(crate) fn name(&mut self) -> Result<&'a str, DecodeError> {
         let length = self.0.iter().position(|byte| *byte == 0);
         let name = self.take(length.ok_or(DecodeError::Short)?)?;
         self.u8()?;

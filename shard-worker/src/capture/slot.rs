@@ -387,7 +387,7 @@ async fn attach(
 }
 
 /// The replication session connects by itself.
-fn encryption(tls: &Tls) -> TlsConfig {
+pub(crate) fn encryption(tls: &Tls) -> TlsConfig {
     let settings = tls.settings();
     match settings.mode {
         TlsMode::Disable => TlsConfig::disabled(),

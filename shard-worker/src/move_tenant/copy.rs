@@ -2,16 +2,20 @@
 
 use std::time::Duration;
 
+use schema::tenant_tables::tenant_tables;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::prepare::same_schema;
 use super::side::Side;
-use super::{Move, PAUSED_LOOK, State, Way, Wish, failpoint, names, wish};
+use super::verify::{HELD_MAX, alike, recheck};
+use super::{Move, PAUSED_LOOK, State, Way, Wish, failpoint, names, throttle, wish};
 use crate::job::{Context, JobError, Step};
 
 /// A state's progress is written so often.
 const SHOWN: Duration = Duration::from_millis(1_500);
 const LOOK: Duration = Duration::from_millis(50);
+/// How often a copy that waits looks whether it may go on.
+const THROTTLED_LOOK: Duration = Duration::from_secs(2);
 /// Errors of a stream after which the move is given up: a server that is down
 /// for a while costs a few.
 const ERRORS_MAX: i64 = 100;
@@ -21,6 +25,8 @@ const MARKERS: u32 = 3;
 const QUICK: Duration = Duration::from_millis(60);
 /// Longest wait for one marker.
 const MARKER_MAX: Duration = Duration::from_secs(10);
+/// Longest comparison of rows that were written to, before the progress is written.
+const RECHECK_MAX: Duration = Duration::from_secs(3);
 /// Pause before another try to catch up.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -45,8 +51,23 @@ pub(super) async fn copy(
         enable(&target, &name, false).await?;
         return Ok(Step::Later(job.clone(), PAUSED_LOOK));
     }
+    let source = Side::open(context, &job.plan.from).await?;
+    require_slot(&source, context).await?;
+    if let Some(busy) = throttle::busy(context, &source, &target).await? {
+        let stream = look(&target, &name).await?;
+        // A table's copy that is halted begins anew.
+        if stream.ready < stream.tables && (stream.rows == 0 || busy.far) {
+            enable(&target, &name, false).await?;
+            let waits = State::Copying {
+                rows: 0,
+                expected,
+                why: Some(busy.why),
+            };
+            return Ok(Step::Later(job.to(waits), THROTTLED_LOOK));
+        }
+    }
+    drop(source);
     enable(&target, &name, true).await?;
-    require_slot(&Side::open(context, &job.plan.from).await?, context).await?;
     let until = Instant::now() + SHOWN;
     loop {
         let stream = look(&target, &name).await?;
@@ -64,6 +85,7 @@ pub(super) async fn copy(
             return Ok(job.next(State::Copying {
                 rows: stream.rows.unsigned_abs(),
                 expected,
+                why: None,
             }));
         }
         sleep(LOOK).await;
@@ -91,11 +113,16 @@ pub(super) async fn catch_up(
     }
     require_slot(&source, context).await?;
     same_schema(&source, &target).await?;
+    let Some(touched) = context.app().watches.get(context.job().id) else {
+        // What was written since rows were compared is not known here.
+        return Ok(job.next(State::verifying(Way::Forward)));
+    };
     let stream = look(&target, &name).await?;
     if stream.ready < stream.tables {
         return Ok(job.next(State::Copying {
             rows: 0,
             expected: 0,
+            why: None,
         }));
     }
     for _ in 0..MARKERS {
@@ -117,6 +144,15 @@ pub(super) async fn catch_up(
         if took > QUICK {
             return not_yet(format!("changes take {} ms", took.as_millis()), AGAIN);
         }
+    }
+    alike(&source, &target).await?;
+    let tables = tenant_tables(&*source.client).await?;
+    let sides = (&source, &target, &tables[..]);
+    recheck(context, job, &touched, sides, Instant::now() + RECHECK_MAX).await?;
+    let written = touched.len();
+    if written > HELD_MAX {
+        let why = format!("{written} rows were written to and are to be compared again");
+        return not_yet(why, AGAIN);
     }
     let writers = source.look().await?.writers;
     if writers > 0 {

@@ -1,15 +1,21 @@
 //! Cut-overs, one tenant after another, and how they are undone. All decisions
 //! are [`super::crossing`]'s; here they are done, within a budget.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use schema::tenant_tables::{TenantTable, tenant_tables};
 use tenancy::changes::HOLDING;
 use tenancy::control::{Place, move_tenant};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::crossing::{self, Fence, Next, Seen, Undo};
 use super::side::Side;
-use super::{BUDGET_MAX_MS, Ended, Move, Moving, State, Way, again, failpoint, names, now_s};
+use super::touched::Touched;
+use super::verify::{alike, compare_held, recheck};
+use super::{
+    BUDGET_MAX_MS, Checked, Ended, Move, Moving, State, Way, again, failpoint, names, now_s,
+};
 use crate::job::{Context, JobError, Step};
 use crate::shard::ShardError;
 
@@ -17,6 +23,8 @@ use crate::shard::ShardError;
 const LOOK: Duration = Duration::from_micros(700);
 /// A stream that takes longer for one marker is not quick enough.
 const QUICK: Duration = Duration::from_millis(150);
+/// Longest comparison of rows that were written to, before anybody is held.
+const RECHECK_MAX: Duration = Duration::from_secs(1);
 /// Longest wait for one statement of an undo.
 const UNDO_MAX: Duration = Duration::from_secs(10);
 
@@ -33,6 +41,10 @@ struct Crossing<'a> {
     back: String,
     /// Routers may have had cached answers since before the source was closed.
     captured: bool,
+    /// What was written since rows were compared; none: it is not known.
+    touched: Option<Arc<Touched>>,
+    /// The source's tables.
+    tables: Vec<TenantTable>,
     /// When requests began to be held; none: they are not.
     closed: Option<Instant>,
     /// When the source's fence was seen committed: no router has begun a lease
@@ -42,8 +54,18 @@ struct Crossing<'a> {
 
 /// How a try ended.
 enum Tried {
-    Crossed { pause: Option<Duration> },
-    Undone { epoch: i64, why: String },
+    Crossed {
+        pause: Option<Duration>,
+    },
+    Undone {
+        epoch: i64,
+        why: String,
+    },
+    /// Undone, since rows differ.
+    Differs {
+        epoch: i64,
+        why: String,
+    },
 }
 
 /// One tenant's cut-over; or, where all have crossed, what comes then.
@@ -84,7 +106,7 @@ pub(super) async fn cut_over(
             shard: to,
             epoch: tenant.epoch + 1,
         },
-        Tried::Undone { epoch, .. } => Place {
+        Tried::Undone { epoch, .. } | Tried::Differs { epoch, .. } => Place {
             shard: from,
             epoch: *epoch,
         },
@@ -115,6 +137,16 @@ pub(super) async fn cut_over(
                 },
             };
             Step::Later(next.clone(), again(tries))
+        }
+        Tried::Differs { why, .. } => {
+            tracing::error!(tenant = tenant.slug, why, "shards differ: cut-over undone");
+            context.app().move_metrics.undone();
+            next.checked = Some(Checked {
+                rows: job.checked.as_ref().map_or(0, |checked| checked.rows),
+                differ: Some(why.clone()),
+            });
+            next.state = next.given_up(Ended::Failed(why));
+            Step::Next(next.clone())
         }
     };
     let before = Place {
@@ -202,7 +234,16 @@ async fn open<'a>(
     let source = Side::open(context, from).await?;
     let target = Side::open(context, to).await?;
     let captured = source.look().await?.captured;
+    let tables = match way {
+        Way::Forward => {
+            alike(&source, &target).await?;
+            tenant_tables(&*source.client).await?
+        }
+        Way::Back => Vec::new(),
+    };
     Ok(Crossing {
+        touched: context.app().watches.get(id),
+        tables,
         context,
         way,
         tenant: &job.plan.tenants[index],
@@ -244,9 +285,12 @@ impl Crossing<'_> {
         // Most of it before anybody is held.
         let sequences = self.source.sequences().await?;
         self.target.raise_sequences(&sequences).await?;
-        if let Some(why) = self.not_quick().await? {
-            let epoch = self.tenant.epoch;
-            return Ok(Tried::Undone { epoch, why });
+        let epoch = self.tenant.epoch;
+        match self.not_quick(job).await {
+            Ok(None) => {}
+            Ok(Some(why)) => return Ok(Tried::Undone { epoch, why }),
+            Err(JobError::Refused(why)) => return Ok(Tried::Differs { epoch, why }),
+            Err(error) => return Err(error),
         }
         let began = Instant::now();
         loop {
@@ -278,6 +322,9 @@ impl Crossing<'_> {
                 // The budget is for who is held: arming holds nobody.
                 Next::Arm => self.arm().await.map_err(Stopped::from),
                 Next::Close => self.close().await,
+                Next::Drain if self.way == Way::Forward && self.touched.is_none() => {
+                    Err(Stopped::OverBudget("comparing what another worker knew of"))
+                }
                 Next::Drain => bounded(until, "draining", self.drain(until)).await,
                 Next::TurnBack => {
                     failpoint(self.context, "drained");
@@ -312,6 +359,11 @@ impl Crossing<'_> {
             match done {
                 Ok(()) => {}
                 Err(Stopped::OverBudget(why)) => return self.give_up(job, why).await,
+                Err(Stopped::Differs(why)) => {
+                    self.refresh().await?;
+                    let epoch = self.take_back().await?;
+                    return Ok(Tried::Differs { epoch, why });
+                }
                 Err(Stopped::Error(error)) => return Err(error),
             }
         }
@@ -331,10 +383,19 @@ impl Crossing<'_> {
 
     /// Nobody is held for a stream that stands still: why it is not begun. One
     /// that was held before is drained, or not, by what the shards show.
-    async fn not_quick(&self) -> Result<Option<String>, JobError> {
+    async fn not_quick(&self, job: &Move) -> Result<Option<String>, JobError> {
         let (fence, _, _) = self.source.fence(self.tenant.id, &self.out).await?;
         if !matches!(fence, Fence::Active(_)) {
             return Ok(None);
+        }
+        if self.way == Way::Forward {
+            let Some(touched) = &self.touched else {
+                let why = "what was written since rows were compared is not known here";
+                return Ok(Some(why.into()));
+            };
+            let sides = (&self.source, &self.target, &self.tables[..]);
+            let until = Instant::now() + RECHECK_MAX;
+            recheck(self.context, job, touched, sides, until).await?;
         }
         let way = names::way(self.way);
         let marker = self.source.mark(self.context.job().id, way).await?;
@@ -380,8 +441,9 @@ impl Crossing<'_> {
         Ok(())
     }
 
-    /// Writes under way end, all of them arrive, no number is given twice; and
-    /// the source sends no more: the proof that it was so.
+    /// Writes under way end, all of them arrive, no number is given twice, what
+    /// was written since rows were compared is equal; and the source sends no
+    /// more: the proof that it was so.
     async fn drain(&self, until: Instant) -> Result<(), JobError> {
         let job = self.context.job().id;
         let way = names::way(self.way);
@@ -397,6 +459,11 @@ impl Crossing<'_> {
         );
         arrived?;
         self.target.raise_sequences(&sequences?).await?;
+        if let Some(touched) = self.touched.as_ref().filter(|_| self.way == Way::Forward) {
+            touched.wait_for(marker).await?;
+            let sides = (&self.source, &self.target, &self.tables[..]);
+            compare_held(self.context, self.tenant, touched, sides).await?;
+        }
         self.source.switch(&self.out, false).await
     }
 
@@ -485,6 +552,7 @@ async fn bounded(
     match timeout_at(until, work).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) if is_lock_timeout(&error) => Err(Stopped::OverBudget(what)),
+        Ok(Err(JobError::Refused(why))) => Err(Stopped::Differs(why)),
         Ok(Err(error)) => Err(Stopped::Error(error)),
         Err(_) => Err(Stopped::OverBudget(what)),
     }
@@ -493,6 +561,8 @@ async fn bounded(
 /// Why a step of a cut-over was not done.
 enum Stopped {
     OverBudget(&'static str),
+    /// Rows differ.
+    Differs(String),
     Error(JobError),
 }
 

@@ -23,6 +23,12 @@ pub fn tenant(job: Uuid, index: usize, way: Way) -> String {
     format!("{PREFIX}{}_{index}{}", job.simple(), suffix(way))
 }
 
+/// The temporary slot of what is written meanwhile; each watch has its own.
+pub fn watch(job: Uuid, watch: Uuid) -> String {
+    let watch = watch.simple().to_string();
+    format!("{PREFIX}{}_w{}", job.simple(), &watch[..8])
+}
+
 /// The word in `ringfence.move_marker`.
 pub fn way(way: Way) -> &'static str {
     match way {
@@ -49,6 +55,7 @@ mod tests {
             stream(job, Way::Back),
             markers(job, Way::Back),
             tenant(job, 199, Way::Back),
+            watch(job, job),
         ];
         assert!(longest.iter().all(|name| name.len() <= 63), "{longest:?}");
     }

@@ -6,13 +6,14 @@ use uuid::Uuid;
 
 use super::crossing::Fence;
 use super::side::Side;
-use super::{Move, State, Way, failpoint, names, refusals};
+use super::{Move, State, Way, failpoint, names, refusals, throttle};
 use crate::job::{Context, JobError, Step};
 use crate::reconcile;
 use crate::shard::STATEMENT_MAX;
 
-/// Slots that a move takes on a shard: its own, and those of two tables at once.
-const SLOTS: i64 = 3;
+/// Slots that a move takes on a shard: its own, those of two tables at once,
+/// and one by which it knows what is written meanwhile.
+const SLOTS: i64 = 4;
 /// Longest wait for open transactions, which the making of a slot waits for.
 const SLOT_MAX_MS: u64 = 20_000;
 
@@ -72,6 +73,9 @@ pub(super) async fn check(context: &Context, job: &Move) -> Result<Step<Move>, J
         }
         refuse_leftovers(&target, tenant.id, &tenant.slug).await?;
         rows += expected(&source.client, tenant.id).await?;
+    }
+    if let Some(busy) = throttle::busy(context, &source, &target).await? {
+        return Err(JobError::Wait(format!("{}: no copy is begun", busy.why)));
     }
     context.app().move_metrics.began();
     tracing::info!(rows, "move can be done");
@@ -133,6 +137,7 @@ pub(super) async fn prepare(context: &Context, job: &Move) -> Result<Step<Move>,
     Ok(job.next(State::Copying {
         rows: 0,
         expected: rows,
+        why: None,
     }))
 }
 

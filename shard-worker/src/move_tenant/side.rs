@@ -7,6 +7,7 @@ use tokio_postgres::Client;
 use uuid::Uuid;
 
 use super::crossing::Fence;
+use super::throttle::Load;
 use crate::job::{Context, JobError};
 use crate::shard::ShardError;
 
@@ -183,6 +184,19 @@ impl Side {
             slots_left: row.get("slots_left"),
             captured: row.get("captured"),
             bypasses: row.get("bypasses"),
+        })
+    }
+
+    pub(super) async fn load(&self) -> Result<Load, JobError> {
+        let row = self
+            .client
+            .query_one("select * from ringfence.move_load()", &[])
+            .await?;
+        let bytes = |column| row.get::<_, i64>(column).unsigned_abs();
+        Ok(Load {
+            standby_lag: bytes("standby_lag"),
+            capture_lag: bytes("capture_lag"),
+            busy: bytes("busy"),
         })
     }
 

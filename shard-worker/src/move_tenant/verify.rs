@@ -3,9 +3,13 @@
 //! once all that was written there has arrived, on the receiving one. A row
 //! that differs may just have changed: it is looked at again, until it was
 //! equal once. Rows that never are get locked for a moment, so that they stand
-//! still; who differs then is named, and the move stops.
+//! still; who differs then is named, and the move stops. Rows that were written
+//! to since ([`super::touched`]) are compared again, the last ones in the
+//! cut-over, while writes are held. Those of tables without a key are not: they
+//! can't be named.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use schema::ident::Ident;
@@ -16,7 +20,8 @@ use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
 use super::side::Side;
-use super::{Checked, Move, State, Way, failpoint, names};
+use super::touched::{ROWS_MAX, Touched};
+use super::{Checked, Move, Moving, State, Way, failpoint, names};
 use crate::job::{Context, JobError, Step};
 use crate::reconcile;
 
@@ -27,6 +32,13 @@ const SHOWN: Duration = Duration::from_millis(1_500);
 /// Looks at rows that differ, before they are locked.
 const ROUNDS: u32 = 12;
 const PAUSE: Duration = Duration::from_millis(20);
+/// Rows that were written to are compared again until so few are left: the rest
+/// is compared while the tenant is held.
+const FEW: usize = 100;
+/// More of one tenant are not compared while it is held.
+pub(super) const HELD_MAX: usize = 2_000;
+/// So many at once.
+const RECHECKED: usize = 2_000;
 /// Rows that are locked at once.
 const LOCKED_MAX: usize = 500;
 /// Longest wait for one marker.
@@ -40,7 +52,7 @@ const ALIKE: &str =
     set extra_float_digits = 1; set bytea_output = 'hex'; set lc_monetary = 'C'";
 
 /// A row's key, as text.
-type Key = Vec<String>;
+pub(super) type Key = Vec<String>;
 /// Rows of a chunk: a hash by key.
 type Rows = BTreeMap<Key, i64>;
 
@@ -58,12 +70,37 @@ pub(super) async fn verify(
     };
     let source = Side::open(context, from).await?;
     let target = Side::open(context, to).await?;
-    source.client.batch_execute(ALIKE).await?;
-    target.client.batch_execute(ALIKE).await?;
+    alike(&source, &target).await?;
     let tables = tenant_tables(&*source.client).await?;
+    let id = context.job().id;
+    let watches = &context.app().watches;
+    let touched = match way {
+        Way::Back => None,
+        Way::Forward => match watches.get(id) {
+            Some(touched) => Some(touched),
+            None => {
+                let touched = Arc::new(Touched::open(context, job).await?);
+                watches.put(id, touched.clone());
+                if (tenant, table, &after) != (0, 0, &None) {
+                    // What was written before is not known.
+                    return Ok(job.next(State::verifying(way)));
+                }
+                Some(touched)
+            }
+        },
+    };
+    let sides = (&source, &target, &tables[..]);
     let until = Instant::now() + SHOWN;
     while let Some(moving) = job.plan.tenants.get(tenant) {
+        if moving.crossed && way == Way::Forward {
+            // The target is written to by now.
+            tenant += 1;
+            continue;
+        }
         while let Some(compared) = tables.get(table) {
+            if let Some(touched) = touched.as_ref().filter(|t| t.len() > ROWS_MAX / 2) {
+                recheck(context, job, touched, sides, until).await?;
+            }
             // Its rows run out on each shard by themselves: they may differ.
             let expires = compared.name.schema.as_str() == "ringfence";
             if !expires {
@@ -78,14 +115,7 @@ pub(super) async fn verify(
                 let found = comparison.chunk(after.as_ref()).await?;
                 rows += found.rows;
                 if !found.differ.is_empty() {
-                    let why = format!(
-                        "{} rows of tenant {} in {} differ between shards {from} and {to}: {}",
-                        found.differ.len(),
-                        moving.slug,
-                        compared.name,
-                        named(&found.differ)
-                    );
-                    return mismatch(job, way, why);
+                    return mismatch(job, way, comparison.told(&moving.slug, &found.differ));
                 }
                 after = found.last;
             }
@@ -172,6 +202,17 @@ struct Comparison<'a> {
 }
 
 impl Comparison<'_> {
+    fn told(&self, slug: &str, differ: &BTreeSet<Key>) -> String {
+        format!(
+            "{} rows of tenant {slug} in {} differ between shards {} and {}: {}",
+            differ.len(),
+            self.table.name,
+            self.source.shard,
+            self.target.shard,
+            named(differ)
+        )
+    }
+
     async fn chunk(&self, after: Option<&Key>) -> Result<Found, JobError> {
         if self.table.key.is_empty() {
             return self.whole().await;
@@ -210,7 +251,7 @@ impl Comparison<'_> {
         }
         let mut differ = differ.unwrap_or_default();
         if !differ.is_empty() && differ.len() <= LOCKED_MAX {
-            differ = self.standing_still(after, upto.as_ref(), &differ).await?;
+            differ = self.standing_still(&differ).await?;
         }
         Ok(Found {
             rows,
@@ -220,12 +261,7 @@ impl Comparison<'_> {
     }
 
     /// Looks at rows while nobody can change them.
-    async fn standing_still(
-        &self,
-        after: Option<&Key>,
-        upto: Option<&Key>,
-        keys: &BTreeSet<Key>,
-    ) -> Result<BTreeSet<Key>, JobError> {
+    async fn standing_still(&self, keys: &BTreeSet<Key>) -> Result<BTreeSet<Key>, JobError> {
         let info = self.context.shard_info(&self.source.shard).await?;
         let logins = &self.context.app().logins;
         let mut locker = logins
@@ -233,20 +269,45 @@ impl Comparison<'_> {
             .await?;
         let lock = locker.transaction().await?;
         lock.batch_execute("set local lock_timeout = '1s'").await?;
-        let flat: Vec<String> = keys.iter().map(|key| key.join("\u{1f}")).collect();
+        let sql = format!("select from {} for share of moved", self.named_rows());
+        lock.execute(&sql, &[&self.tenant, &json_of(keys)]).await?;
+        let there = self.read_keys(&self.source.client, keys).await?;
+        self.arrive().await?;
+        let here = self.read_keys(&self.target.client, keys).await?;
+        lock.rollback().await?;
+        Ok(differences(&there, &here))
+    }
+
+    async fn read_keys(&self, client: &Client, keys: &BTreeSet<Key>) -> Result<Rows, JobError> {
         let sql = format!(
-            "select from {} where {} = $1 and concat_ws(e'\\x1f', {}) = any($2) for share",
+            "select array[{}] as key, {} from {}",
+            columns(&self.table.key, "::text"),
+            self.hash(),
+            self.named_rows()
+        );
+        let rows = client.query(&sql, &[&self.tenant, &json_of(keys)]).await?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    }
+
+    /// Rows of the keys in `$2`, by the primary key's index.
+    fn named_rows(&self) -> String {
+        let equal = self.table.key.iter().enumerate().map(|(position, key)| {
+            let type_name = self.type_of(key);
+            format!("moved.{key} = (wanted.\"ringfence key\" ->> {position})::{type_name}")
+        });
+        let equal: Vec<String> = equal.collect();
+        format!(
+            "jsonb_array_elements($2::text::jsonb) wanted (\"ringfence key\")
+             join {} moved on moved.{} = $1 and {}",
             self.table.name,
             self.table.tenant_column,
-            columns(&self.table.key, "::text"),
-        );
-        lock.execute(&sql, &[&self.tenant, &flat]).await?;
-        let there = self.read_range(&self.source.client, after, upto).await?;
-        self.arrive().await?;
-        let here = self.read_range(&self.target.client, after, upto).await?;
-        lock.rollback().await?;
-        let now = differences(&there, &here);
-        Ok(keys.intersection(&now).cloned().collect())
+            equal.join(" and ")
+        )
+    }
+
+    fn type_of(&self, key: &Ident) -> &str {
+        let column = self.table.columns.iter().find(|column| column.name == *key);
+        column.map_or("text", |column| column.type_name.as_str())
     }
 
     /// A table without a primary key: as a bag of rows.
@@ -343,8 +404,7 @@ impl Comparison<'_> {
         let keys = &self.table.key;
         let bound = |number: usize, sign: &str| {
             let values = keys.iter().enumerate().map(|(position, key)| {
-                let column = self.table.columns.iter().find(|column| column.name == *key);
-                let type_name = column.map_or("text", |column| column.type_name.as_str());
+                let type_name = self.type_of(key);
                 format!("(${number}::text[])[{}]::{type_name}", position + 1)
             });
             let values: Vec<String> = values.collect();
@@ -384,6 +444,129 @@ impl Comparison<'_> {
         let values: Vec<String> = names.iter().map(ToString::to_string).collect();
         format!("hashtextextended(row({})::text, 0)", values.join(", "))
     }
+}
+
+/// Keys as a JSON array of arrays.
+fn json_of(keys: &BTreeSet<Key>) -> String {
+    serde_json::to_string(keys).unwrap_or_default()
+}
+
+/// The sides of a comparison, and the tables.
+pub(super) type Sides<'a> = (&'a Side, &'a Side, &'a [TenantTable]);
+
+/// Sets how values are printed, on both sides.
+pub(super) async fn alike(source: &Side, target: &Side) -> Result<(), JobError> {
+    source.client.batch_execute(ALIKE).await?;
+    target.client.batch_execute(ALIKE).await?;
+    Ok(())
+}
+
+/// Compares rows that were written to since they were compared, until few are
+/// left or time is over.
+///
+/// # Errors
+/// [`JobError::Refused`] names rows that differ.
+pub(super) async fn recheck(
+    context: &Context,
+    job: &Move,
+    touched: &Touched,
+    (source, target, tables): Sides<'_>,
+    until: Instant,
+) -> Result<(), JobError> {
+    while touched.len() > FEW && Instant::now() < until {
+        let taken = touched.take(RECHECKED);
+        let of = |(tenant, name): &(Uuid, String)| {
+            let moving = job
+                .plan
+                .tenants
+                .iter()
+                .find(|t| t.id == *tenant && !t.crossed)?;
+            let table = tables
+                .iter()
+                .find(|table| table.name.to_string() == *name)?;
+            // Its rows run out on each shard by themselves.
+            (table.name.schema.as_str() != "ringfence").then_some((moving, table))
+        };
+        let mut open: Vec<(&str, Comparison<'_>, BTreeSet<Key>)> = Vec::new();
+        for (place, keys) in taken {
+            if let Some((moving, table)) = of(&place) {
+                let comparison = Comparison {
+                    context,
+                    way: Way::Forward,
+                    source,
+                    target,
+                    table,
+                    tenant: moving.id,
+                };
+                open.push((&moving.slug, comparison, keys));
+            }
+        }
+        for round in 0..ROUNDS {
+            let mut there = Vec::with_capacity(open.len());
+            for (_, comparison, keys) in &open {
+                there.push(comparison.read_keys(&source.client, keys).await?);
+            }
+            // One marker for all of them.
+            if let Some((_, comparison, _)) = open.first() {
+                comparison.arrive().await?;
+            }
+            let mut still = Vec::new();
+            for ((slug, comparison, keys), there) in open.into_iter().zip(there) {
+                let here = comparison.read_keys(&target.client, &keys).await?;
+                let differ = differences(&there, &here);
+                if !differ.is_empty() {
+                    still.push((slug, comparison, differ));
+                }
+            }
+            open = still;
+            if open.is_empty() {
+                break;
+            }
+            sleep(PAUSE * round).await;
+        }
+        for (slug, comparison, keys) in &open {
+            let differ = comparison.standing_still(keys).await?;
+            if !differ.is_empty() {
+                return Err(JobError::Refused(comparison.told(slug, &differ)));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What is left is compared while nobody writes: all has arrived by now.
+///
+/// # Errors
+/// [`JobError::Refused`] names rows that differ.
+pub(super) async fn compare_held(
+    context: &Context,
+    moving: &Moving,
+    touched: &Touched,
+    (source, target, tables): Sides<'_>,
+) -> Result<(), JobError> {
+    for (name, keys) in touched.of(moving.id) {
+        let table = tables.iter().find(|table| table.name.to_string() == name);
+        let Some(table) = table.filter(|table| table.name.schema.as_str() != "ringfence") else {
+            continue;
+        };
+        let comparison = Comparison {
+            context,
+            way: Way::Forward,
+            source,
+            target,
+            table,
+            tenant: moving.id,
+        };
+        let (there, here) = tokio::join!(
+            comparison.read_keys(&source.client, &keys),
+            comparison.read_keys(&target.client, &keys)
+        );
+        let differ = differences(&there?, &here?);
+        if !differ.is_empty() {
+            return Err(JobError::Refused(comparison.told(&moving.slug, &differ)));
+        }
+    }
+    Ok(())
 }
 
 fn columns(names: &[Ident], suffix: &str) -> String {

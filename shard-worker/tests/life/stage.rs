@@ -25,8 +25,17 @@ impl Stage {
 
     /// The same with so many shards.
     pub(crate) async fn with(shards: u16, rows: u32) -> Self {
-        let cluster = Cluster::start(Options {
+        Self::of(Options {
             shards: Some(shards),
+            ..Self::usual(rows)
+        })
+        .await
+    }
+
+    /// What [`Self::start`] starts.
+    pub(crate) fn usual(rows: u32) -> Options {
+        Options {
+            shards: Some(2),
             replicas: Some(0),
             routers: Some(1),
             content: Content::Demo {
@@ -34,9 +43,12 @@ impl Stage {
                 rows: Some(rows),
             },
             ..Options::default()
-        });
+        }
+    }
+
+    pub(crate) async fn of(options: Options) -> Self {
         Self {
-            cluster: cluster.await.unwrap(),
+            cluster: Cluster::start(options).await.unwrap(),
             http: reqwest::Client::new(),
         }
     }

@@ -273,6 +273,40 @@ async fn a_row_that_differs_stops_the_move_and_is_named() {
     assert!(stage.rows(away, acme).await.is_empty());
     assert_nothing_left(&stage).await;
 
+    // A row that goes astray after all were compared, and is written to then,
+    // is found before the tenant is on the target: no cut-over is in time here.
+    let body = json!({ "tenants": ["acme"], "to": away, "budget_ms": 1 });
+    let (_, moves) = stage.send(Method::POST, "moves", Some(body)).await;
+    let id = moves["items"][0]["id"].as_str().unwrap().to_owned();
+    let deadline = std::time::Instant::now() + crate::stage::SOON;
+    loop {
+        let now = stage.get(&format!("moves/{id}")).await;
+        if now["state"]["tries"].as_u64() >= Some(1) {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "{now}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let astray = damaged.get::<_, i64>(0);
+    let there = stage.shard(away).await;
+    there
+        .batch_execute(&format!(
+            "set session_replication_role = replica;
+             delete from activities where tenant_id = '{acme}' and id = {astray}"
+        ))
+        .await
+        .unwrap();
+    let touch = "update activities set minutes = minutes + 1 where tenant_id = $1 and id = $2";
+    let here = stage.shard(&home).await;
+    here.execute(touch, &[&acme, &astray]).await.unwrap();
+    let failed = stage.over(&id).await;
+    assert_eq!(failed["status"], "failed", "{failed}");
+    let why = failed["problem"]["message"].as_str().unwrap();
+    assert!(why.contains("1 rows") && why.contains(&named), "{why}");
+    assert_eq!(stage.tenant("acme").await.1, home);
+    assert!(stage.rows(away, acme).await.is_empty());
+    assert_nothing_left(&stage).await;
+
     // Undamaged it moves; all rows are compared before, and again when asked.
     let id = start(&stage, &["acme"], away).await;
     phase(&stage, &id, "retained").await;

@@ -1,0 +1,250 @@
+//! What a DBA meets beside moves that go well: streams that stand still, wrong
+//! certificates, tenants that are busy, workers that are told to end, leftovers.
+
+use std::time::{Duration, Instant};
+
+use ops::local::{Authority, Options};
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::moves::{assert_nothing_left, assert_served_by, other, phase, start, wish};
+use crate::stage::{SOON, Stage};
+
+async fn post(stage: &Stage, path: &str, body: Value) -> (StatusCode, Value) {
+    stage.send(Method::POST, path, Some(body)).await
+}
+
+/// A move, once `wanted` is true of it.
+async fn until(stage: &Stage, id: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    let deadline = Instant::now() + SOON;
+    loop {
+        let seen = stage.get(&format!("moves/{id}")).await;
+        if wanted(&seen) {
+            return seen;
+        }
+        assert!(Instant::now() < deadline, "{seen}");
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn trouble_on_the_way_is_waited_out_or_told() {
+    let stage = Stage::of(Options {
+        tls: true,
+        ..Stage::usual(100)
+    })
+    .await;
+    let (acme, home) = stage.tenant("acme").await;
+    let away = other(&home);
+
+    // Shards verify whom they receive from.
+    let trusted = stage
+        .cluster
+        .path()
+        .join(format!("nodes/{away}-primary/data/ca.pem"));
+    let right = std::fs::read(&trusted).unwrap();
+    let wrong = stage.cluster.path().join("wrong.pem");
+    Authority::new(&wrong).unwrap();
+    std::fs::write(&trusted, std::fs::read(&wrong).unwrap()).unwrap();
+    let id = start(&stage, &["acme"], away).await;
+    let refused = until(&stage, &id, |m| m["problem"]["message"].is_string()).await;
+    let why = refused["problem"]["message"].as_str().unwrap();
+    assert!(why.contains("certificate verify failed"), "{why}");
+    std::fs::write(&trusted, right).unwrap();
+    phase(&stage, &id, "retained").await;
+    assert_served_by(&stage, acme, away, 2).await;
+    let plain: i64 = stage
+        .shard(&home)
+        .await
+        .query_one(
+            "select count(*) from pg_stat_replication r join pg_stat_ssl s using (pid) where not s.ssl",
+            &[],
+        )
+        .await
+        .unwrap()
+        .get(0);
+    assert_eq!(plain, 0, "streams that are not encrypted");
+
+    // A plan passes over who has another job, and comes to its end.
+    let (_, plan) = post(&stage, "rebalance/plan", json!({ "policy": "ring" })).await;
+    assert_eq!(plan["tenants"], 1, "{plan}");
+    assert!(plan["bytes"].as_u64().unwrap() > 0, "{plan}");
+    let body = json!({ "hash": plan["hash"] });
+    let ((one, first), (two, second)) = tokio::join!(
+        post(&stage, "rebalance/apply", body.clone()),
+        post(&stage, "rebalance/apply", body.clone())
+    );
+    let accepted = [one, two]
+        .iter()
+        .filter(|s| **s == StatusCode::ACCEPTED)
+        .count();
+    let job = if one == StatusCode::ACCEPTED {
+        &first
+    } else {
+        &second
+    };
+    assert!(accepted >= 1, "{first} {second}");
+    let over = stage.over(job["id"].as_str().unwrap()).await;
+    assert_eq!(over["status"], "done", "{over}");
+    let failed = over["result"]["failed"].to_string();
+    assert!(failed.contains("tenant acme has another job"), "{failed}");
+    let status = stage.get("rebalance").await;
+    assert_eq!(status["done"], true, "{status}");
+    let (none, _) = post(&stage, "rebalance/pause", json!({})).await;
+    assert_eq!(none, StatusCode::NOT_FOUND);
+
+    // What comes back stands still: nobody is held for it, and it is tried again.
+    let locked = stage.shard(&home).await;
+    locked
+        .batch_execute("begin; lock table ringfence.move_marker in exclusive mode")
+        .await
+        .unwrap();
+    wish(&stage, &id, "rollback").await;
+    let tried = until(&stage, &id, |m| m["state"]["tries"].as_u64() >= Some(1)).await;
+    assert_eq!(tried["problem"], Value::Null, "{tried}");
+    assert_served_by(&stage, acme, away, 2).await;
+    // And the control database says something else than the shards.
+    let control = stage.control().await;
+    let place = "update ringfence.tenant set epoch = $2 where id = $1";
+    control.execute(place, &[&acme, &77_i64]).await.unwrap();
+    locked.batch_execute("rollback").await.unwrap();
+    let stuck = until(&stage, &id, |m| m["status"] == "stuck").await;
+    assert_eq!(stuck["phase"], "rolling_back", "{stuck}");
+    control.execute(place, &[&acme, &2_i64]).await.unwrap();
+    let (status, retried) = post(&stage, &format!("jobs/{id}/retry"), json!({})).await;
+    assert_eq!(status, StatusCode::OK, "{retried}");
+    phase(&stage, &id, "rolled_back").await;
+    assert_served_by(&stage, acme, &home, 3).await;
+    assert_nothing_left(&stage).await;
+
+    looks(&stage, away).await;
+    stage.cluster.down().await;
+}
+
+/// The doctor, and queries that only read.
+async fn looks(stage: &Stage, shard: &str) {
+    let kinds = |report: &Value| -> Vec<String> {
+        let findings = report["findings"].as_array().unwrap();
+        let kinds = findings.iter().filter(|f| f["shard"] == *shard);
+        kinds
+            .map(|f| f["kind"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let clean = stage.get("doctor").await;
+    assert_eq!(clean["errors"], json!([]), "{clean}");
+    assert!(kinds(&clean).iter().all(|kind| kind == "hidden"), "{clean}");
+
+    let client = stage.shard(shard).await;
+    let nobody = "00000000-0000-4000-8000-00000000dead";
+    client
+        .batch_execute(&format!(
+            "set session_replication_role = replica;
+             insert into companies (tenant_id, name) values ('{nobody}', 'Leftover');
+             insert into ringfence.fence (tenant_id, epoch) values ('{nobody}', 1);
+             update ringfence.fence set state = 'moved', target_shard = 's9', target_epoch = 2
+               where tenant_id = '{nobody}';
+             create materialized view everything as select * from companies;
+             select ringfence.move_publish('ringfence_move_00000000000040008000000000000009_0', '{nobody}', true);
+             select pg_create_logical_replication_slot('forgotten', 'pgoutput')"
+        ))
+        .await
+        .unwrap();
+    let report = stage.get("doctor").await;
+    for (kind, name) in [
+        ("rows", nobody),
+        (
+            "publication",
+            "ringfence_move_00000000000040008000000000000009_0",
+        ),
+        ("slot", "forgotten"),
+        ("hidden", "public.everything"),
+    ] {
+        let findings = report["findings"].as_array().unwrap();
+        let found = findings
+            .iter()
+            .any(|f| f["shard"] == *shard && f["kind"] == kind && f["name"] == name);
+        assert!(found, "{kind} {name}: {report}");
+    }
+
+    let ask = |sql: &str| {
+        let body = json!({ "sql": sql, "rows_max": 2 });
+        async move { post(stage, &format!("shards/{shard}/query"), body).await }
+    };
+    let (status, answer) =
+        ask("select name, tenant_id from companies where name = 'Leftover' -- all").await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    assert_eq!(answer["columns"], json!(["name", "tenant_id"]));
+    assert_eq!(
+        answer["rows"],
+        json!([{ "name": "Leftover", "tenant_id": nobody }])
+    );
+    let (_, many) = ask("select n from generate_series(1, 9) n;").await;
+    assert_eq!(
+        (&many["truncated"], many["rows"].as_array().unwrap().len()),
+        (&json!(true), 2)
+    );
+    for refused in [
+        "delete from companies returning id",
+        "with gone as (delete from companies returning id) select * from gone",
+        "select nextval('companies_id_seq')",
+        "select 1; select 2",
+        "select ringfence.move_switch('ringfence_move_00000000000040008000000000000009_0', false)",
+        "select subconninfo from pg_subscription",
+        "select pg_sleep(1) from generate_series(1, 3) n; rollback",
+    ] {
+        let (status, answer) = ask(refused).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{refused}: {answer}");
+    }
+    let slow = json!({ "sql": "select pg_sleep(20)", "seconds_max": 1 });
+    let (status, answer) = post(stage, &format!("shards/{shard}/query"), slow).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST, "{answer}");
+    assert!(
+        answer["message"].as_str().unwrap().contains("57014"),
+        "{answer}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_is_told_to_end_gives_its_jobs_away() {
+    let stage = Stage::of(Options {
+        workers: Some(2),
+        ..Stage::usual(50)
+    })
+    .await;
+    let (acme, home) = stage.tenant("acme").await;
+    let away = other(&home);
+    stage.fill(&home, acme, 60_000).await;
+    let control = stage.control().await;
+    let owner = async || -> Option<String> {
+        let sql = "select lease_owner from ringfence.job where lease_until > now() and not done";
+        let row = control.query_opt(sql, &[]).await.unwrap()?;
+        row.get(0)
+    };
+    let id = start(&stage, &["acme"], away).await;
+    let deadline = Instant::now() + SOON;
+    let first = loop {
+        match owner().await {
+            Some(owner) => break owner,
+            None => assert!(Instant::now() < deadline, "nobody takes the move"),
+        }
+    };
+    let name = first.split('/').next().unwrap();
+    let began = Instant::now();
+    let taken_over = async {
+        loop {
+            if owner().await.is_some_and(|owner| owner != first) {
+                return began.elapsed();
+            }
+            assert!(Instant::now() < deadline, "nobody takes it over");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let (took, ended) = tokio::join!(taken_over, stage.cluster.shut_down(name));
+    ended.unwrap();
+    // A lease lasts for 5 s.
+    assert!(took < Duration::from_millis(4_500), "{took:?}");
+    stage.cluster.start_node(name).await.unwrap();
+    phase(&stage, &id, "retained").await;
+    assert_served_by(&stage, acme, away, 2).await;
+    stage.cluster.down().await;
+}
