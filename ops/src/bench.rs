@@ -7,6 +7,8 @@
 //! on shared machines, so the CPU time per operation is printed beside them, by
 //! process.
 
+#[path = "bench/moves.rs"]
+mod moves;
 #[path = "bench/nodes.rs"]
 mod nodes;
 
@@ -39,6 +41,12 @@ struct Args {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    /// Measure moves of tenants instead: pauses, copies, many small ones.
+    #[arg(long)]
+    moves: bool,
+    /// Small tenants that change shards, of `--moves`.
+    #[arg(long, default_value_t = 10_000)]
+    tenants: u32,
 }
 
 /// A kind of request.
@@ -281,6 +289,9 @@ async fn main() -> ExitCode {
 }
 
 async fn run(args: Args) -> Result<(), Failure> {
+    if args.moves {
+        return moves::measure(args.tenants).await;
+    }
     eprintln!("· starting a cluster of one shard and one router");
     let cluster = Cluster::start(Options {
         shards: Some(1),

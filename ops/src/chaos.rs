@@ -3,7 +3,7 @@
 //!
 //! Each fault gets a cluster of its own: one shard with two replicas, of which
 //! any one must have a commit before it counts, and two routers. The load
-//! tester drives `crm_day` with its checks; a while into the run the fault
+//! tester drives `crm_day` (moves: `move_under_load`) with its checks; a while into the run the fault
 //! strikes, later it is mended. Nothing may be lost, doubled, stale or leaked,
 //! and only requests in flight at the dead node may fail.
 //!
@@ -24,6 +24,7 @@ use clap::{Parser, ValueEnum};
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use crowd::Crowd;
+use moves::Victim;
 use ops::local::{Cluster, Options};
 use serde_json::Value;
 use tokio::process::{Child, Command};
@@ -41,6 +42,9 @@ struct Args {
     /// How much of `crm_day`'s load, which is about 240 requests a second.
     #[arg(long, default_value_t = 2.0)]
     scale: f64,
+    /// Moves at most, of those faults that move tenants.
+    #[arg(long, default_value_t = 1_000)]
+    rounds: usize,
     /// Keep the load tester's reports here.
     #[arg(long)]
     reports: Option<PathBuf>,
@@ -76,6 +80,16 @@ enum Fault {
     Move,
     /// The same, while the worker is killed again and again.
     MoveKill,
+    /// One tenant forward and back, while the worker is killed at random.
+    Moves,
+    /// Tenants move, while the source's primary is killed, and returns.
+    MoveSource,
+    /// Tenants move, while the target's primary is killed, and a replica promoted.
+    MoveTarget,
+    /// Tenants move, while a router is killed, and returns.
+    MoveRouter,
+    /// Tenants move, while the control database is killed, and returns.
+    MoveControl,
 }
 
 type Failure = Box<dyn std::error::Error>;
@@ -133,12 +147,18 @@ async fn run(args: Args) -> Result<bool, Failure> {
 async fn suffer(fault: Fault, args: &Args) -> Result<Seen, Failure> {
     let name = fault.name();
     eprintln!("· {name}: starting a cluster");
-    let shards = if fault.moves() { 2 } else { 1 };
+    let moves = fault.moves();
+    let shards = if moves.is_some() { 2 } else { 1 };
+    // A promoted replica has all that was acknowledged.
+    let (replicas, sync) = match moves {
+        None | Some(Victim::Target) => (2, true),
+        Some(_) => (1, false),
+    };
     let cluster = Cluster::start(Options {
         shards: Some(shards),
-        replicas: Some(2 / shards),
+        replicas: Some(replicas),
         routers: Some(2),
-        sync: shards == 1,
+        sync,
         redis: (fault == Fault::Cache).then_some(3),
         caches: true,
         ..Options::default()
@@ -148,8 +168,12 @@ async fn suffer(fault: Fault, args: &Args) -> Result<Seen, Failure> {
     std::fs::create_dir_all(&folder)?;
     let report = folder.join(format!("{name}.json"));
     eprintln!("· {name}: {} s of load", args.seconds);
-    let mut load = load(&cluster, args, &report)?;
-    let mut fresh = None;
+    let scenario = match moves {
+        Some(_) => "move_under_load",
+        None => "crm_day",
+    };
+    let mut load = load(&cluster, args, scenario, &report)?;
+    let (mut fresh, mut left) = (None, 0);
     if fault == Fault::Cache {
         let lasts = Duration::from_secs(args.seconds.saturating_sub(5));
         fresh = Some(cache::suffer(&cluster, lasts).await?);
@@ -157,9 +181,17 @@ async fn suffer(fault: Fault, args: &Args) -> Result<Seen, Failure> {
         let third = Duration::from_secs(args.seconds) / 3;
         tokio::time::sleep(third).await;
         eprintln!("· {name}: now");
-        if fault.moves() {
-            let pauses = moves::back_and_forth(&cluster, third, fault == Fault::MoveKill).await?;
-            eprintln!("· {name}: {pauses}");
+        if let Some(victim) = moves {
+            let plan = moves::Plan {
+                victim,
+                one: fault == Fault::Moves,
+                rounds: args.rounds,
+                // The rest is for the last move and the clean-up.
+                lasts: third * 2 - third.min(Duration::from_secs(20)),
+            };
+            let told = moves::back_and_forth(&cluster, &plan).await?;
+            eprintln!("· {name}: {told}");
+            left = told.left;
         } else {
             fault.strike(&cluster).await?;
             tokio::time::sleep(third).await;
@@ -170,6 +202,7 @@ async fn suffer(fault: Fault, args: &Args) -> Result<Seen, Failure> {
     let text = std::fs::read_to_string(&report)
         .map_err(|error| format!("the load tester wrote no report: {error}"))?;
     let mut seen = Seen::read(&serde_json::from_str(&text)?);
+    seen.violations = seen.violations.saturating_add(left);
     if let Some(fresh) = fresh {
         eprintln!("· {name}: {fresh:?}");
         let stale = fresh.stale.load(std::sync::atomic::Ordering::Relaxed);
@@ -182,9 +215,9 @@ async fn suffer(fault: Fault, args: &Args) -> Result<Seen, Failure> {
 }
 
 /// The load tester, beside this program.
-fn load(cluster: &Cluster, args: &Args, report: &Path) -> Result<Child, Failure> {
+fn load(cluster: &Cluster, args: &Args, scenario: &str, report: &Path) -> Result<Child, Failure> {
     let program = std::env::current_exe()?.with_file_name("ringfence-loadtest");
-    let scenario = Path::new("loadtest/scenarios/crm_day.toml");
+    let scenario = Path::new("loadtest/scenarios").join(format!("{scenario}.toml"));
     let child = Command::new(program)
         .arg("run")
         .arg(scenario)
@@ -225,13 +258,37 @@ impl Fault {
             | Self::WorkerKill
             | Self::Cache
             | Self::Move
-            | Self::MoveKill => None,
+            | Self::MoveKill
+            | Self::Moves
+            | Self::MoveSource
+            | Self::MoveTarget
+            | Self::MoveRouter
+            | Self::MoveControl => None,
         }
     }
 
     /// Nothing breaks by itself: tenants move.
-    fn moves(self) -> bool {
-        matches!(self, Self::Move | Self::MoveKill)
+    fn moves(self) -> Option<Victim> {
+        match self {
+            Self::Move => Some(Victim::Nobody),
+            Self::MoveKill | Self::Moves => Some(Victim::Worker),
+            Self::MoveSource => Some(Victim::Source),
+            Self::MoveTarget => Some(Victim::Target),
+            Self::MoveRouter => Some(Victim::Router),
+            Self::MoveControl => Some(Victim::Control),
+            Self::SwitchOver
+            | Self::PrimaryKill
+            | Self::PrimaryFreeze
+            | Self::ReplicaKill
+            | Self::RouterKill
+            | Self::ControlKill
+            | Self::WorkerKill
+            | Self::Cache
+            | Self::NoisyNeighbour
+            | Self::SlowNeighbour
+            | Self::HugeNeighbour
+            | Self::Overload => None,
+        }
     }
 
     async fn strike(self, cluster: &Cluster) -> Result<(), Failure> {
@@ -260,7 +317,12 @@ impl Fault {
             | Self::HugeNeighbour
             | Self::Overload
             | Self::Move
-            | Self::MoveKill => {}
+            | Self::MoveKill
+            | Self::Moves
+            | Self::MoveSource
+            | Self::MoveTarget
+            | Self::MoveRouter
+            | Self::MoveControl => {}
         }
         Ok(())
     }
@@ -279,7 +341,12 @@ impl Fault {
             | Self::HugeNeighbour
             | Self::Overload
             | Self::Move
-            | Self::MoveKill => {}
+            | Self::MoveKill
+            | Self::Moves
+            | Self::MoveSource
+            | Self::MoveTarget
+            | Self::MoveRouter
+            | Self::MoveControl => {}
         }
         Ok(())
     }
@@ -297,10 +364,12 @@ impl Fault {
             | Self::SlowNeighbour
             | Self::HugeNeighbour
             | Self::Overload
-            | Self::Move => 0,
+            | Self::Move
+            | Self::MoveControl => 0,
             // A worker that dies while a tenant is held is replaced when its
             // lease is over, which is longer than requests wait.
-            Self::MoveKill => usize::MAX,
+            Self::MoveKill | Self::Moves => usize::MAX,
+            Self::MoveSource | Self::MoveTarget | Self::MoveRouter => usize::MAX,
             Self::PrimaryKill | Self::PrimaryFreeze => 2,
             Self::RouterKill | Self::Cache => usize::MAX,
         }

@@ -14,80 +14,224 @@ const TENANTS: [&str; 3] = ["acme", "globex", "initech"];
 const MOVE_MAX: Duration = Duration::from_secs(120);
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Cut-overs, and how long each held its tenant's requests, ms.
-pub(super) struct Pauses(Vec<f64>);
+/// Between a node's death and its return, or its replica's promotion.
+const DEAD: Duration = Duration::from_millis(500);
+/// Longest wait until nothing of moves is left.
+const TIDY_MAX: Duration = Duration::from_secs(60);
 
-/// Moves the demo's tenants for a while, each forward, back by rollback, and
-/// forward for good; kills the worker meanwhile, where that is asked for.
-pub(super) async fn back_and_forth(
-    cluster: &Cluster,
-    lasts: Duration,
-    kill: bool,
-) -> Result<Pauses, Failure> {
+/// Who dies while tenants move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Victim {
+    Nobody,
+    Worker,
+    /// The source's primary; it returns.
+    Source,
+    /// The target's primary; a replica takes its place.
+    Target,
+    Router,
+    Control,
+}
+
+/// What is done.
+pub(super) struct Plan {
+    pub(super) victim: Victim,
+    /// With one tenant only.
+    pub(super) one: bool,
+    pub(super) rounds: usize,
+    pub(super) lasts: Duration,
+}
+
+/// What came of it.
+#[derive(Default)]
+pub(super) struct Told {
+    /// How long each cut-over held its tenant's requests, ms.
+    pauses: Vec<f64>,
+    moves: usize,
+    /// Moves that were given up, and why.
+    given_up: Vec<String>,
+    kills: usize,
+    /// Things of moves that were left behind.
+    pub(super) left: usize,
+}
+
+/// Moves the demo's tenants, each forward, then back by rollback or for good;
+/// kills meanwhile.
+pub(super) async fn back_and_forth(cluster: &Cluster, plan: &Plan) -> Result<Told, Failure> {
     let admin = Admin::new(&cluster.admin_url(), cluster.admin_token())?;
-    let until = Instant::now() + lasts;
-    let mut pauses = Vec::new();
-    let mut round = 0_usize;
-    while Instant::now() < until {
-        let tenant = TENANTS[round % TENANTS.len()];
+    let until = Instant::now() + plan.lasts;
+    let mut told = Told::default();
+    let mut chance = Chance(0x9e37_79b9_7f4a_7c15);
+    for round in 0..plan.rounds {
+        if Instant::now() >= until {
+            break;
+        }
+        let tenant = TENANTS[if plan.one { 0 } else { round % TENANTS.len() }];
         let info = get(&admin, &format!("/tenants/{tenant}")).await?;
-        let to = match info["shard"].as_str() {
-            Some("s1") => "s2",
-            _ => "s1",
+        let (from, to) = match info["shard"].as_str() {
+            Some("s1") => ("s1", "s2"),
+            _ => ("s2", "s1"),
         };
         let body = json!({ "tenants": [tenant], "to": to, "budget_ms": 1_000 });
-        let started = admin.post("/moves", &body).await?;
+        let started = post(&admin, "/moves", &body).await?;
         let id = started["items"][0]["id"]
             .as_str()
             .unwrap_or_default()
             .to_owned();
-        if kill {
-            // Not at the same point each time.
-            let after = Duration::from_millis(((round * 337) % 2_500) as u64);
-            tokio::time::sleep(after).await;
-            kill_worker(cluster).await?;
+        told.kills += kill(cluster, &admin, plan.victim, (from, to), &mut chance).await?;
+        if !settled(&admin, &id, "retained", &mut told).await? {
+            continue;
         }
-        settled(&admin, &id, "retained").await?;
-        let (verb, end) = match round % 3 {
-            0 => ("rollback", "rolled_back"),
-            _ => ("complete", "done"),
+        // A promoted shard has lost the slot of the way back.
+        let (verb, end) = match round % 3 == 0 && plan.victim != Victim::Target {
+            true => ("rollback", "rolled_back"),
+            false => ("complete", "done"),
         };
-        admin
-            .post(&format!("/moves/{id}/{verb}"), &json!({}))
-            .await?;
-        let over = settled(&admin, &id, end).await?;
-        let tenants = over["tenants"].as_array().into_iter().flatten();
-        let of = |tenant: &Value| tenant["pauses_ms"].as_array().cloned().unwrap_or_default();
-        pauses.extend(tenants.flat_map(of).filter_map(|pause| pause.as_f64()));
-        round += 1;
+        post(&admin, &format!("/moves/{id}/{verb}"), &json!({})).await?;
+        if plan.victim == Victim::Worker && chance.of(2) == 0 {
+            told.kills += kill(cluster, &admin, plan.victim, (from, to), &mut chance).await?;
+        }
+        if settled(&admin, &id, end, &mut told).await? {
+            let over = get(&admin, &format!("/moves/{id}")).await?;
+            let tenants = over["tenants"].as_array().into_iter().flatten();
+            let of = |tenant: &Value| tenant["pauses_ms"].as_array().cloned().unwrap_or_default();
+            told.pauses
+                .extend(tenants.flat_map(of).filter_map(|pause| pause.as_f64()));
+            told.moves += 1;
+        }
+        if told.moves.is_multiple_of(10) {
+            eprintln!("· {told}");
+        }
     }
-    Ok(Pauses(pauses))
+    told.left = left(&admin).await?;
+    Ok(told)
 }
 
-async fn kill_worker(cluster: &Cluster) -> Result<(), Failure> {
+/// What the doctor finds, once the janitor had its time.
+async fn left(admin: &Admin) -> Result<usize, Failure> {
+    let deadline = Instant::now() + TIDY_MAX;
+    loop {
+        let report = get(admin, "/doctor").await?;
+        let findings = report["findings"].as_array().into_iter().flatten();
+        let wrong: Vec<&Value> = findings.filter(|f| f["kind"] != "hidden").collect();
+        let unseen = report["errors"].as_array().map_or(0, Vec::len);
+        if wrong.is_empty() && unseen == 0 {
+            return Ok(0);
+        }
+        if Instant::now() > deadline {
+            eprintln!("· left behind: {report}");
+            return Ok(wrong.len() + unseen);
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Numbers that look like chance, the same in each run.
+struct Chance(u64);
+
+impl Chance {
+    fn of(&mut self, below: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % below
+    }
+}
+
+/// Kills whoever it is, some time after now, and has it return.
+async fn kill(
+    cluster: &Cluster,
+    admin: &Admin,
+    victim: Victim,
+    (from, to): (&str, &str),
+    chance: &mut Chance,
+) -> Result<usize, Failure> {
+    if victim == Victim::Nobody {
+        return Ok(0);
+    }
+    tokio::time::sleep(Duration::from_millis(chance.of(2_500))).await;
+    let node = match victim {
+        Victim::Nobody => return Ok(0),
+        Victim::Worker => "worker-1".to_owned(),
+        Victim::Router => "router-1".to_owned(),
+        Victim::Control => "control".to_owned(),
+        Victim::Source => node(admin, from, "primary").await?,
+        Victim::Target => node(admin, to, "primary").await?,
+    };
     let nodes = cluster.status();
-    let is_up = nodes
+    if !nodes
         .iter()
-        .any(|node| node.name == "worker-1" && node.state == NodeState::Up);
-    if is_up {
-        cluster.kill("worker-1").await?;
-        cluster.start_node("worker-1").await?;
+        .any(|seen| seen.name == node && seen.state == NodeState::Up)
+    {
+        return Ok(0);
     }
-    Ok(())
+    let heir = match victim {
+        Victim::Target => Some(self::node(admin, to, "replica").await?),
+        _ => None,
+    };
+    cluster.kill(&node).await?;
+    if victim != Victim::Worker {
+        tokio::time::sleep(DEAD).await;
+    }
+    if let Some(heir) = heir {
+        cluster.promote(&heir).await?;
+    }
+    cluster.start_node(&node).await?;
+    Ok(1)
 }
 
-/// The move, in that phase.
-async fn settled(admin: &Admin, id: &str, phase: &str) -> Result<Value, Failure> {
+/// A node of a shard in that role, as workers saw it last.
+async fn node(admin: &Admin, shard: &str, role: &str) -> Result<String, Failure> {
+    let nodes = get(admin, "/nodes").await?;
+    let mut items = nodes["items"].as_array().into_iter().flatten();
+    let found = items.find(|n| n["shard"] == shard && n["role"] == role && n["error"].is_null());
+    let name = found.and_then(|node| node["name"].as_str());
+    Ok(name
+        .ok_or(format!("shard {shard} has no {role}"))?
+        .to_owned())
+}
+
+/// Waits until the move is in that phase; false where it was given up.
+async fn settled(admin: &Admin, id: &str, phase: &str, told: &mut Told) -> Result<bool, Failure> {
     let deadline = Instant::now() + MOVE_MAX;
     loop {
         let seen = get(admin, &format!("/moves/{id}")).await?;
         if seen["phase"] == phase {
-            return Ok(seen);
+            return Ok(true);
         }
-        if seen["done"] == true || seen["status"] == "stuck" || Instant::now() > deadline {
+        if seen["done"] == true {
+            told.given_up.push(seen["problem"]["message"].to_string());
+            return Ok(false);
+        }
+        if seen["status"] == "stuck" || Instant::now() > deadline {
             return Err(format!("the move did not come to {phase}: {seen}").into());
         }
         tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Sends again while the worker, or the control database, is away.
+async fn post(admin: &Admin, path: &str, body: &Value) -> Result<Value, Failure> {
+    let deadline = Instant::now() + MOVE_MAX;
+    loop {
+        match admin.post(path, body).await {
+            Ok(value) => return Ok(value),
+            // It may have been done before its answer was lost.
+            Err(error) if error.to_string().contains("RF413") => {
+                let Some(tenant) = body["tenants"][0].as_str() else {
+                    return Ok(Value::Null);
+                };
+                let newest = get(admin, &format!("/moves/{tenant}")).await?;
+                if newest["done"] == false {
+                    return Ok(json!({ "items": [newest] }));
+                }
+                if Instant::now() > deadline {
+                    return Err(error.into());
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+            Err(error) if Instant::now() > deadline => return Err(error.into()),
+            Err(_) => tokio::time::sleep(LOOK).await,
+        }
     }
 }
 
@@ -103,9 +247,9 @@ async fn get(admin: &Admin, path: &str) -> Result<Value, Failure> {
     }
 }
 
-impl fmt::Display for Pauses {
+impl fmt::Display for Told {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut sorted = self.0.clone();
+        let mut sorted = self.pauses.clone();
         sorted.sort_by(f64::total_cmp);
         let at = |part: f64| {
             let last = sorted.len().saturating_sub(1);
@@ -114,11 +258,15 @@ impl fmt::Display for Pauses {
         };
         write!(
             f,
-            "{} cut-overs, requests held for p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms",
+            "{} moves, {} kills, {} cut-overs, requests held for p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms; given up: {:?}; left behind: {}",
+            self.moves,
+            self.kills,
             sorted.len(),
             at(0.5),
             at(0.99),
-            at(1.0)
+            at(1.0),
+            self.given_up,
+            self.left
         )
     }
 }

@@ -43,7 +43,7 @@ const OPTIONS: &str = "-c datestyle=ISO,YMD -c intervalstyle=iso_8601 -c timezon
 type Place = (Uuid, String);
 
 /// What was written to since a moment.
-pub struct Touched {
+pub(super) struct Touched {
     shared: Arc<Shared>,
     reader: JoinHandle<()>,
 }

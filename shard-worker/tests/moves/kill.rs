@@ -140,3 +140,85 @@ async fn a_worker_dies_at_every_step_and_nobody_notices() {
     }
     stage.cluster.down().await;
 }
+
+/// Whoever else dies on the way, and returns: nothing is lost or doubled, one
+/// shard serves the tenant, nothing is left. Routers, and shards whose replica
+/// takes their place, are `./ops/chaos move-router`, `move-target`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn servers_die_under_a_move_and_nothing_is_lost() {
+    let stage = Stage::start(50).await;
+    let (acme, _) = stage.tenant("acme").await;
+    let key = stage.cluster.key("acme").unwrap();
+    let url = stage.cluster.router_url(0);
+    let writers = Writers::start(&url, &key, 3, Duration::from_millis(5));
+    writers.more(20).await;
+    let mut epoch = 1;
+    // Who dies, and the state of the move then.
+    for (victim, when) in [
+        ("source", "copying"),
+        ("target", "catching_up"),
+        ("control", "cutting_over"),
+    ] {
+        let (_, home) = stage.tenant("acme").await;
+        let away = other(&home);
+        let node = match victim {
+            "source" => format!("{home}-primary"),
+            "target" => format!("{away}-primary"),
+            _ => victim.to_owned(),
+        };
+        let id = start(&stage, &["acme"], away).await;
+        reached(&stage, &id, when).await;
+        stage.cluster.kill(&node).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        stage.cluster.start_node(&node).await.unwrap();
+        phase(&stage, &id, "retained").await;
+        writers.more(20).await;
+        let path = format!("moves/{id}/complete");
+        let (status, body) = stage.send(Method::POST, &path, Some(json!({}))).await;
+        assert!(status.is_success(), "{body}");
+        phase(&stage, &id, "done").await;
+        let served = stage.shard(away).await;
+        let row = served
+            .query_one(
+                "select epoch from ringfence.fence where tenant_id = $1 and state = 'active'",
+                &[&acme],
+            )
+            .await
+            .unwrap();
+        // One more for each cut-over that had to be undone late.
+        assert!(row.get::<_, i64>(0) > epoch);
+        epoch = row.get(0);
+        assert_served_by(&stage, acme, away, epoch).await;
+        assert_nothing_left(&stage).await;
+        assert!(stage.rows(&home, acme).await.is_empty());
+    }
+    let (_, home) = stage.tenant("acme").await;
+    for ledger in writers.finish(&stage.shard(&home).await, acme).await {
+        assert!(ledger.stale.is_empty(), "{:?}", ledger.stale);
+    }
+    stage.cluster.down().await;
+}
+
+/// A move that is in this state, or beyond it.
+async fn reached(stage: &Stage, id: &str, wanted: &str) {
+    const ORDER: [&str; 7] = [
+        "planned",
+        "preparing",
+        "copying",
+        "verifying",
+        "catching_up",
+        "cutting_over",
+        "retained",
+    ];
+    let place = |phase: &str| ORDER.iter().position(|known| *known == phase);
+    let deadline = Instant::now() + SOON;
+    loop {
+        let job = stage.get(&format!("jobs/{id}")).await;
+        let now = place(job["phase"].as_str().unwrap());
+        if now >= place(wanted) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{job}");
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+}

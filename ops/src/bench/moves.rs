@@ -1,0 +1,283 @@
+//! What moves cost: how long cut-overs hold requests while a tenant is written
+//! to, how fast rows are copied beside a bare COPY, how many tenants a minute
+//! change shards.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::{SinkExt, StreamExt};
+use ops::admin::Admin;
+use ops::local::{Cluster, Content, Options};
+use serde_json::{Value, json};
+
+use super::{Failure, connect};
+
+/// Cut-overs: half of them are rollbacks.
+const CUT_OVERS: usize = 50;
+/// Writes a second meanwhile.
+const WRITES: u64 = 500;
+const WRITERS: u64 = 25;
+/// Rows of the tenant that moves.
+const ROWS: i32 = 50_000;
+/// Rows whose copy is timed, and characters of each.
+const COPIED: i32 = 400_000;
+/// Tenants that change shards, and their rows.
+const TENANTS: u32 = 10_000;
+const TENANT_ROWS: u32 = 100;
+/// Longest wait for anything.
+const LONGEST: Duration = Duration::from_secs(3_600);
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Prints them one after another.
+pub(crate) async fn measure(tenants: u32) -> Result<(), Failure> {
+    let cluster = Cluster::start(Options {
+        shards: Some(2),
+        replicas: Some(0),
+        routers: Some(1),
+        caches: true,
+        fsync: true,
+        content: Content::Demo {
+            extra: 0,
+            rows: Some(100),
+        },
+        ..Options::default()
+    })
+    .await?;
+    let stage = Stage {
+        admin: Admin::new(&cluster.admin_url(), cluster.admin_token())?,
+        cluster,
+    };
+    stage.cut_overs().await?;
+    stage.copy().await?;
+    stage.many(tenants.min(TENANTS)).await?;
+    stage.cluster.down().await;
+    Ok(())
+}
+
+struct Stage {
+    admin: Admin,
+    cluster: Cluster,
+}
+
+impl Stage {
+    async fn home(&self) -> Result<(String, String, &'static str), Failure> {
+        let acme = self.admin.get("/tenants/acme", &[]).await?;
+        let text = |field: &str| acme[field].as_str().unwrap_or_default().to_owned();
+        let away = if acme["shard"] == "s1" { "s2" } else { "s1" };
+        Ok((text("id"), text("shard"), away))
+    }
+
+    async fn superuser(&self, shard: &str) -> Result<tokio_postgres::Client, Failure> {
+        connect(&self.cluster.shard_dsn(&format!("{shard}-primary"))?).await
+    }
+
+    async fn fill(&self, shard: &str, tenant: &str, rows: i32) -> Result<(), Failure> {
+        let sql = format!(
+            "set session_replication_role = replica;
+             insert into activities (tenant_id, kind, subject, minutes)
+             select '{tenant}', 'call', repeat(md5(n::text), 6), 1 from generate_series(1, {rows}) n;
+             analyze activities"
+        );
+        Ok(self.superuser(shard).await?.batch_execute(&sql).await?)
+    }
+
+    async fn start(&self, to: &str, keep_hours: u32) -> Result<String, Failure> {
+        let body = json!({ "tenants": ["acme"], "to": to, "keep_hours": keep_hours });
+        let started = self.admin.post("/moves", &body).await?;
+        Ok(started["items"][0]["id"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned())
+    }
+
+    async fn phase(&self, path: &str, wanted: &str) -> Result<Value, Failure> {
+        let deadline = Instant::now() + LONGEST;
+        loop {
+            let seen = self.admin.get(path, &[]).await?;
+            if seen["phase"] == wanted {
+                return Ok(seen);
+            }
+            if seen["done"] == true || seen["status"] == "stuck" || Instant::now() > deadline {
+                return Err(format!("it did not come to {wanted}: {seen}").into());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    async fn cut_overs(&self) -> Result<(), Failure> {
+        let (tenant, home, _) = self.home().await?;
+        self.fill(&home, &tenant, ROWS).await?;
+        let writers = Writers::start(
+            self.cluster.router_url(0),
+            self.cluster.key("acme").ok_or("there is no key of acme")?,
+        );
+        let mut pauses = Vec::new();
+        while pauses.len() < CUT_OVERS {
+            let (_, _, away) = self.home().await?;
+            let path = format!("/moves/{}", self.start(away, 1).await?);
+            self.phase(&path, "retained").await?;
+            self.admin
+                .post(&format!("{path}/rollback"), &json!({}))
+                .await?;
+            let over = self.phase(&path, "rolled_back").await?;
+            let own = over["tenants"][0]["pauses_ms"].as_array().cloned();
+            pauses.extend(own.unwrap_or_default().iter().filter_map(Value::as_f64));
+            eprintln!("· {} cut-overs", pauses.len());
+        }
+        let (writes, failed, slowest, seconds) = writers.end().await;
+        pauses.sort_by(f64::total_cmp);
+        let at = |part: f64| pauses[((pauses.len() - 1) as f64 * part).round() as usize];
+        println!(
+            "{} cut-overs at {:.0} writes a second: requests held for p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms; \
+             {failed} of {writes} writes failed, the slowest took {slowest:.0} ms",
+            pauses.len(),
+            writes as f64 / seconds,
+            at(0.5),
+            at(0.99),
+            at(1.0)
+        );
+        Ok(())
+    }
+
+    /// The largest table's copy, beside a binary COPY of the same rows.
+    async fn copy(&self) -> Result<(), Failure> {
+        let (tenant, home, away) = self.home().await?;
+        self.fill(&home, &tenant, COPIED).await?;
+        let source = self.superuser(&home).await?;
+        let bytes: i64 = source
+            .query_one(
+                "select sum(pg_column_size(a)) from activities a where tenant_id = $1::text::uuid",
+                &[&tenant],
+            )
+            .await?
+            .get(0);
+        let mb = bytes as f64 / 1e6;
+        let target = self.superuser(away).await?;
+        target
+            .batch_execute("create table bare (like activities including all)")
+            .await?;
+        let began = Instant::now();
+        let select = format!(
+            "copy (select * from activities where tenant_id = '{tenant}') to stdout (format binary)"
+        );
+        let mut out = std::pin::pin!(source.copy_out(&select).await?);
+        let sink = target
+            .copy_in("copy bare from stdin (format binary)")
+            .await?;
+        let mut sink = std::pin::pin!(sink);
+        while let Some(chunk) = out.next().await {
+            sink.send(chunk?).await?;
+        }
+        sink.finish().await?;
+        let bare = began.elapsed().as_secs_f64();
+        target.batch_execute("drop table bare").await?;
+        let path = format!("/moves/{}", self.start(away, 0).await?);
+        self.phase(&path, "copying").await?;
+        let began = Instant::now();
+        while self.admin.get(&path, &[]).await?["phase"] == "copying" {
+            tokio::time::sleep(LOOK).await;
+        }
+        let copied = began.elapsed().as_secs_f64();
+        self.phase(&path, "done").await?;
+        println!(
+            "copy of {mb:.0} MB: {:.1} MB/s with all that a move copies, {:.1} MB/s by a bare binary COPY",
+            mb / copied,
+            mb / bare
+        );
+        Ok(())
+    }
+
+    /// All small tenants of one shard to the other.
+    async fn many(&self, tenants: u32) -> Result<(), Failure> {
+        let bulk = json!({ "prefix": "small", "count": tenants * 2 });
+        self.admin.post("/tenants:bulk", &bulk).await?;
+        for shard in ["s1", "s2"] {
+            let sql = format!(
+                "set session_replication_role = replica;
+                 insert into activities (tenant_id, kind, subject, minutes)
+                 select f.tenant_id, 'call', 'No. ' || n, 1
+                 from ringfence.fence f, generate_series(1, {TENANT_ROWS}) n where f.state = 'active';
+                 analyze activities"
+            );
+            self.superuser(shard).await?.batch_execute(&sql).await?;
+        }
+        self.admin.post("/shards/s1/drain", &json!({})).await?;
+        let ask = json!({ "policy": "drain", "shard": "s1" });
+        let plan = self.admin.post("/rebalance/plan", &ask).await?;
+        let moved = plan["tenants"].as_u64().unwrap_or_default();
+        eprintln!("· {moved} tenants to another shard");
+        let began = Instant::now();
+        let body = json!({ "hash": plan["hash"], "at_once": 4 });
+        let job = self.admin.post("/rebalance/apply", &body).await?;
+        let path = format!("/jobs/{}", job["id"].as_str().unwrap_or_default());
+        let over = self.phase(&path, "over").await?;
+        let seconds = began.elapsed().as_secs_f64();
+        println!(
+            "{moved} tenants of {TENANT_ROWS} rows to another shard: {seconds:.0} s, {:.1} tenants a second; not moved: {}",
+            moved as f64 / seconds,
+            over["result"]["failed"]
+        );
+        Ok(())
+    }
+}
+
+/// Clients that insert, each at its rate.
+struct Writers {
+    stop: Arc<AtomicBool>,
+    seen: Arc<[AtomicU64; 3]>,
+    began: Instant,
+    tasks: Vec<tokio::task::JoinHandle<()>>,
+}
+
+impl Writers {
+    fn start(url: String, key: String) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let seen: Arc<[AtomicU64; 3]> = Arc::default();
+        let http = reqwest::Client::new();
+        let tasks = (0..WRITERS).map(|_| {
+            let request = http
+                .post(format!("{url}/rest/v1/activities"))
+                .header("apikey", &key)
+                .json(&json!({ "kind": "call", "subject": "bench", "minutes": 1 }));
+            let (stop, seen) = (stop.clone(), seen.clone());
+            tokio::spawn(async move {
+                let every = Duration::from_secs(1) * WRITERS as u32 / WRITES as u32;
+                let mut tick = tokio::time::interval(every);
+                while !stop.load(Ordering::Relaxed) {
+                    let due = tick.tick().await;
+                    let Some(request) = request.try_clone() else {
+                        return;
+                    };
+                    let answer = request.send().await;
+                    let failed = !answer.is_ok_and(|answer| answer.status().is_success());
+                    let took = due.elapsed().as_micros() as u64;
+                    seen[0].fetch_add(1, Ordering::Relaxed);
+                    seen[1].fetch_add(u64::from(failed), Ordering::Relaxed);
+                    seen[2].fetch_max(took, Ordering::Relaxed);
+                }
+            })
+        });
+        Self {
+            tasks: tasks.collect(),
+            stop,
+            seen,
+            began: Instant::now(),
+        }
+    }
+
+    /// Writes, failures, the slowest in ms, and seconds.
+    async fn end(self) -> (u64, u64, f64, f64) {
+        self.stop.store(true, Ordering::Relaxed);
+        for task in self.tasks {
+            let _ = task.await;
+        }
+        let [writes, failed, slowest] = [0, 1, 2].map(|n| self.seen[n].load(Ordering::Relaxed));
+        (
+            writes,
+            failed,
+            slowest as f64 / 1e3,
+            self.began.elapsed().as_secs_f64(),
+        )
+    }
+}
