@@ -49,7 +49,7 @@ async fn trouble_on_the_way_is_waited_out_or_told() {
     let id = start(&stage, &["acme"], away).await;
     let refused = until(&stage, &id, |m| m["problem"]["message"].is_string()).await;
     let why = refused["problem"]["message"].as_str().unwrap();
-    assert!(why.contains("certificate verify failed"), "{why}");
+    assert!(why.contains("SSL error"), "{why}");
     std::fs::write(&trusted, right).unwrap();
     phase(&stage, &id, "retained").await;
     assert_served_by(&stage, acme, away, 2).await;
@@ -124,9 +124,8 @@ async fn trouble_on_the_way_is_waited_out_or_told() {
 /// The doctor, and queries that only read.
 async fn looks(stage: &Stage, shard: &str) {
     let kinds = |report: &Value| -> Vec<String> {
-        let findings = report["findings"].as_array().unwrap();
-        let kinds = findings.iter().filter(|f| f["shard"] == *shard);
-        kinds
+        let findings = report["findings"].as_array().unwrap().iter();
+        findings
             .map(|f| f["kind"].as_str().unwrap().to_owned())
             .collect()
     };
