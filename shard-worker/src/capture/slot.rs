@@ -329,7 +329,7 @@ async fn attach(
         NAME,
     )
     .with_port(primary.address.port)
-    .with_tls(encryption(&logins.tls))
+    .with_tls(encryption(&logins.tls, &primary.address.host))
     .with_options(format!("-c wal_sender_timeout={SILENT_MS_MAX}"))
     .with_application_name("ringfence-worker capture")
     .with_status_interval(CONFIRM_EVERY)
@@ -386,13 +386,16 @@ async fn attach(
     })
 }
 
-/// The replication session connects by itself.
-pub(crate) fn encryption(tls: &Tls) -> TlsConfig {
+/// The replication session connects by itself. A host that is an address is
+/// verified like a name, which that library wants to be said.
+pub(crate) fn encryption(tls: &Tls, host: &str) -> TlsConfig {
     let settings = tls.settings();
     match settings.mode {
         TlsMode::Disable => TlsConfig::disabled(),
         TlsMode::VerifyCa => TlsConfig::verify_ca(settings.ca_file.clone()),
-        TlsMode::VerifyFull => TlsConfig::verify_full(settings.ca_file.clone()),
+        TlsMode::VerifyFull => {
+            TlsConfig::verify_full(settings.ca_file.clone()).with_sni_hostname(host)
+        }
     }
 }
 

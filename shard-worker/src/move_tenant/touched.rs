@@ -154,7 +154,7 @@ impl Touched {
             publications,
         )
         .with_port(primary.port)
-        .with_tls(encryption(&logins.tls))
+        .with_tls(encryption(&logins.tls, &primary.host))
         .with_options(OPTIONS)
         .with_application_name("ringfence-worker move");
         let opened = async {
