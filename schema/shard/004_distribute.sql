@@ -487,7 +487,7 @@ declare
   space text;
 begin
   select n.nspname into space from pg_class c join pg_namespace n on n.oid = c.relnamespace where c.oid = t;
-  foreach grantee in array array['ringfence_api', 'ringfence_router', 'ringfence_mover', 'ringfence_worker'] loop
+  foreach grantee in array array['ringfence_api', 'ringfence_router', 'ringfence_mover', 'ringfence_reader', 'ringfence_worker'] loop
     if not has_schema_privilege(grantee, space, 'usage') then
       execute format('grant usage on schema %I to %I', space, grantee);
     end if;

@@ -13,7 +13,7 @@ end
 $$;
 grant usage on schema ringfence to ringfence_mover;
 grant select, insert, update, delete on ringfence.fence to ringfence_mover;
-grant select on ringfence.schema_version to ringfence_mover;
+grant select on ringfence.schema_version, ringfence.retired to ringfence_mover;
 grant select on ringfence.fence to ringfence_reader;
 
 -- Tables that were distributed before they were opened to it.
