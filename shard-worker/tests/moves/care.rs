@@ -143,9 +143,12 @@ async fn looks(stage: &Stage, shard: &str) {
              update ringfence.fence set state = 'moved', target_shard = 's9', target_epoch = 2
                where tenant_id = '{nobody}';
              create materialized view everything as select * from companies;
-             select ringfence.move_publish('ringfence_move_00000000000040008000000000000009_0', '{nobody}', true);
-             select pg_create_logical_replication_slot('forgotten', 'pgoutput')"
+             select ringfence.move_publish('ringfence_move_00000000000040008000000000000009_0', '{nobody}', true)"
         ))
+        .await
+        .unwrap();
+    client
+        .batch_execute("select pg_create_logical_replication_slot('forgotten', 'pgoutput')")
         .await
         .unwrap();
     let report = stage.get("doctor").await;
