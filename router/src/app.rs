@@ -122,7 +122,11 @@ impl App {
             CacheMetrics::new(),
         );
         let app = Arc::new(Self {
-            hold_room: HoldRoom::new(limits.held_max, Duration::from_millis(limits.hold_ms_max)),
+            hold_room: HoldRoom::new(
+                limits.held_max,
+                limits.held_tenant_max,
+                Duration::from_millis(limits.hold_ms_max),
+            ),
             events,
             placements,
             authenticator,
@@ -373,9 +377,9 @@ fn pool_settings(config: &Config, password: Option<String>, tls: Tls) -> PoolSet
         waiting: Waiting {
             max: shards.waiting_max,
             tenant_max: shards.waiting_tenant_max,
-            tenant_share: shards.tenant_share_percent.clamp(1, 100),
+            tenant_share: shards.tenant_share_percent,
         },
-        idle_max: Duration::from_millis(shards.idle_ms_max.max(1_000)),
+        idle_max: Duration::from_millis(shards.idle_ms_max),
         wait_max: Duration::from_millis(shards.pool_wait_ms_max),
         connect_max: Duration::from_millis(shards.connect_ms_max),
         statements_max: NonZeroUsize::new(shards.statements_max).unwrap_or(NonZeroUsize::MIN),

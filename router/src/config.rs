@@ -320,14 +320,19 @@ pub struct Limits {
     pub hold_ms_max: u64,
     /// How many requests are held at once.
     pub held_max: usize,
+    /// How many of one tenant's.
+    pub held_tenant_max: usize,
     /// Requests in flight; more are answered 503 at once.
     pub in_flight_max: usize,
     /// Connections of clients; more wait to be accepted.
     pub connections_max: usize,
-    /// Time that a client has to send a request's headers.
+    /// Time that a client has to send a request's headers, from its connection or
+    /// its last answer on: an idle connection is closed after it.
     pub headers_ms_max: u64,
     /// Time that a client has to send its body.
     pub body_ms_max: u64,
+    /// A client that takes nothing of what it is sent for so long is cut off.
+    pub send_ms_max: u64,
     /// Largest request body.
     pub body_bytes_max: usize,
     /// How long the answer to a write with an Idempotency-Key is kept.
@@ -455,10 +460,12 @@ impl Default for Limits {
             request_ms_max: 30_000,
             hold_ms_max: 5_000,
             held_max: 1_000,
+            held_tenant_max: 500,
             in_flight_max: 5_000,
             connections_max: 20_000,
             headers_ms_max: 10_000,
             body_ms_max: 10_000,
+            send_ms_max: 30_000,
             body_bytes_max: 16 << 20,
             idempotency_seconds: 86_400,
             idempotency_keys_max: 1_000_000,
@@ -550,6 +557,18 @@ pub enum ConfigError {
     /// File or environment are not valid.
     #[error(transparent)]
     Settings(#[from] SettingsError),
+    /// A number that can't be meant.
+    #[error("{key} is {given}: it must be {least} at least and {most} at most")]
+    OutOfRange {
+        /// The key of the file.
+        key: &'static str,
+        /// Its value.
+        given: u64,
+        /// The least.
+        least: u64,
+        /// The most.
+        most: u64,
+    },
     /// Something without a default is missing.
     #[error("{what} is missing: set {key} in the file or {variable} in the environment")]
     Missing {
@@ -565,7 +584,90 @@ pub enum ConfigError {
 impl Config {
     /// Reads the file, where one is given, and the environment; see [`settings`].
     pub fn read(file: Option<&Path>) -> Result<Self, ConfigError> {
-        Ok(settings::load(file)?)
+        let config: Self = settings::load(file)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Every number is one that can be meant: a pool of no connections, or more
+    /// permits than a semaphore has, would stop the router later.
+    fn check(&self) -> Result<(), ConfigError> {
+        /// More than any machine has of connections or requests.
+        const MANY: u64 = 1_000_000;
+        /// Longer than anything is waited for.
+        const DAY_MS: u64 = 86_400_000;
+        let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+        let (shards, limits) = (&self.shards, &self.limits);
+        let statements = count(shards.statements_max);
+        let share = count(shards.tenant_share_percent);
+        for (key, given, least, most) in [
+            ("shards.pool_size_max", count(shards.pool_size_max), 1, MANY),
+            (
+                "shards.node_connections_max",
+                count(shards.node_connections_max),
+                1,
+                MANY,
+            ),
+            ("shards.idle_ms_max", shards.idle_ms_max, 1_000, DAY_MS),
+            ("shards.waiting_max", count(shards.waiting_max), 0, MANY),
+            (
+                "shards.waiting_tenant_max",
+                count(shards.waiting_tenant_max),
+                0,
+                MANY,
+            ),
+            ("shards.tenant_share_percent", share, 1, 100),
+            (
+                "shards.pool_wait_ms_max",
+                shards.pool_wait_ms_max,
+                1,
+                DAY_MS,
+            ),
+            ("shards.connect_ms_max", shards.connect_ms_max, 1, DAY_MS),
+            ("shards.statements_max", statements, 1, MANY),
+            (
+                "shards.replica_stale_ms_max",
+                shards.replica_stale_ms_max,
+                0,
+                DAY_MS,
+            ),
+            (
+                "cache.tenant_share_percent",
+                u64::from(self.cache.tenant_share_percent),
+                1,
+                100,
+            ),
+            ("limits.request_ms_max", limits.request_ms_max, 1, DAY_MS),
+            ("limits.hold_ms_max", limits.hold_ms_max, 0, DAY_MS),
+            ("limits.held_max", count(limits.held_max), 0, MANY),
+            (
+                "limits.held_tenant_max",
+                count(limits.held_tenant_max),
+                0,
+                MANY,
+            ),
+            ("limits.in_flight_max", count(limits.in_flight_max), 1, MANY),
+            (
+                "limits.connections_max",
+                count(limits.connections_max),
+                1,
+                MANY,
+            ),
+            ("limits.headers_ms_max", limits.headers_ms_max, 1, DAY_MS),
+            ("limits.body_ms_max", limits.body_ms_max, 1, DAY_MS),
+            ("limits.send_ms_max", limits.send_ms_max, 1, DAY_MS),
+            ("limits.drain_ms_max", limits.drain_ms_max, 0, DAY_MS),
+        ] {
+            if !(least..=most).contains(&given) {
+                return Err(ConfigError::OutOfRange {
+                    key,
+                    given,
+                    least,
+                    most,
+                });
+            }
+        }
+        Ok(())
     }
 
     /// What the other routers and the workers are told of this one.
@@ -650,4 +752,45 @@ fn read(path: &Path) -> Result<String, ConfigError> {
         path: path.to_owned(),
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_can_be_used_and_numbers_that_cannot_be_meant_are_refused() {
+        let read = |text: &str| toml::from_str::<Config>(text).unwrap().check();
+        assert!(read("").is_ok());
+        for (key, text) in [
+            ("shards.pool_size_max", "[shards]\npool_size_max = 0"),
+            (
+                "shards.pool_size_max",
+                "[shards]\npool_size_max = 9000000000000000000",
+            ),
+            (
+                "shards.node_connections_max",
+                "[shards]\nnode_connections_max = 0",
+            ),
+            (
+                "shards.tenant_share_percent",
+                "[shards]\ntenant_share_percent = 101",
+            ),
+            (
+                "limits.connections_max",
+                "[limits]\nconnections_max = 9000000000000000000",
+            ),
+            (
+                "limits.held_max",
+                "[limits]\nheld_max = 9000000000000000000",
+            ),
+            (
+                "limits.request_ms_max",
+                "[limits]\nrequest_ms_max = 9000000000000000000",
+            ),
+        ] {
+            let refused = read(text).unwrap_err().to_string();
+            assert!(refused.starts_with(&format!("{key} is ")), "{refused}");
+        }
+    }
 }

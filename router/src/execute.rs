@@ -11,6 +11,15 @@
 //!
 //! Errors of the first step abort the transaction, so the steps behind it fail
 //! and `COMMIT` rolls back: nothing runs for a tenant that the shard refuses.
+//!
+//! A function of the schema may have changed its session for good, by
+//! `set_config(…, false)` say, or a lock of the session. Behind whatever may have
+//! called one, the session is made what it was, in the same round trip; where
+//! that can't be seen to be done, the connection is closed.
+//!
+//! A COMMIT that Postgres calls done is not always one: cancelled while it waits
+//! for its synchronous standbys, it answers as if nothing were the matter, with
+//! a warning, and may be lost in a failover. Such an outcome is unknown.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -136,8 +145,9 @@ pub enum ExecuteError {
     /// The node is a standby, or shuts down: nothing was begun.
     #[error("the node takes no transaction")]
     NotBegun(#[source] Box<DbError>),
-    /// The connection was lost around COMMIT: it may have been written or not.
-    #[error("the connection was lost during COMMIT: the outcome is unknown")]
+    /// The connection was lost around COMMIT, or its wait for standbys was cut
+    /// short: it may have been written or not, or be lost yet.
+    #[error("COMMIT was not confirmed: the outcome is unknown")]
     Unknown,
 }
 
@@ -253,20 +263,27 @@ impl Access {
 /// How long a cancelled transaction may take to say how it ended.
 const CANCEL_GRACE: Duration = Duration::from_secs(2);
 
-/// Runs a read as one guarded statement, on a session that is read-only.
+/// Makes a session what it was when it began, but for its prepared statements.
+/// The role's own reset goes back to the one that the connection was made with.
+const TIDY: &str = "reset role; reset all; close all; unlisten *; \
+    select pg_catalog.pg_advisory_unlock_all()";
+
+/// Runs a read as one guarded statement, on a session that is read-only;
+/// `calls` says that functions of the schema may take part.
 pub async fn read(
     connection: &mut Leased,
     guard: &Guard,
     text: &str,
     params: &[Text],
+    calls: bool,
     deadline: Instant,
 ) -> Result<Answer, ExecuteError> {
     let run = async {
-        let row = read_once(connection, guard, text, params).await;
+        let row = read_once(connection, guard, text, params, calls).await;
         match row {
             Err(FailedStep::Postgres(error)) if plan_is_stale(error.as_db_error()) => {
                 connection.forget(text);
-                read_once(connection, guard, text, params).await
+                read_once(connection, guard, text, params, calls).await
             }
             row => row,
         }
@@ -283,14 +300,24 @@ async fn read_once(
     guard: &Guard,
     text: &str,
     params: &[Text],
+    calls: bool,
 ) -> Result<Answer, FailedStep> {
     let statement = connection
         .prepare(text, &GUARD_TYPES, || guarded_read(text))
         .await?;
     let values = guard.values(params);
     let (client, driver) = connection.start()?;
-    let row = driver.drive(one_row(client, &statement, &values)).await;
-    settle(connection, &row);
+    if !calls {
+        let row = driver.drive(one_row(client, &statement, &values)).await;
+        settle(connection, &row);
+        return row;
+    }
+    let both = async {
+        let read = one_row(client, &statement, &values);
+        tokio::join!(read, client.batch_execute(TIDY))
+    };
+    let (row, tidied) = driver.drive(both).await;
+    settle_tidied(connection, &tidied);
     row
 }
 
@@ -341,7 +368,9 @@ pub async fn transact(
     let done = transact_once(&mut connection, &guard, access, &text, &params, deadline).await;
     match done {
         // The transaction was rolled back: nothing was written.
-        Err(ExecuteError::Refused(error)) if plan_is_stale(Some(&error)) => {
+        Err(ExecuteError::Refused(error))
+            if plan_is_stale(Some(&error)) && !connection.is_spoilt() =>
+        {
             connection.forget(&text);
             connection.forget(&access.enter_and_call(&guard));
             transact_once(&mut connection, &guard, access, &text, &params, deadline).await
@@ -385,20 +414,26 @@ async fn transact_once(
         Err(_) => return Err(ExecuteError::Deadline),
     };
     let canceller = connection.canceller();
-    let run = run_transaction(connection, guard, access, &steps, params);
-    tokio::pin!(run);
+    let mut run = Box::pin(run_transaction(connection, guard, access, &steps, params));
     if let Ok(done) = timeout_at(deadline, &mut run).await {
         return done;
     }
-    // Once cancelled, the transaction ends soon, and its answer says whether
-    // COMMIT won the race. Without an answer nobody knows.
+    // Once cancelled, the transaction ends soon, and its answer says whether it
+    // was stopped in time. Without an answer nobody knows.
     if let Some(canceller) = canceller {
         canceller.send();
     }
-    match timeout_at(Instant::now() + CANCEL_GRACE, &mut run).await {
+    let ended = timeout_at(Instant::now() + CANCEL_GRACE, run).await;
+    // The request to cancel may reach the server only now: nobody else's
+    // statement must be what it finds.
+    connection.spoil();
+    match ended {
         Ok(Err(ExecuteError::Refused(error))) if *error.code() == SqlState::QUERY_CANCELED => {
             Err(ExecuteError::Deadline)
         }
+        // It may be what ended the wait for the standbys, and Postgres' word on
+        // that, a warning, is the session's to suppress.
+        Ok(Ok(_)) if access == Access::Write => Err(ExecuteError::Unknown),
         Ok(done) => done,
         Err(_) => Err(ExecuteError::Unknown),
     }
@@ -446,14 +481,16 @@ async fn run_transaction(
                     None => Ok(None),
                 }
             },
+            client.batch_execute(TIDY),
         )
     };
-    let (begun, entered, row, checked, ended, position) = driver.drive(steps).await;
-    let lost = ended.as_ref().is_err_and(|e| e.as_db_error().is_none());
+    let (begun, entered, row, checked, ended, position, tidied) = driver.drive(steps).await;
+    let unconfirmed = access == Access::Write && driver.standbys_were_not_awaited();
     // One that can't begin is in no state to be used again.
-    if !lost && begun.is_ok() {
-        settle(connection, &position);
+    if begun.is_err() {
+        connection.spoil();
     }
+    settle_tidied(connection, &tidied);
     let position = position.ok().flatten();
     if let Err(Some(refused)) = begun.as_ref().map_err(|error| error.as_db_error()) {
         return Err(ExecuteError::NotBegun(Box::new(refused.clone())));
@@ -465,6 +502,7 @@ async fn run_transaction(
         .and_then(|row| checked.map(|()| row).map_err(FailedStep::Postgres))
         .map_err(before_commit);
     match (steps, ended) {
+        (Ok(_), Ok(())) if unconfirmed => Err(ExecuteError::Unknown),
         (Ok(answer), Ok(())) => Ok(Answer {
             position: position.as_ref().and_then(|found| Position::of(&found.row)),
             ..answer
@@ -661,6 +699,19 @@ fn settle<T>(connection: &mut Leased, result: &Result<T, FailedStep>) {
     match result {
         Ok(_) | Err(FailedStep::NoRow) => connection.finished(),
         Err(FailedStep::Postgres(error)) if error.as_db_error().is_some() => connection.finished(),
+        Err(_) => {}
+    }
+}
+
+/// The session's reset is the last that was sent: with its answer the server is
+/// idle, and the session as it was.
+fn settle_tidied(connection: &mut Leased, tidied: &Result<(), tokio_postgres::Error>) {
+    match tidied {
+        Ok(()) => connection.finished(),
+        Err(error) if error.as_db_error().is_some() => {
+            connection.finished();
+            connection.spoil();
+        }
         Err(_) => {}
     }
 }

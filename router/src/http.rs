@@ -1,5 +1,7 @@
 //! The listening side: connections, their bounds, and the drain at shutdown.
 
+mod paced;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +23,7 @@ use tower_http::compression::predicate::SizeAbove;
 use crate::app::App;
 use crate::pipeline;
 use crate::tag;
+use paced::Paced;
 
 /// Largest request head, which has room for the longest URL and as many bytes of
 /// headers; longer ones are answered 431 by hyper.
@@ -38,8 +41,11 @@ pub fn routes(app: Arc<App>) -> Router {
 pub struct Bounds {
     /// Connections at once; more wait to be accepted.
     pub connections_max: usize,
-    /// A client that has not sent its headers by then is cut off.
+    /// A client that has not sent its headers by then is cut off, counted from
+    /// its connection or its last answer.
     pub headers_max: Duration,
+    /// And one that takes nothing of an answer for so long.
+    pub send_max: Duration,
 }
 
 /// Opens a listening socket, or says which one could not be opened.
@@ -71,6 +77,8 @@ pub async fn serve(
         .http2()
         .timer(TokioTimer::new())
         .max_header_list_size(HEAD_BYTES_MAX as u32)
+        // It stands for the clocks that HTTP/1 has: who sends half a head of many
+        // frames can't answer a ping between them.
         .keep_alive_interval(Some(Duration::from_secs(30)))
         .max_concurrent_streams(250);
     let graceful = GracefulShutdown::new();
@@ -94,6 +102,7 @@ pub async fn serve(
         };
         let _ = stream.set_nodelay(true);
         let service = TowerToHyperService::new(routes.clone());
+        let stream = Paced::new(stream, bounds.headers_max, bounds.send_max);
         let connection = builder
             .serve_connection(TokioIo::new(stream), service)
             .into_owned();
@@ -168,6 +177,7 @@ mod tests {
     const BOUNDS: Bounds = Bounds {
         connections_max: 100,
         headers_max: Duration::from_secs(10),
+        send_max: Duration::from_secs(10),
     };
 
     async fn answer(body_bytes: usize, accept_encoding: &str) -> reqwest::Response {
@@ -212,20 +222,26 @@ mod tests {
         }
     }
 
-    /// A listener whose clients have 200 ms for their headers and two places.
+    /// A listener whose clients have 200 ms for whatever they do, and two places.
     async fn strict() -> SocketAddr {
         let listener = listen(([127, 0, 0, 1], 0).into()).await.unwrap();
         let address = listener.local_addr().unwrap();
         let bounds = Bounds {
             connections_max: 2,
             headers_max: Duration::from_millis(200),
+            send_max: Duration::from_millis(200),
         };
-        let routes = Router::new().fallback(|| async { "here" });
+        let large = || async { vec![b'a'; LARGE] };
+        let routes = Router::new()
+            .route("/large", axum::routing::get(large))
+            .fallback(|| async { "here" });
         let stop = CancellationToken::new();
         tokio::spawn(serve(listener, routes, bounds, stop, Duration::ZERO));
         address
     }
 
+    /// More than fits the two sockets' buffers.
+    const LARGE: usize = 64 << 20;
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
 
     /// What is read until the other side closes, or for so long.
@@ -236,13 +252,13 @@ mod tests {
         closed.ok().map(|_| text)
     }
 
-    #[tokio::test]
-    async fn slow_headers_are_cut_off_and_hold_no_place() {
+    /// Whoever sends this and no more is cut off, and another gets its place.
+    async fn holds_no_place(beginning: &[u8]) {
         let address = strict().await;
         let mut slow = Vec::new();
         for _ in 0..2 {
             let mut stream = TcpStream::connect(address).await.unwrap();
-            stream.write_all(b"GET / HTTP/1.1\r\nhost: ").await.unwrap();
+            stream.write_all(beginning).await.unwrap();
             slow.push(stream);
         }
         // The third waits for a place, and gets it.
@@ -256,5 +272,54 @@ mod tests {
         for stream in &mut slow {
             assert!(heard(stream, Duration::from_secs(10)).await.is_some());
         }
+    }
+
+    #[tokio::test]
+    async fn slow_headers_are_cut_off_and_hold_no_place() {
+        holds_no_place(b"GET / HTTP/1.1\r\nhost: ").await;
+    }
+
+    #[tokio::test]
+    async fn who_says_nothing_or_half_of_http2s_first_words_holds_no_place() {
+        for beginning in [&b""[..], b"P", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r"] {
+            holds_no_place(beginning).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn who_takes_nothing_of_an_answer_is_cut_off() {
+        let address = strict().await;
+        let mut idle = Vec::new();
+        for _ in 0..2 {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            let request = b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n";
+            stream.write_all(request).await.unwrap();
+            idle.push(stream);
+        }
+        let mut third = TcpStream::connect(address).await.unwrap();
+        third.write_all(REQUEST).await.unwrap();
+        let mut answer = [0; 12];
+        let read = third.read_exact(&mut answer);
+        let read = tokio::time::timeout(Duration::from_secs(10), read).await;
+        read.unwrap().unwrap();
+        for stream in &mut idle {
+            let mut taken = Vec::new();
+            let read = stream.read_to_end(&mut taken);
+            let read = tokio::time::timeout(Duration::from_secs(10), read).await;
+            assert!(read.is_ok() && taken.len() < LARGE);
+        }
+    }
+
+    /// HTTP/2 without a word of HTTP/1 before.
+    #[tokio::test]
+    async fn who_speaks_http2_is_answered() {
+        let stream = TcpStream::connect(strict().await).await.unwrap();
+        let client = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+        let (mut client, connection) = client.handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let request = http::Request::get("http://x/").body(axum::body::Body::empty());
+        let answer = client.send_request(request.unwrap()).await.unwrap();
+        assert_eq!(answer.version(), http::Version::HTTP_2);
+        assert_eq!(answer.status(), StatusCode::OK);
     }
 }

@@ -94,6 +94,7 @@ impl Keep {
             text: "select k.* from ringfence.kept($5::text, $6::bytea) k".into(),
             params: vec![Some(self.key.clone()), Some(self.fingerprint.clone())],
             form: Form::Write,
+            calls: true,
         }
     }
 }

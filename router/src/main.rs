@@ -74,6 +74,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let bounds = Bounds {
         connections_max: config.limits.connections_max,
         headers_max: Duration::from_millis(config.limits.headers_ms_max),
+        send_max: Duration::from_millis(config.limits.send_ms_max),
     };
     let app = App::start(config, events, stop.clone()).await?;
 

@@ -170,7 +170,7 @@ async fn answer(
         seen.shard = Some(target.shard.id.clone());
         let Some(model) = target.shard.model() else {
             // This router, or the shard, has just begun.
-            let stay = seat(app, &mut held, incoming.deadline)?;
+            let stay = seat(app, &mut held, &tenant, incoming.deadline)?;
             wait(app, stay, HoldReason::NoSchema, &target).await?;
             seen.stages.mark(Stage::Hold);
             continue;
@@ -309,7 +309,7 @@ async fn answer(
             Refused::Fenced => HoldReason::Fenced,
             Refused::NoPrimary => HoldReason::NoPrimary,
         };
-        let stay = seat(app, &mut held, incoming.deadline)?;
+        let stay = seat(app, &mut held, &tenant, incoming.deadline)?;
         wait(app, stay, reason, &target).await?;
         seen.stages.mark(Stage::Hold);
     }
@@ -440,12 +440,13 @@ const LOST_MAX: u32 = 1;
 fn seat<'a, 'b>(
     app: &'a App,
     held: &'b mut Option<Held<'a>>,
+    tenant: &TenantContext,
     deadline: Deadline,
 ) -> Result<&'b mut Held<'a>, Error> {
     Ok(match held {
         Some(stay) => stay,
         None => {
-            let stay = app.hold_room.enter(deadline);
+            let stay = app.hold_room.enter(tenant.tenant().0, deadline);
             held.insert(stay.map_err(|_| Error::Overloaded)?)
         }
     })

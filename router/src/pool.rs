@@ -15,17 +15,18 @@
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::num::NonZeroUsize;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use deadpool::managed::{self, Metrics, RecycleError, RecycleResult, Timeouts};
+use deadpool::managed::{self, Metrics, QueueMode, RecycleError, RecycleResult, Timeouts};
 use lru::LruCache;
 use tenancy::tls::{self, Tls};
+use tokio_postgres::error::DbError;
 use tokio_postgres::types::Type;
-use tokio_postgres::{Client, SimpleQueryMessage, Statement};
+use tokio_postgres::{AsyncMessage, Client, SimpleQueryMessage, Statement};
 
 use crate::gate::{Claim, Gate, Permit, Waiting};
 use crate::token::Generation;
@@ -91,6 +92,9 @@ pub struct Pools {
 struct NodePools {
     gate: Arc<Gate>,
     roles: RwLock<HashMap<Arc<str>, managed::Pool<NodeManager>>>,
+    /// Connections in use beyond what the router may have since its share fell:
+    /// so many are closed when they are given back.
+    excess: AtomicUsize,
 }
 
 /// How a node's connections are used.
@@ -122,6 +126,17 @@ pub enum PoolError {
         /// Why.
         #[source]
         source: Option<tokio_postgres::Error>,
+    },
+    /// It answers, and refuses what this session was to be: its role, say.
+    #[error("{host}:{port} refuses the session")]
+    Session {
+        /// The node's host.
+        host: Arc<str>,
+        /// The node's port.
+        port: u16,
+        /// Its words.
+        #[source]
+        refused: Box<DbError>,
     },
     /// The node is not, or no longer, the one that was seen there.
     #[error("{host}:{port} is another node than the one that was seen there")]
@@ -168,6 +183,8 @@ impl Pools {
                 return Ok(Leased {
                     object: Some(object),
                     in_flight: false,
+                    spoilt: false,
+                    node: pools,
                     _permit: permit,
                 });
             }
@@ -193,6 +210,7 @@ impl Pools {
         let nodes = self.nodes.read().unwrap_or_else(|p| p.into_inner());
         for pools in nodes.values() {
             pools.gate.resize(self.share());
+            pools.shrink();
         }
     }
 
@@ -259,6 +277,7 @@ impl Pools {
             Arc::new(NodePools {
                 gate: Gate::new(self.share(), settings.size_max, settings.waiting),
                 roles: RwLock::default(),
+                excess: AtomicUsize::new(0),
             })
         };
         let mut nodes = self.nodes.write().unwrap_or_else(|p| p.into_inner());
@@ -292,6 +311,8 @@ impl Pools {
             statements_max: settings.statements_max,
         })
         .max_size(settings.size_max)
+        // The last one used first: what is not needed stays idle, and is closed.
+        .queue_mode(QueueMode::Lifo)
         .timeouts(Timeouts {
             wait: Some(settings.wait_max),
             create: Some(settings.connect_max),
@@ -342,9 +363,22 @@ impl NodePools {
         if status.available > 0 {
             return;
         }
+        self.close_idle_beyond(self.gate.capacity().saturating_sub(1));
+    }
+
+    /// Closes what is open beyond the router's share: idle ones now, others as
+    /// they are given back.
+    fn shrink(&self) {
+        let left = self.close_idle_beyond(self.gate.capacity());
+        self.excess.store(left, Ordering::Relaxed);
+    }
+
+    /// Closes idle connections until no more than `wanted` are open; returns how
+    /// many there still are too many, all of them in use.
+    fn close_idle_beyond(&self, wanted: usize) -> usize {
         let pools = self.all();
         let open: usize = pools.iter().map(|pool| pool.status().size).sum();
-        let mut too_many = (open + 1).saturating_sub(self.gate.capacity());
+        let mut too_many = open.saturating_sub(wanted);
         for pool in pools {
             pool.retain(|_, _| {
                 let close = too_many > 0;
@@ -352,6 +386,17 @@ impl NodePools {
                 !close
             });
         }
+        too_many
+    }
+
+    /// Whether a connection that is given back is one too many.
+    fn takes_one_away(&self) -> bool {
+        let less = |excess: usize| excess.checked_sub(1);
+        self.excess.load(Ordering::Relaxed) > 0
+            && self
+                .excess
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, less)
+                .is_ok()
     }
 
     fn usage(&self) -> Usage {
@@ -381,11 +426,20 @@ fn failed(
         managed::PoolError::Backend(source) => Some(source),
         _ => None,
     };
-    PoolError::Connect {
-        host: node.host.clone(),
-        port: node.port,
-        source,
+    let (host, port) = (node.host.clone(), node.port);
+    let refused = source.as_ref().and_then(tokio_postgres::Error::as_db_error);
+    // Classes of values and names: the role or the search path. A login that is
+    // refused (28) is refused to everybody, as by a node that is down.
+    let of_session =
+        |refused: &&DbError| matches!(refused.code().code().get(..2), Some("22" | "42"));
+    if let Some(refused) = refused.filter(of_session) {
+        return PoolError::Session {
+            host,
+            port,
+            refused: Box::new(refused.clone()),
+        };
     }
+    PoolError::Connect { host, port, source }
 }
 
 /// Start-up options of a session. `jit` costs more than it gains on requests
@@ -423,7 +477,10 @@ impl managed::Manager for NodeManager {
 
     async fn create(&self) -> Result<Connection, Self::Error> {
         let (client, connection) = self.tls.connect(&self.config).await?;
-        let mut driver = Driver(Some(Box::pin(connection)));
+        let mut driver = Driver {
+            socket: Some(Box::new(connection)),
+            standbys_not_awaited: false,
+        };
         let answer = driver.drive(client.simple_query(IDENTITY)).await?;
         Ok(Connection {
             tls: self.tls.clone(),
@@ -434,9 +491,9 @@ impl managed::Manager for NodeManager {
         })
     }
 
-    /// Only connections that are known to be idle and outside a transaction
-    /// come back (see [`Leased`]), so there is nothing to reset; but the server
-    /// may have closed one meanwhile.
+    /// Only connections come back that are known to be idle, outside a
+    /// transaction, and with the session that they began with (see [`Leased`] and
+    /// [`crate::execute`]); but the server may have closed one meanwhile.
     async fn recycle(
         &self,
         connection: &mut Connection,
@@ -471,7 +528,14 @@ fn identity(answer: &[SimpleQueryMessage]) -> Identity {
 
 /// The half of a connection that reads and writes its socket. It only does so
 /// while somebody waits in [`Driver::drive`].
-pub struct Driver(Option<Pin<Box<tls::Connection>>>);
+pub struct Driver {
+    socket: Option<Box<tls::Connection>>,
+    standbys_not_awaited: bool,
+}
+
+/// Where in Postgres a warning comes from that a COMMIT returns without its
+/// synchronous standbys' word.
+const SYNC_REP_WAIT: &str = "SyncRepWaitForLSN";
 
 impl Driver {
     /// Runs `work`, which uses this connection's client, to its end.
@@ -491,22 +555,38 @@ impl Driver {
         .await
     }
 
+    /// Whether, since this was asked last, a COMMIT was answered although its
+    /// wait for synchronous standbys had been cut short: by a request to cancel
+    /// it, whoever sent that, or by a `statement_timeout`.
+    pub fn standbys_were_not_awaited(&mut self) -> bool {
+        std::mem::take(&mut self.standbys_not_awaited)
+    }
+
     /// Notices whether the server has closed the connection.
     fn look(&mut self) {
         self.poll(&mut Context::from_waker(Waker::noop()));
     }
 
     fn poll(&mut self, context: &mut Context<'_>) {
-        let Some(connection) = &mut self.0 else {
+        let Some(connection) = &mut self.socket else {
             return;
         };
-        if let Poll::Ready(ended) = connection.as_mut().poll(context) {
-            if let Err(error) = ended {
-                tracing::debug!(%error, "a connection to a shard ended");
+        loop {
+            match connection.poll_message(context) {
+                Poll::Pending => return,
+                Poll::Ready(Some(Ok(AsyncMessage::Notice(notice)))) => {
+                    self.standbys_not_awaited |= notice.routine() == Some(SYNC_REP_WAIT);
+                }
+                Poll::Ready(Some(Ok(_))) => {}
+                Poll::Ready(Some(Err(error))) => {
+                    tracing::debug!(%error, "a connection to a shard ended");
+                    break;
+                }
+                Poll::Ready(None) => break,
             }
-            // Dropped, it ends all that still waits for an answer.
-            self.0 = None;
         }
+        // Dropped, it ends all that still waits for an answer.
+        self.socket = None;
     }
 }
 
@@ -517,6 +597,8 @@ impl Driver {
 pub struct Leased {
     object: Option<managed::Object<NodeManager>>,
     in_flight: bool,
+    spoilt: bool,
+    node: Arc<NodePools>,
     /// Behind `object`, and so dropped after it: who is let in finds it free.
     _permit: Permit,
 }
@@ -574,6 +656,16 @@ impl Leased {
         self.in_flight = false;
     }
 
+    /// Nobody else gets this connection: once it is given back, it is closed.
+    pub fn spoil(&mut self) {
+        self.spoilt = true;
+    }
+
+    /// Whether nobody else gets this connection.
+    pub fn is_spoilt(&self) -> bool {
+        self.spoilt
+    }
+
     /// What can stop a statement on this connection from outside.
     pub fn canceller(&self) -> Option<Canceller> {
         let connection = self.object.as_ref()?;
@@ -586,14 +678,15 @@ impl Leased {
 
 impl Drop for Leased {
     fn drop(&mut self) {
-        if !self.in_flight {
-            return;
-        }
-        if let Some(canceller) = self.canceller() {
+        if self.in_flight
+            && let Some(canceller) = self.canceller()
+        {
             canceller.send();
         }
-        // Taken out of the pool, the connection closes here.
-        drop(self.object.take().map(managed::Object::take));
+        if self.in_flight || self.spoilt || self.node.takes_one_away() {
+            // Taken out of the pool, the connection closes here.
+            drop(self.object.take().map(managed::Object::take));
+        }
     }
 }
 

@@ -353,8 +353,7 @@ impl Shards {
             let same = |shard: &&Arc<Shard>| shard.nodes.iter().map(|n| &n.node).eq(&nodes);
             let kept = old.get(&id).filter(same);
             let shard = kept.cloned().unwrap_or_else(|| {
-                let election = old.get(&id).map(|shard| shard.election());
-                self.watch(id.clone(), nodes, election.unwrap_or_default())
+                self.watch(id.clone(), nodes, old.get(&id).map(|shard| &**shard))
             });
             new.insert(id, shard);
         }
@@ -366,8 +365,15 @@ impl Shards {
         self.shards.store(Arc::new(new));
     }
 
-    fn watch(self: &Arc<Self>, id: Arc<str>, nodes: Vec<Node>, election: Election) -> Arc<Shard> {
+    /// Begins to watch a shard; `before` is what it was with other nodes.
+    fn watch(
+        self: &Arc<Self>,
+        id: Arc<str>,
+        nodes: Vec<Node>,
+        before: Option<&Shard>,
+    ) -> Arc<Shard> {
         let watched = nodes.into_iter().map(Watched::new).map(Arc::new);
+        let election = before.map(Shard::election).unwrap_or_default();
         let shard = Arc::new(Shard {
             id,
             nodes: watched.collect(),
@@ -375,7 +381,8 @@ impl Shards {
             primary: ArcSwapOption::empty(),
             reign: ArcSwapOption::empty(),
             replicas: ArcSwap::default(),
-            model: ArcSwapOption::empty(),
+            // Other nodes, the same tables: requests go on being planned.
+            model: ArcSwapOption::new(before.and_then(Shard::model)),
             schema_looks: SchemaLooks {
                 wanted: Notify::new(),
                 begun: AtomicU64::new(0),
@@ -579,4 +586,60 @@ enum WatchError {
     Postgres(#[from] tokio_postgres::Error),
     #[error("{}", chain(.0))]
     Schema(#[from] schema::introspect::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RequestLog;
+    use crate::event::metrics::Metrics;
+
+    fn shards() -> Arc<Shards> {
+        let watching = Watching {
+            config: tokio_postgres::Config::new(),
+            tls: Tls::disabled().unwrap(),
+            schemas: vec!["public".into()],
+            instance: Uuid::nil(),
+        };
+        let events = Events::new(Metrics::handles(), RequestLog::Errors).unwrap();
+        Shards::new(watching, Arc::new(events), CancellationToken::new())
+    }
+
+    /// Nodes where nobody listens.
+    fn nodes(names: &[&str]) -> Vec<Node> {
+        let node = |name: &&str| Node {
+            name: (*name).into(),
+            address: NodeAddress {
+                host: "127.0.0.1".into(),
+                port: 1,
+            },
+        };
+        names.iter().map(node).collect()
+    }
+
+    fn model() -> Arc<Model> {
+        let catalog = serde_json::json!({
+            "fingerprint": "f", "server_major": 15, "relations": {}, "foreign_keys": [],
+            "functions": {}, "computed_relationships": [], "schema_comments": {}, "roles": [],
+            "reads_request_settings": false, "reads_claims": false, "hidden": [],
+        });
+        Arc::new(Model::new(Arc::new(
+            serde_json::from_value(catalog).unwrap(),
+        )))
+    }
+
+    #[tokio::test]
+    async fn a_shard_that_gets_another_node_keeps_its_model() {
+        let shards = shards();
+        shards.set([("s1".into(), nodes(&["a"]))]);
+        let before = shards.get("s1").unwrap();
+        assert!(before.model().is_none());
+        let model = model();
+        before.model.store(Some(model.clone()));
+        shards.set([("s1".into(), nodes(&["a", "b"]))]);
+        let after = shards.get("s1").unwrap();
+        assert!(!Arc::ptr_eq(&before, &after));
+        assert!(after.model().is_some_and(|kept| Arc::ptr_eq(&kept, &model)));
+        shards.stop.cancel();
+    }
 }

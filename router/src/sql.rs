@@ -33,6 +33,7 @@ mod write;
 
 use bytes::Bytes;
 
+use crate::cache::made_of;
 use crate::idempotency::Keep;
 use crate::plan::{Action, Form, Plan};
 use crate::request::accept::Explain;
@@ -47,6 +48,8 @@ pub struct Statement {
     pub params: Vec<Option<Bytes>>,
     /// How it is to be run.
     pub form: Form,
+    /// Functions of the schema may take part: they can change their session.
+    pub calls: bool,
 }
 
 /// The statement of a plan; none where the answer needs no rows.
@@ -77,6 +80,7 @@ pub fn statement(plan: &Plan, keep: Option<&Keep>) -> Option<Statement> {
         text,
         params,
         form: plan.form,
+        calls: made_of::calls(plan),
     })
 }
 

@@ -7,6 +7,7 @@ use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 use ops::local::{Cluster, Content, Options};
+use router::execute::{self, Access, Answer, ExecuteError, Guard};
 use router::gate::{Claim, Waiting};
 use router::pool::{Identity, Leased, NodeAddress, PoolError, PoolSettings, Pools};
 use router::token::Generation;
@@ -90,6 +91,49 @@ impl Node {
         leased.await.unwrap()
     }
 
+    /// A tenant that the shard serves, and what its requests use.
+    async fn serve_a_tenant(&self) {
+        let tenant = TENANT;
+        let setup = format!(
+            "insert into ringfence.fence (tenant_id, epoch) values ('{tenant}', 1);
+             create table public.things (v int);
+             grant all on public.things to authenticated, anon;
+             create function public.meddle() returns int language plpgsql stable as $$
+             begin
+               perform set_config('role', 'service_role', false);
+               perform set_config('search_path', 'pg_temp', false);
+               perform set_config('app.left_behind', 'yes', false);
+               perform pg_advisory_lock(42);
+               return 1;
+             end $$;"
+        );
+        self.admin.batch_execute(&setup).await.unwrap();
+    }
+
+    async fn transact(
+        &self,
+        pools: &Pools,
+        access: Access,
+        text: &str,
+        within: Duration,
+    ) -> Result<Answer, ExecuteError> {
+        let leased = self.lease(pools).await;
+        let deadline = tokio::time::Instant::now() + within;
+        execute::transact(leased, guard(), access, text.into(), Vec::new(), deadline).await
+    }
+
+    async fn set_standbys(&self, names: &str) {
+        let set = format!("alter system set synchronous_standby_names = '{names}'");
+        self.admin.batch_execute(&set).await.unwrap();
+        let reload = "select pg_reload_conf()";
+        self.admin.batch_execute(reload).await.unwrap();
+        let set = format!(
+            "select count(*) from pg_settings
+             where name = 'synchronous_standby_names' and setting = '{names}'"
+        );
+        self.until(&set, 1).await;
+    }
+
     async fn count(&self, question: &str) -> i64 {
         self.admin.query_one(question, &[]).await.unwrap().get(0)
     }
@@ -110,9 +154,22 @@ impl Node {
     }
 }
 
+const TENANT: Uuid = Uuid::from_u128(1);
+
+fn guard() -> Guard {
+    Guard {
+        tenant: TENANT,
+        epoch: 1,
+        claims: "{}".into(),
+        before: None,
+        settings: None,
+        claim: None,
+    }
+}
+
 fn claim(role: &str) -> Claim {
     Claim {
-        tenant: Uuid::from_u128(1),
+        tenant: TENANT,
         role: role.into(),
     }
 }
@@ -200,6 +257,80 @@ async fn what_a_request_leaves_behind_reaches_nobody() {
     node.cluster.down().await;
 }
 
+const INSERT: &str = "with w as (insert into public.things values (1) returning 1)
+    select count(*) as page from w";
+const SLEEP: &str = "select 1::bigint as page from pg_sleep(60)";
+const IN_COMMIT: &str = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'";
+
+#[tokio::test]
+async fn what_was_cancelled_or_changed_its_session_reaches_nobody() {
+    let node = Node::open().await;
+    node.serve_a_tenant().await;
+    let pools = node.pools(1, WAIT);
+
+    // What the functions of a read or of a transaction did to the session is undone.
+    let first = pid(&mut node.lease(&pools).await).await;
+    let meddle = "select public.meddle()::bigint as page";
+    for form in [None, Some(Access::ReadOnly), Some(Access::Write)] {
+        let done = match form {
+            Some(access) => node.transact(&pools, access, meddle, WAIT).await,
+            None => {
+                let mut leased = node.lease(&pools).await;
+                let deadline = tokio::time::Instant::now() + WAIT;
+                execute::read(&mut leased, &guard(), meddle, &[], true, deadline).await
+            }
+        };
+        assert_eq!(done.unwrap().number("page"), Some(1));
+        let mut leased = node.lease(&pools).await;
+        assert_eq!(pid(&mut leased).await, first, "{form:?}");
+        let state = "select concat_ws(' ', current_user, current_setting('search_path'),
+            nullif(current_setting('app.left_behind', true), ''),
+            (select count(*) from pg_locks where locktype = 'advisory'))";
+        assert_eq!(ask(&mut leased, state).await, "authenticated public 0");
+    }
+
+    // A request to cancel was sent for it, and might meet the next statement.
+    let short = Duration::from_millis(200);
+    let done = node.transact(&pools, Access::Write, SLEEP, short).await;
+    assert!(matches!(done, Err(ExecuteError::Deadline)), "{done:?}");
+    assert_ne!(pid(&mut node.lease(&pools).await).await, first);
+
+    // A role that the node lacks is the request's fault, and no other's.
+    let unknown = pools.get(&node.address, claim("nobody"), node.identity, WAIT);
+    let refused = unknown.await.err().unwrap();
+    assert!(matches!(refused, PoolError::Session { .. }), "{refused}");
+    node.cluster.down().await;
+}
+
+/// Postgres answers such a COMMIT as if it were done.
+#[tokio::test]
+async fn a_commit_that_did_not_wait_for_its_standbys_is_of_unknown_outcome() {
+    let node = Node::open().await;
+    node.serve_a_tenant().await;
+    let pools = node.pools(2, WAIT);
+    node.set_standbys("nobody").await;
+    let short = Duration::from_millis(300);
+    let done = node.transact(&pools, Access::Write, INSERT, short).await;
+    assert!(matches!(done, Err(ExecuteError::Unknown)), "{done:?}");
+
+    // Somebody else cancels it, long before the request's deadline.
+    let cancel = async {
+        node.until(IN_COMMIT, 1).await;
+        let cancel = "select count(pg_cancel_backend(pid)) from pg_stat_activity
+            where wait_event = 'SyncRep'";
+        assert_eq!(node.count(cancel).await, 1);
+    };
+    let write = node.transact(&pools, Access::Write, INSERT, WAIT);
+    let (done, ()) = tokio::join!(write, cancel);
+    assert!(matches!(done, Err(ExecuteError::Unknown)), "{done:?}");
+
+    node.set_standbys("").await;
+    let done = node.transact(&pools, Access::Write, INSERT, WAIT).await;
+    assert!(done.unwrap().position.is_some());
+    assert_eq!(node.count("select count(*) from things").await, 3);
+    node.cluster.down().await;
+}
+
 #[tokio::test]
 async fn another_server_at_the_same_address_is_noticed() {
     let node = Node::open().await;
@@ -241,6 +372,29 @@ async fn connections_and_statements_are_bounded_and_idle_ones_closed() {
     let other = pools.get(&node.address, claim("anon"), node.identity, short);
     assert!(matches!(other.await, Err(PoolError::Busy(_))));
     drop(one);
+    pools.share_with(1);
+
+    // The last one that was used is used again, so what is not needed stays idle.
+    let mut two = (node.lease(&pools).await, node.lease(&pools).await);
+    let last = pid(&mut two.1).await;
+    drop(two.0);
+    drop(two.1);
+    for _ in 0..4 {
+        assert_eq!(pid(&mut node.lease(&pools).await).await, last);
+    }
+
+    // What is beyond a share that falls is closed: idle ones at once, the other
+    // when it is given back.
+    assert_eq!(pools.usage(&node.address).open, 2);
+    let one = node.lease(&pools).await;
+    pools.share_with(2);
+    assert_eq!(pools.usage(&node.address).open, 1);
+    pools.share_with(1);
+    let other = node.lease(&pools).await;
+    pools.share_with(2);
+    assert_eq!(pools.usage(&node.address).open, 2);
+    drop((one, other));
+    assert_eq!(pools.usage(&node.address).open, 1);
     pools.share_with(1);
 
     // Texts are the tenants' choice: what is no longer kept is gone on the server, too.

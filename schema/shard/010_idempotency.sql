@@ -98,19 +98,23 @@ end
 $$;
 
 -- What was answered to the request; all NULL where nothing is kept of it.
+-- With the row's lock this transaction writes to the log: where commits wait for
+-- synchronous standbys so does this one, and by then they have the write that is
+-- told of, too. That write's own wait may have been cut short.
 create or replace function ringfence.kept(
   p_key text, p_fingerprint bytea,
   out total bigint, out page bigint, out body text, out headers text, out status text,
   out inserted bigint, out location text
 )
-language plpgsql stable security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 begin
   select (i.answer ->> 'total')::bigint, (i.answer ->> 'page')::bigint, i.body, i.answer ->> 'headers',
       i.answer ->> 'status', (i.answer ->> 'inserted')::bigint, i.answer ->> 'location'
     into total, page, body, headers, status, inserted, location
     from ringfence.idempotency i
     where i.tenant_id = ringfence.tenant_id() and i.key = p_key
-      and i.fingerprint = p_fingerprint and i.expires_at > now();
+      and i.fingerprint = p_fingerprint and i.expires_at > now()
+    for share;
 end
 $$;
 

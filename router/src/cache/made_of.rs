@@ -70,6 +70,15 @@ pub fn cells(plan: &Plan, catalog: &Catalog, tenant: TenantId) -> Result<Vec<Cel
     Ok(cells)
 }
 
+/// Whether functions of the schema, or what may call them, take part in a plan.
+pub fn calls(plan: &Plan) -> bool {
+    match &plan.action {
+        Action::Read(node) => plan.opaque || level(node).is_err(),
+        Action::Write(_) | Action::Call(_) => true,
+        Action::Options(_) | Action::Describe(_) => false,
+    }
+}
+
 fn level(node: &Node) -> Result<(), NotKept> {
     if !matches!(node.source, Source::Relation { .. }) {
         return Err(NotKept::Function);

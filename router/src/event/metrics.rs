@@ -81,7 +81,8 @@ impl Metrics {
         Ok((Self::handles(), handle))
     }
 
-    fn handles() -> Self {
+    /// Counts where [`Metrics::install`] was called, and nowhere otherwise.
+    pub(crate) fn handles() -> Self {
         let requests = ROUTES.map(|route| {
             CLASSES.map(|class| {
                 metrics::counter!("ringfence_requests_total", "route" => route.name(), "status" => class)

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tenancy::auth::TenantContext;
 use tenancy::id::ShardId;
 use tokio::time::{Instant, timeout, timeout_at};
+use tokio_postgres::error::DbError;
 use tokio_util::sync::CancellationToken;
 
 use super::{Stage, Stages};
@@ -174,6 +175,7 @@ async fn at_replica(
         Ok(connection) => connection,
         Err(NoConnection::Busy) => return Err(Missed::Fall(FallBack::Busy)),
         Err(NoConnection::Node) => return Err(Missed::Fall(FallBack::Unreachable)),
+        Err(NoConnection::Refused(_)) => return Err(Missed::Fall(FallBack::Refused)),
     };
     stages.mark(Stage::Pool);
     let answered = tokio::select! {
@@ -252,6 +254,9 @@ async fn at_primary(work: &Work<'_>, stages: &mut Stages) -> Result<Served, Fail
         Ok(connection) => connection,
         Err(NoConnection::Busy) => return Err(Failed::Busy),
         Err(NoConnection::Node) => return Err(Failed::NoPrimary),
+        Err(NoConnection::Refused(refused)) => {
+            return Err(Failed::Execute(ExecuteError::Refused(refused)));
+        }
     };
     stages.mark(Stage::Pool);
     // A write that was sent goes on in its own task; nobody knows how it ends.
@@ -295,6 +300,8 @@ pub(super) enum NoConnection {
     Busy,
     /// The node can't be connected to, is another, or is gone.
     Node,
+    /// The node has no such role for a request.
+    Refused(Box<DbError>),
 }
 
 /// Stage 6: a connection to a node in the request's role.
@@ -326,6 +333,8 @@ pub(super) async fn connect(
             tracing::debug!(error = tenancy::chain(&error), "no connection");
             Err(NoConnection::Node)
         }
+        // The node is well, and must stay open to those whom it doesn't refuse.
+        Ok(Err(PoolError::Session { refused, .. })) => Err(NoConnection::Refused(refused)),
     }
 }
 
@@ -341,8 +350,9 @@ async fn run(
     let params: Vec<Text> = statement.params.iter().cloned().map(Text).collect();
     let access = match statement.form {
         Form::Read => {
-            let text = &statement.text;
-            return execute::read(&mut connection, &work.guard, text, &params, deadline).await;
+            let (text, calls) = (&statement.text, statement.calls);
+            let read = execute::read(&mut connection, &work.guard, text, &params, calls, deadline);
+            return read.await;
         }
         Form::ReadOnlyTransaction => Access::ReadOnly,
         Form::Write => Access::Write,

@@ -207,7 +207,7 @@ impl Shop {
         let mut connection = self.connection().await;
         let deadline = Instant::now() + Duration::from_secs(10);
         let text = &statement.text;
-        Refused(execute::read(&mut connection, &guard, text, &params, deadline).await)
+        Refused(execute::read(&mut connection, &guard, text, &params, false, deadline).await)
     }
 
     /// How Postgres means to run a read, without sequential scans.
@@ -322,7 +322,7 @@ impl Shop {
         };
         let text = statement.text;
         let ran = match access {
-            None => execute::read(&mut connection, &guard, &text, &params, deadline).await,
+            None => execute::read(&mut connection, &guard, &text, &params, true, deadline).await,
             Some(access) => {
                 execute::transact(connection, guard, access, text.clone(), params, deadline).await
             }

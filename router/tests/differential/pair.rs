@@ -326,6 +326,7 @@ async fn serve(cluster: &Cluster, stop: CancellationToken) -> String {
     let bounds = router::http::Bounds {
         connections_max: 64,
         headers_max: Duration::from_secs(10),
+        send_max: Duration::from_secs(10),
     };
     tokio::spawn(router::http::serve(
         listener,
