@@ -4,6 +4,7 @@ pub mod audit;
 pub mod cache;
 pub mod doctor;
 pub mod health;
+pub mod issuer;
 pub mod job;
 pub mod key;
 pub mod local;
@@ -87,6 +88,9 @@ enum Command {
     /// API keys of tenants: create, list, revoke.
     #[command(subcommand)]
     Key(key::Command),
+    /// Issuers of tokens: list, put, delete.
+    #[command(subcommand)]
+    Issuer(issuer::Command),
     /// Who changed what.
     Audit(audit::Audit),
     /// What workers do over many steps: list, show, cancel, retry.
@@ -143,6 +147,7 @@ impl Cli {
         let output = match self.command {
             Command::Tenant(command) => command.run(&admin()?, global.no_input).await,
             Command::Key(command) => command.run(&admin()?, global.no_input).await,
+            Command::Issuer(command) => command.run(&admin()?, global.no_input).await,
             Command::Audit(audit) => audit.run(&admin()?).await,
             Command::Job(command) => command.run(&admin()?).await,
             Command::Migrate(command) => command.run(admin, global.no_input, global.output).await,

@@ -25,6 +25,7 @@ use crate::event::Events;
 use crate::event::metrics::{CacheMetrics, SharedMetrics};
 use crate::gate::Waiting;
 use crate::hold::HoldRoom;
+use crate::issuers::Issuers;
 use crate::nodes::Node;
 use crate::pipeline::Filled;
 use crate::pool::{NodeAddress, PoolSettings, Pools};
@@ -60,6 +61,8 @@ pub struct App {
     pub placements: Arc<Placements>,
     /// Keys and tokens.
     pub authenticator: Authenticator,
+    /// What fetches the keys that issuers publish.
+    pub issuers: Arc<Issuers>,
     /// Primaries and schema models.
     pub shards: Arc<Shards>,
     /// Connections.
@@ -114,6 +117,13 @@ impl App {
         );
         let pools = Pools::new(pool_settings(&config, password, tls));
         let limits = &config.limits;
+        let keys_file = config.control.snapshot_file.as_ref();
+        let issuers = Issuers::new(
+            authenticator.published().clone(),
+            events.clone(),
+            keys_file.map(|file| file.with_extension("keys")),
+        )
+        .context("can't fetch issuers' keys")?;
         let coherence = Coherence::new(config.name.clone());
         let cache = Cache::new(
             config.cache.clone(),
@@ -130,6 +140,7 @@ impl App {
             events,
             placements,
             authenticator,
+            issuers,
             shards,
             pools,
             quotas: Quotas::default(),
@@ -145,6 +156,7 @@ impl App {
         });
         app.take_fleet();
         tokio::spawn(app.clone().keep_pools(stop.clone()));
+        tokio::spawn(app.clone().keep_keys(stop.clone()));
         let secret = app.config.stream_secret()?;
         let secret = secret.map(|secret| secret.expose().to_owned());
         let workers = worker_addresses(&app, stop.clone());
@@ -242,6 +254,27 @@ impl App {
             () = share => {}
             () = self.pools.close_idle() => {}
             () = self.count_usage() => {}
+        }
+    }
+
+    /// Fetches the keys that issuers publish, and again in a while.
+    async fn keep_keys(self: Arc<Self>, stop: CancellationToken) {
+        let mut versions = self.placements.versions();
+        loop {
+            versions.mark_unchanged();
+            let urls = self.authenticator.urls(&self.placements.load());
+            let next = self.issuers.keep(&urls);
+            let wake = async {
+                let next = next.await;
+                tokio::select! {
+                    () = tokio::time::sleep_until(next) => true,
+                    changed = versions.changed() => changed.is_ok(),
+                }
+            };
+            match stop.run_until_cancelled(wake).await {
+                Some(true) => {}
+                Some(false) | None => return,
+            }
         }
     }
 
@@ -356,7 +389,8 @@ fn authenticator(config: &Config) -> anyhow::Result<Authenticator> {
     let anonymous_role = auth.anonymous_role.as_deref().unwrap_or("anon");
     Ok(Authenticator::new(AuthSettings {
         keys: KeyRing::new(config.key_secret()?.expose()),
-        default_issuer: DefaultIssuer::new(secret, jwks.as_deref(), auth.jwt_audience.clone())?,
+        default_issuer: DefaultIssuer::new(secret, jwks.as_deref(), auth.jwt_audience.clone())?
+            .with_url(auth.jwks_url.as_deref()),
         anonymous_tenant: auth.anonymous_tenant.map(TenantId),
         anonymous_role: anonymous_role.into(),
         roles,

@@ -85,6 +85,8 @@ pub struct Auth {
     pub jwt_secret_file: Option<PathBuf>,
     /// A JWKS document with the public keys of the default issuer.
     pub jwks_file: Option<PathBuf>,
+    /// Where the default issuer publishes such a document.
+    pub jwks_url: Option<String>,
     /// Audience that tokens of the default issuer must name, where set.
     pub jwt_audience: Option<String>,
     /// The tenant of requests that carry neither key nor token.

@@ -70,6 +70,20 @@ pub enum Event<'a> {
         /// What each of its nodes says.
         error: String,
     },
+    /// An issuer's keys were fetched.
+    KeysFetched {
+        /// From where.
+        url: &'a str,
+        /// They are other ones than before.
+        news: bool,
+    },
+    /// An issuer's keys could not be fetched; the last known ones stay in use.
+    KeysFailed {
+        /// From where.
+        url: &'a str,
+        /// Why, with its causes.
+        error: String,
+    },
     /// A worker tells of its shards' changes from now on.
     StreamOpened {
         /// Its address.
@@ -266,6 +280,10 @@ impl Events {
             }
             Event::PrimaryFound { shard, node } => tracing::info!(shard, node, "primary found"),
             Event::PrimaryLost { shard, error } => tracing::warn!(shard, error, "primary lost"),
+            Event::KeysFetched { url, news } => tracing::debug!(url, news, "issuer's keys fetched"),
+            Event::KeysFailed { url, error } => {
+                tracing::warn!(url, error, "issuer's keys could not be fetched");
+            }
             Event::StreamOpened { worker } => tracing::info!(worker, "change stream opened"),
             Event::StreamLost { worker, error } => {
                 tracing::info!(worker, error, "change stream lost");

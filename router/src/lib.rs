@@ -18,6 +18,7 @@ pub mod guard;
 pub mod hold;
 pub mod http;
 pub mod idempotency;
+pub mod issuers;
 pub mod nodes;
 pub mod pipeline;
 pub mod placement;

@@ -133,7 +133,7 @@ async fn answer(
     seen: &mut Seen,
 ) -> Result<http::Response<Bytes>, Error> {
     app.retries.earn();
-    let tenant = tenant::identify(app, incoming.headers)?;
+    let tenant = tenant::identify(app, incoming.headers, incoming.deadline).await?;
     seen.tenant = Some(tenant.tenant().0);
     let own = app.placements.load().limits(tenant.tenant());
     let pass = app.quotas.admit(tenant.tenant().0, own);

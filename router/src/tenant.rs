@@ -5,12 +5,28 @@ use std::time::SystemTime;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use tenancy::auth::{AuthError, TenantContext};
+use tokio::time::Instant;
 
 use crate::app::App;
 use crate::error::Error;
 
-/// Checks the headers `apikey` and `Authorization`.
-pub fn identify(app: &App, headers: &HeaderMap) -> Result<TenantContext, Error> {
+/// Checks the headers `apikey` and `Authorization`. Waits, until then at most, only
+/// where a token names a key that its issuer may have published just now.
+pub async fn identify(
+    app: &App,
+    headers: &HeaderMap,
+    until: Instant,
+) -> Result<TenantContext, Error> {
+    match once(app, headers) {
+        Err(Error::Auth(AuthError::KeyUnknown { url })) => {
+            app.issuers.ask(&url, until).await;
+            once(app, headers)
+        }
+        known => known,
+    }
+}
+
+fn once(app: &App, headers: &HeaderMap) -> Result<TenantContext, Error> {
     let snapshot = app.placements.load();
     let authenticated = app.authenticator.authenticate(
         &snapshot,

@@ -93,6 +93,10 @@ pub fn routes(app: Arc<App>, metrics: PrometheusHandle) -> Router {
         .route("/members", get(fleet::members))
         .route("/ring", get(fleet::ring))
         .route("/issuers", get(fleet::issuers).post(fleet::put_issuer))
+        .route(
+            "/issuers/{name}",
+            axum::routing::delete(fleet::remove_issuer),
+        )
         .fallback(|| async { Error::NoRoute })
         .layer(from_fn_with_state(app.clone(), audit::refusals))
         .layer(from_fn_with_state(app.clone(), authorize))

@@ -10,12 +10,14 @@
 //! Whatever is presented must be valid: a bad token beside a good key is refused.
 
 mod key;
+mod published;
 mod token;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use key::{ApiKey, KeyError, KeyRing};
+pub use published::Published;
 pub use token::{DefaultIssuer, JwksError};
 
 use crate::id::{KeyId, TenantId};
@@ -80,6 +82,12 @@ pub enum AuthError {
     /// The token can't be decoded or verified.
     #[error("{0}")]
     Token(String),
+    /// None of the keys that its issuer publishes fits: perhaps a newer one does.
+    #[error("No suitable key or wrong key type")]
+    KeyUnknown {
+        /// Where it publishes them.
+        url: Box<str>,
+    },
     /// The token's claims are not acceptable.
     #[error("{0}")]
     Claims(String),
@@ -103,7 +111,7 @@ impl AuthError {
         match self {
             Self::Anonymous => "PGRST302",
             Self::NoIssuer => "PGRST300",
-            Self::Token(_) => "PGRST301",
+            Self::Token(_) | Self::KeyUnknown { .. } => "PGRST301",
             Self::Claims(_) => "PGRST303",
             Self::Role(_) => "22023",
             Self::KeyInvalid => "RF100",
@@ -130,9 +138,9 @@ impl AuthError {
     pub fn challenge(&self) -> String {
         match self {
             Self::Anonymous => "Bearer".into(),
-            Self::Token(text) | Self::Claims(text) => format!(
+            Self::Token(_) | Self::KeyUnknown { .. } | Self::Claims(_) => format!(
                 "Bearer error=\"invalid_token\", error_description=\"{}\"",
-                text.replace(['"', '\\'], "'")
+                self.to_string().replace(['"', '\\'], "'")
             ),
             _ => "Bearer error=\"invalid_token\"".into(),
         }
@@ -157,6 +165,7 @@ pub struct AuthSettings {
 pub struct Authenticator {
     settings: AuthSettings,
     tokens: token::Tokens,
+    published: Arc<Published>,
 }
 
 impl Authenticator {
@@ -164,8 +173,25 @@ impl Authenticator {
     pub fn new(settings: AuthSettings) -> Self {
         Self {
             tokens: token::Tokens::new(),
+            published: Arc::default(),
             settings,
         }
+    }
+
+    /// Where the keys are put that issuers publish.
+    pub fn published(&self) -> &Arc<Published> {
+        &self.published
+    }
+
+    /// The URLs at which the default issuer and the registered ones publish their keys.
+    pub fn urls(&self, snapshot: &Snapshot) -> Vec<Box<str>> {
+        let registered = snapshot.fleet().issuers.iter();
+        let registered = registered.filter_map(|issuer| issuer.jwks_url.as_deref());
+        let all = registered.chain(self.settings.default_issuer.url());
+        let mut urls: Vec<Box<str>> = all.map(Box::from).collect();
+        urls.sort();
+        urls.dedup();
+        urls
     }
 
     /// Lets a request in, or says why not. `authorization` is the header's
@@ -199,8 +225,9 @@ impl Authenticator {
             .transpose()?;
         let token = token
             .map(|text| {
+                let default = &self.settings.default_issuer;
                 self.tokens
-                    .verify(text, snapshot.fleet(), &self.settings.default_issuer, now)
+                    .verify(text, snapshot.fleet(), default, &self.published, now)
             })
             .transpose()?;
         match (key, token) {

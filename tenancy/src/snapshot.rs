@@ -69,8 +69,12 @@ pub struct IssuerRow {
     pub name: String,
     /// An HS256 secret,
     pub secret: Option<String>,
-    /// or a JWKS document.
+    /// or a JWKS document,
     pub jwks: Option<serde_json::Value>,
+    /// or where it publishes one; the control database has it as a JSON text in
+    /// the document's place.
+    #[serde(default)]
+    pub jwks_url: Option<String>,
     /// Audience that its tokens must name.
     pub audience: Option<String>,
     /// Tenants that it may name; none means all.

@@ -442,7 +442,10 @@ pub async fn fetch_fleet(client: &impl GenericClient) -> Result<Fleet, WatchErro
         .await?;
     let issuers = client
         .query(
-            "select name, secret, jwks, audience, tenants from ringfence.jwt_issuer order by name",
+            "select name, secret, audience, tenants,
+               case when jsonb_typeof(jwks) <> 'string' then jwks end as jwks,
+               case when jsonb_typeof(jwks) = 'string' then jwks #>> '{}' end as jwks_url
+             from ringfence.jwt_issuer order by name",
             &[],
         )
         .await?;
@@ -484,6 +487,7 @@ pub async fn fetch_fleet(client: &impl GenericClient) -> Result<Fleet, WatchErro
                 name: row.get("name"),
                 secret: row.get("secret"),
                 jwks: row.get("jwks"),
+                jwks_url: row.get("jwks_url"),
                 audience: row.get("audience"),
                 tenants: row.get("tenants"),
             })

@@ -51,6 +51,8 @@ pub struct Metrics {
     primaries_lost: Counter,
     /// Times that a stream to a worker was lost, or could not be opened.
     streams_lost: Counter,
+    /// Times that an issuer's keys could not be fetched.
+    keys_failed: Counter,
     /// Connections to shards that are open.
     pub connections_open: Gauge,
     /// Connections to shards that are in use.
@@ -124,6 +126,7 @@ impl Metrics {
             schemas_failed: metrics::counter!("ringfence_schema_loads_total", "result" => "failed"),
             primaries_lost: metrics::counter!("ringfence_primaries_lost_total"),
             streams_lost: metrics::counter!("ringfence_change_streams_lost_total"),
+            keys_failed: metrics::counter!("ringfence_issuer_keys_failed_total"),
             connections_open: metrics::gauge!("ringfence_pool_connections", "state" => "open"),
             connections_used: metrics::gauge!("ringfence_pool_connections", "state" => "used"),
             connections_max: metrics::gauge!("ringfence_pool_connections", "state" => "max"),
@@ -160,7 +163,9 @@ impl Metrics {
             Event::SchemaFailed { .. } => self.schemas_failed.increment(1),
             Event::PrimaryLost { .. } => self.primaries_lost.increment(1),
             Event::StreamLost { .. } => self.streams_lost.increment(1),
-            Event::PrimaryFound { .. } | Event::StreamOpened { .. } => {}
+            Event::KeysFailed { .. } => self.keys_failed.increment(1),
+            Event::PrimaryFound { .. } | Event::StreamOpened { .. } | Event::KeysFetched { .. } => {
+            }
         }
     }
 }
@@ -227,6 +232,10 @@ fn describe() {
     counter!(
         "ringfence_change_streams_lost_total",
         "Times that a stream to a worker was lost, or could not be opened."
+    );
+    counter!(
+        "ringfence_issuer_keys_failed_total",
+        "Times that an issuer's keys could not be fetched; the last known ones stay in use."
     );
     gauge!(
         "ringfence_pool_connections",

@@ -129,6 +129,15 @@ pub(super) async fn put_issuer(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// 204 once its tokens are refused.
+pub(super) async fn remove_issuer(
+    State(app): State<Arc<App>>,
+    Path(name): Path<String>,
+) -> Result<StatusCode, Error> {
+    app.control.remove_issuer(&actor(), &name).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
 /// What this worker captures, or stands by for.
 pub(super) async fn captures(State(app): State<Arc<App>>) -> Json<Items<Status>> {
     let items = app.capture.status();

@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::AuthError;
+use super::published::{Document, Published};
 use crate::id::TenantId;
 use crate::snapshot::{Fleet, IssuerRow};
 
@@ -27,13 +28,14 @@ const TEXT_MAX: usize = 16 << 10;
 /// The JWKS document can't be used.
 #[derive(Debug, thiserror::Error)]
 #[error("the JWKS document is not valid: {0}")]
-pub struct JwksError(String);
+pub struct JwksError(pub(super) String);
 
 /// The issuer of tokens that name no registered one; it may name any tenant.
 #[derive(Default)]
 pub struct DefaultIssuer {
     secret: Option<DecodingKey>,
     jwks: Option<JwkSet>,
+    jwks_url: Option<Box<str>>,
     audience: Option<String>,
 }
 
@@ -50,8 +52,22 @@ impl DefaultIssuer {
         Ok(Self {
             secret: secret.map(|secret| DecodingKey::from_secret(secret.as_bytes())),
             jwks,
+            jwks_url: None,
             audience,
         })
+    }
+
+    /// The same, also with the keys that are published at `url`.
+    pub fn with_url(self, url: Option<&str>) -> Self {
+        Self {
+            jwks_url: url.map(Box::from),
+            ..self
+        }
+    }
+
+    /// Where its keys are published.
+    pub fn url(&self) -> Option<&str> {
+        self.jwks_url.as_deref()
     }
 }
 
@@ -61,6 +77,8 @@ pub(super) struct Verified {
     pub(super) role: Option<String>,
     claims: Map<String, Value>,
     tenants: Option<Vec<Uuid>>,
+    /// Where its issuer publishes its keys.
+    url: Option<Box<str>>,
     times: Times,
 }
 
@@ -89,6 +107,8 @@ pub(super) struct Tokens {
 struct CacheEntry {
     /// The fleet that named the issuer: another one may have other keys.
     fleet: Arc<Fleet>,
+    /// The document that held the key, of an issuer that publishes its keys.
+    document: Option<Arc<Document>>,
     token: Arc<Verified>,
 }
 
@@ -107,18 +127,22 @@ impl Tokens {
         text: &str,
         fleet: &Arc<Fleet>,
         default: &DefaultIssuer,
+        published: &Published,
         now: Duration,
     ) -> Result<Arc<Verified>, AuthError> {
         if let Some(entry) = self.verified.get(text)
             && Arc::ptr_eq(&entry.fleet, fleet)
+            && entry.is_by_what_is_published(published)
         {
             entry.token.times.check(now)?;
             return Ok(entry.token);
         }
-        let token = Arc::new(verify(text, fleet, default)?);
+        let (token, document) = verify(text, fleet, default, published)?;
+        let token = Arc::new(token);
         token.times.check(now)?;
         let entry = CacheEntry {
             fleet: fleet.clone(),
+            document,
             token: token.clone(),
         };
         self.verified.insert(text.into(), entry);
@@ -126,7 +150,23 @@ impl Tokens {
     }
 }
 
-fn verify(text: &str, fleet: &Fleet, default: &DefaultIssuer) -> Result<Verified, AuthError> {
+impl CacheEntry {
+    fn is_by_what_is_published(&self, published: &Published) -> bool {
+        let Some(document) = &self.document else {
+            return true;
+        };
+        let now = self.token.url.as_deref().and_then(|url| published.get(url));
+        now.is_some_and(|now| Arc::ptr_eq(&now, document))
+    }
+}
+
+/// The token, and the published document that it was verified by.
+fn verify(
+    text: &str,
+    fleet: &Fleet,
+    default: &DefaultIssuer,
+    published: &Published,
+) -> Result<(Verified, Option<Arc<Document>>), AuthError> {
     let parts = text.split('.').count();
     if text.len() > TEXT_MAX {
         return Err(AuthError::Token("JWT is too long".into()));
@@ -145,25 +185,47 @@ fn verify(text: &str, fleet: &Fleet, default: &DefaultIssuer) -> Result<Verified
         .get("iss")
         .and_then(Value::as_str)
         .and_then(|name| fleet.issuers.iter().find(|issuer| issuer.name == name));
-    let keys = match issuer {
-        Some(issuer) => registered_keys(issuer, header.alg, header.kid.as_deref()),
-        None => default_keys(default, header.alg, header.kid.as_deref())?,
+    let kid = header.kid.as_deref();
+    let url = match issuer {
+        Some(issuer) => issuer.jwks_url.as_deref(),
+        None => default.url(),
     };
+    let document = url.and_then(|url| published.get(url));
+    let mut keys = match issuer {
+        Some(issuer) => registered_keys(issuer, header.alg, kid),
+        None => default_keys(default, header.alg, kid)?,
+    };
+    // A secret that is published is none.
+    let published = document
+        .as_ref()
+        .filter(|_| header.alg.family() != AlgorithmFamily::Hmac);
+    if let Some(document) = published {
+        keys.extend(jwks_keys(&document.keys, header.alg, kid));
+    }
     if !keys.iter().any(|key| is_signed_by(text, key, header.alg)) {
-        return Err(AuthError::Token(no_key_text(&keys)));
+        // A key that is not known may have been published since; without an id
+        // nobody can say which one it is.
+        return Err(match url {
+            Some(url) if keys.is_empty() || kid.is_none() => {
+                AuthError::KeyUnknown { url: url.into() }
+            }
+            _ => AuthError::Token(no_key_text(&keys)),
+        });
     }
     let audience = match issuer {
         Some(issuer) => issuer.audience.as_deref(),
         None => default.audience.as_deref(),
     };
     check_audience(&claims, audience)?;
-    Ok(Verified {
+    let verified = Verified {
         times: Times::of(&claims)?,
         tenant: tenant_claim(&claims)?,
         role: text_claim(&claims, "role")?,
         tenants: issuer.and_then(|issuer| issuer.tenants.clone()),
+        url: url.map(Box::from),
         claims,
-    })
+    };
+    Ok((verified, document))
 }
 
 fn no_key_text(tried: &[DecodingKey]) -> String {
@@ -197,7 +259,7 @@ fn default_keys(
     algorithm: Algorithm,
     kid: Option<&str>,
 ) -> Result<Vec<DecodingKey>, AuthError> {
-    if issuer.secret.is_none() && issuer.jwks.is_none() {
+    if issuer.secret.is_none() && issuer.jwks.is_none() && issuer.jwks_url.is_none() {
         return Err(AuthError::NoIssuer);
     }
     let secret = issuer

@@ -353,9 +353,24 @@ impl Control {
 
     /// Registers an issuer of tokens, or replaces it.
     pub async fn put_issuer(&self, actor: &Actor, issuer: &IssuerRow) -> Result<(), ControlError> {
-        if issuer.secret.is_some() == issuer.jwks.is_some() {
+        let ways = [
+            issuer.secret.is_some(),
+            issuer.jwks.is_some(),
+            issuer.jwks_url.is_some(),
+        ];
+        if ways.iter().filter(|given| **given).count() != 1 {
             return Err(ControlError::Invalid(
-                "an issuer has either a secret or a JWKS document".into(),
+                "an issuer has one of a secret, a JWKS document and the URL of one".into(),
+            ));
+        }
+        if issuer.jwks.as_ref().is_some_and(|jwks| !jwks.is_object()) {
+            return Err(ControlError::Invalid(
+                "a JWKS document is a JSON object".into(),
+            ));
+        }
+        if issuer.jwks_url.as_deref().is_some_and(|url| !is_safe(url)) {
+            return Err(ControlError::Invalid(
+                "keys are read from a URL of https, or of http on the router's own host".into(),
             ));
         }
         if issuer.secret.as_ref().is_some_and(|s| s.len() < 32) {
@@ -363,12 +378,15 @@ impl Control {
                 "the secret must have 32 characters at least".into(),
             ));
         }
+        let url = issuer.jwks_url.clone().map(serde_json::Value::String);
+        let keys = issuer.jwks.clone().or(url);
         let mut client = self.client().await?;
         let transaction = client.transaction().await?;
         next_version(&transaction, true).await?;
         let before = transaction
             .query_opt(
-                "select json_build_object('audience', audience, 'tenants', tenants)
+                "select json_build_object('audience', audience, 'tenants', tenants, 'jwks_url',
+                   case when jsonb_typeof(jwks) = 'string' then jwks end)
                  from ringfence.jwt_issuer where name = $1 for update",
                 &[&issuer.name],
             )
@@ -383,13 +401,17 @@ impl Control {
                 &[
                     &issuer.name,
                     &issuer.secret,
-                    &issuer.jwks,
+                    &keys,
                     &issuer.audience,
                     &issuer.tenants,
                 ],
             )
             .await?;
-        let after = serde_json::json!({ "audience": issuer.audience, "tenants": issuer.tenants });
+        let after = serde_json::json!({
+            "audience": issuer.audience,
+            "tenants": issuer.tenants,
+            "jwks_url": issuer.jwks_url,
+        });
         audit(
             &transaction,
             actor,
@@ -397,6 +419,37 @@ impl Control {
             &issuer.name,
             before,
             Some(after),
+        )
+        .await?;
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// Forgets an issuer: its tokens are refused.
+    pub async fn remove_issuer(&self, actor: &Actor, name: &str) -> Result<(), ControlError> {
+        let mut client = self.client().await?;
+        let transaction = client.transaction().await?;
+        next_version(&transaction, true).await?;
+        let before = transaction
+            .query_opt(
+                "delete from ringfence.jwt_issuer where name = $1
+                 returning json_build_object('audience', audience, 'tenants', tenants, 'jwks_url',
+                   case when jsonb_typeof(jwks) = 'string' then jwks end)",
+                &[&name],
+            )
+            .await?
+            .map(|row| row.get::<_, serde_json::Value>(0))
+            .ok_or_else(|| ControlError::NotFound {
+                kind: "issuer",
+                name: name.to_owned(),
+            })?;
+        audit(
+            &transaction,
+            actor,
+            "issuer.remove",
+            name,
+            Some(before),
+            None,
         )
         .await?;
         transaction.commit().await?;
@@ -413,6 +466,18 @@ impl Control {
         });
         Ok(hidden.collect())
     }
+}
+
+/// Keys that somebody on the way could exchange are no keys.
+fn is_safe(url: &str) -> bool {
+    const LOCAL: [&str; 3] = ["http://127.0.0.1", "http://localhost", "http://[::1]"];
+    let ends = |rest: &str| rest.is_empty() || rest.starts_with([':', '/']);
+    let local = |prefix: &&str| url.strip_prefix(*prefix).is_some_and(ends);
+    let plain = |c: char| !c.is_whitespace() && !c.is_control();
+    let rest = url.strip_prefix("https://");
+    url.chars().all(plain)
+        && (rest.is_some_and(|rest| rest.starts_with(|c: char| c.is_alphanumeric() || c == '['))
+            || LOCAL.iter().any(local))
 }
 
 /// Gives every tenant whose answer of the ring has changed its new `ring_shard`.

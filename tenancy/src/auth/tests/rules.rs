@@ -12,6 +12,7 @@ fn issuer(name: &str, secret: &str, tenants: Option<Vec<Uuid>>) -> IssuerRow {
         name: name.into(),
         secret: Some(secret.into()),
         jwks: None,
+        jwks_url: None,
         audience: None,
         tenants,
     }
@@ -294,6 +295,59 @@ fn a_changed_issuer_ends_its_remembered_tokens() {
     assert_eq!(error.code(), "PGRST301");
 }
 
+/// Keys that are published come from whoever fetches them. One that is not known
+/// may have been published since, one that is known and does not fit was not.
+#[test]
+fn an_issuer_may_publish_its_keys() {
+    const URL: &str = "https://one.example/keys";
+    let (first, second) = (elliptic_key(), elliptic_key());
+    let door = Door::with_issuers(vec![IssuerRow {
+        secret: None,
+        jwks_url: Some(URL.into()),
+        ..issuer("one", "", Some(vec![ACME.0]))
+    }]);
+    assert_eq!(door.authenticator.urls(&door.snapshot), [URL.into()]);
+    let enter = |key, kid| {
+        let claims = json!({ "iss": "one", "tenant_id": ACME });
+        let token = signed(Algorithm::ES256, kid, key, &claims);
+        door.enter_with_token(&token)
+            .map(|context| context.tenant())
+    };
+    let unknown = Err(AuthError::KeyUnknown { url: URL.into() });
+    let publish = |keys: &[(&EncodingKey, Algorithm, Option<&str>)]| {
+        let document = jwks(keys).to_string();
+        door.authenticator.published().put(URL, &document).unwrap()
+    };
+    assert_eq!(enter(&first, Some("1")), unknown);
+    assert!(publish(&[(&first, Algorithm::ES256, Some("1"))]));
+    assert!(
+        !publish(&[(&first, Algorithm::ES256, Some("1"))]),
+        "no news"
+    );
+    assert_eq!(enter(&first, Some("1")), Ok(ACME));
+    assert_eq!(enter(&second, Some("2")), unknown);
+    assert_eq!(enter(&second, None), unknown);
+    let forged = enter(&second, Some("1")).unwrap_err();
+    assert_eq!(
+        forged,
+        AuthError::Token("JWT cryptographic operation failed".into())
+    );
+    // What is withdrawn takes the tokens along that were verified before.
+    assert!(publish(&[(&second, Algorithm::ES256, Some("2"))]));
+    assert_eq!(enter(&first, Some("1")), unknown);
+    assert_eq!(enter(&second, Some("2")), Ok(ACME));
+    assert!(door.authenticator.published().put(URL, "nonsense").is_err());
+    assert_eq!(enter(&second, Some("2")), Ok(ACME));
+
+    // A secret in the document is known to everybody.
+    let document = r#"{"keys":[{"kty":"oct","kid":"3","k":"YSBzZWNyZXQgdGhhdCBpcyBwdWJsaXNoZWQgZm9yIGFsbA"}]}"#;
+    door.authenticator.published().put(URL, document).unwrap();
+    let key = EncodingKey::from_secret(b"a secret that is published for all");
+    let claims = json!({ "iss": "one", "tenant_id": ACME });
+    let token = signed(Algorithm::HS256, Some("3"), &key, &claims);
+    assert!(door.enter_with_token(&token).is_err());
+}
+
 /// The words that a client sees name no tenant and no secret.
 #[test]
 fn errors_have_stable_codes() {
@@ -301,6 +355,7 @@ fn errors_have_stable_codes() {
         AuthError::Anonymous,
         AuthError::NoIssuer,
         AuthError::Token("t".into()),
+        AuthError::KeyUnknown { url: "u".into() },
         AuthError::Claims("c".into()),
         AuthError::Role("r".into()),
         AuthError::KeyInvalid,
