@@ -30,6 +30,9 @@ missing_packages() {
     command -v openssl >/dev/null || echo openssl
     python3 -c 'import venv, ensurepip' 2>/dev/null || echo python3-venv
   fi
+  # Only ops/patroni runs these.
+  [ -z "${need_patroni:-}" ] || command -v patroni >/dev/null || echo patroni
+  [ -z "${need_patroni:-}" ] || command -v etcd >/dev/null || echo etcd-server
   # Only benchmarks drive load with it.
   [ -z "${need_wrk:-}" ] || command -v wrk >/dev/null || echo wrk
 }
@@ -53,7 +56,7 @@ install_missing() {
     echo 'create_main_cluster = false' | $sudo tee /etc/postgresql-common/createcluster.conf >/dev/null
   fi
   local policy=/usr/sbin/policy-rc.d own_policy=""
-  if [[ $packages =~ redis-server|nginx|prometheus && ! -e $policy ]]; then
+  if [[ $packages =~ redis-server|nginx|prometheus|patroni|etcd && ! -e $policy ]]; then
     own_policy=$policy
     printf '#!/bin/sh\nexit 101\n' | $sudo tee $policy >/dev/null
     $sudo chmod 755 $policy
@@ -66,7 +69,7 @@ install_missing() {
     -o Dpkg::Options::=--force-confold $packages >/dev/null; then
     failed="apt-get could not install $packages"
   elif command -v systemctl >/dev/null; then
-    for service in redis-server nginx prometheus prometheus-node-exporter prometheus-alertmanager; do
+    for service in redis-server nginx prometheus prometheus-node-exporter prometheus-alertmanager patroni etcd; do
       [[ $packages != *"${service%-node-exporter}"* ]] || $sudo systemctl disable --quiet "$service" 2>/dev/null || true
     done
   fi

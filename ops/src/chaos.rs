@@ -25,7 +25,7 @@ use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use crowd::Crowd;
 use moves::Victim;
-use ops::local::{Cluster, Options};
+use ops::local::{Cluster, Condition, Options};
 use serde_json::Value;
 use tokio::process::{Child, Command};
 
@@ -58,8 +58,13 @@ enum Fault {
     PrimaryKill,
     /// The primary freezes, a replica is promoted, and the old primary thaws.
     PrimaryFreeze,
+    /// The primary's network is cut, a replica is promoted, and the network is
+    /// mended: nobody was told of anything, and an old primary is back.
+    PrimaryCut,
     /// A replica is killed, and returns.
     ReplicaKill,
+    /// A replica's network is cut, and mended.
+    ReplicaCut,
     /// A router is killed, and returns.
     RouterKill,
     /// The control database is killed, and returns.
@@ -161,6 +166,7 @@ async fn suffer(fault: Fault, args: &Args) -> Result<Seen, Failure> {
         sync,
         redis: (fault == Fault::Cache).then_some(3),
         caches: true,
+        network: matches!(fault, Fault::PrimaryCut | Fault::ReplicaCut),
         ..Options::default()
     })
     .await?;
@@ -252,7 +258,9 @@ impl Fault {
             Self::SwitchOver
             | Self::PrimaryKill
             | Self::PrimaryFreeze
+            | Self::PrimaryCut
             | Self::ReplicaKill
+            | Self::ReplicaCut
             | Self::RouterKill
             | Self::ControlKill
             | Self::WorkerKill
@@ -279,7 +287,9 @@ impl Fault {
             Self::SwitchOver
             | Self::PrimaryKill
             | Self::PrimaryFreeze
+            | Self::PrimaryCut
             | Self::ReplicaKill
+            | Self::ReplicaCut
             | Self::RouterKill
             | Self::ControlKill
             | Self::WorkerKill
@@ -307,6 +317,12 @@ impl Fault {
                 tokio::time::sleep(DETECTED).await;
                 cluster.promote(REPLICA).await?;
             }
+            Self::PrimaryCut => {
+                cluster.set_network(PRIMARY, Condition::Cut)?;
+                tokio::time::sleep(DETECTED).await;
+                cluster.promote(REPLICA).await?;
+            }
+            Self::ReplicaCut => cluster.set_network(REPLICA, Condition::Cut)?,
             Self::ReplicaKill => cluster.kill(REPLICA).await?,
             Self::RouterKill => cluster.kill("router-1").await?,
             Self::ControlKill => cluster.kill("control").await?,
@@ -331,6 +347,8 @@ impl Fault {
         match self {
             Self::SwitchOver | Self::PrimaryKill => cluster.start_node(PRIMARY).await?,
             Self::PrimaryFreeze => cluster.cont(PRIMARY)?,
+            Self::PrimaryCut => cluster.set_network(PRIMARY, Condition::Well)?,
+            Self::ReplicaCut => cluster.set_network(REPLICA, Condition::Well)?,
             Self::ReplicaKill => cluster.start_node(REPLICA).await?,
             Self::RouterKill => cluster.start_node("router-1").await?,
             Self::ControlKill => cluster.start_node("control").await?,
@@ -358,6 +376,7 @@ impl Fault {
         match self {
             Self::SwitchOver
             | Self::ReplicaKill
+            | Self::ReplicaCut
             | Self::ControlKill
             | Self::WorkerKill
             | Self::NoisyNeighbour
@@ -370,7 +389,7 @@ impl Fault {
             // lease is over, which is longer than requests wait.
             Self::MoveKill | Self::Moves => usize::MAX,
             Self::MoveSource | Self::MoveTarget | Self::MoveRouter => usize::MAX,
-            Self::PrimaryKill | Self::PrimaryFreeze => 2,
+            Self::PrimaryKill | Self::PrimaryFreeze | Self::PrimaryCut => 2,
             Self::RouterKill | Self::Cache => usize::MAX,
         }
     }

@@ -219,3 +219,54 @@ async fn writes_with_keys_are_settled_through_a_failover() {
     }
     Arc::into_inner(service).unwrap().cluster.down().await;
 }
+
+/// Without synchronous replicas a failover can lose what was acknowledged. Who
+/// has the write's token is told so, by any router; nobody else is troubled.
+#[tokio::test]
+async fn a_write_that_an_asynchronous_failover_lost_is_reported_by_its_token() {
+    let service = Service::start().await;
+    let token = |answer: &Response| answer.headers()["ringfence-token"].clone();
+    let kept = service.insert(0, "Kept").await;
+    service.caught_up().await;
+
+    let dsn = service.cluster.shard_dsn(REPLICA).unwrap();
+    let (replica, connection) = tokio_postgres::connect(&dsn, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    let alone = "alter system set primary_conninfo = ''";
+    replica.batch_execute(alone).await.unwrap();
+    let reload = "select pg_reload_conf()";
+    replica.batch_execute(reload).await.unwrap();
+    let receives = "select count(*) > 0 from pg_stat_wal_receiver";
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while replica
+        .query_one(receives, &[])
+        .await
+        .unwrap()
+        .get::<_, bool>(0)
+    {
+        assert!(Instant::now() < deadline, "it still follows");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let lost = service.insert(0, "Lost").await;
+    assert_eq!(lost.status(), StatusCode::CREATED);
+    service.cluster.kill(PRIMARY).await.unwrap();
+    service.cluster.promote(REPLICA).await.unwrap();
+
+    for router in [0, 1] {
+        for (write, status) in [(&lost, 412), (&kept, 200)] {
+            let request = service.http.get(service.url(router, "companies?limit=1"));
+            let request = request
+                .header("apikey", service.cluster.key("acme").unwrap())
+                .header("ringfence-token", token(write));
+            let answer = request.send().await.unwrap();
+            assert_eq!(answer.status(), status, "router {router}");
+            if status == 412 {
+                let error: Value = answer.json().await.unwrap();
+                assert_eq!(error["code"], "RF020", "{error}");
+            }
+        }
+        assert_eq!(service.count(router, "Kept").await, 1);
+        assert_eq!(service.count(router, "Lost").await, 0);
+    }
+    Arc::into_inner(service).unwrap().cluster.down().await;
+}
