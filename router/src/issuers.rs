@@ -260,8 +260,8 @@ mod tests {
         server.publish(Some("one"));
         let url = server.start().await;
         let issuers = issuers(None);
-        issuers.keep(&[url.clone()]).await;
-        issuers.keep(&[url.clone()]).await;
+        issuers.keep(std::slice::from_ref(&url)).await;
+        issuers.keep(std::slice::from_ref(&url)).await;
         assert_eq!(server.asked(), 1, "it is not due");
         server.publish(Some("two"));
         let asks = (0..50).map(|_| issuers.ask(&url, soon()));
@@ -281,7 +281,7 @@ mod tests {
         server.publish(Some("one"));
         let url = server.start().await;
         let first = issuers(Some(file.clone()));
-        first.keep(&[url.clone()]).await;
+        first.keep(std::slice::from_ref(&url)).await;
         server.publish(None);
         first.ask(&url, soon()).await;
         assert_eq!(server.asked(), 2);
@@ -289,7 +289,7 @@ mod tests {
 
         // Also over a restart.
         let second = issuers(Some(file));
-        second.keep(&[url.clone()]).await;
+        second.keep(std::slice::from_ref(&url)).await;
         assert!(text(&second, &url).contains("one"));
         *server.document.lock().unwrap() = Some("no keys".into());
         second.ask(&url, soon()).await;
