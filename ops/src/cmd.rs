@@ -160,8 +160,8 @@ impl Cli {
             Command::Ring(command) => command.run(&admin()?).await,
             Command::Cache(command) => command.run(&admin()?).await,
             Command::Status(status) => status.run(&admin()?, global.output).await,
-            Command::Doctor(doctor) => return doctor.run(&admin()?, global.output).await,
-            Command::Query(query) => return query.run(&admin()?, global.output).await,
+            Command::Doctor(doctor) => doctor.run(&admin()?).await,
+            Command::Query(query) => query.run(&admin()?).await,
             Command::Health(health) => health.run().await,
             Command::Local(local) => match local.run().await? {
                 Some(output) => Ok(output),

@@ -3,9 +3,9 @@
 use clap::Args;
 use serde_json::Value;
 
+use super::Answer;
 use crate::admin::Admin;
-use crate::error::{Error, Result};
-use crate::output::{Column, Format, Output, show};
+use crate::output::{Column, Output, show};
 
 /// Looks at every shard: at what moves left behind, at fences that say something
 /// else than the control database, at rows that nobody serves, and at what the
@@ -26,7 +26,7 @@ const FINDINGS: &[Column] = &[
 ];
 
 impl Doctor {
-    pub(super) async fn run(self, admin: &Admin, format: Format) -> Result<()> {
+    pub(super) async fn run(self, admin: &Admin) -> Answer {
         let mut report = admin.get("/doctor", &[]).await?;
         if self.without_hidden
             && let Some(findings) = report["findings"].as_array_mut()
@@ -34,11 +34,7 @@ impl Doctor {
             findings.retain(|finding| finding["kind"] != "hidden");
         }
         let (output, trouble) = told(report);
-        output.print(format)?;
-        match trouble {
-            None => Ok(()),
-            Some(trouble) => Err(Error::Checked(trouble)),
-        }
+        Ok(output.failed(trouble))
     }
 }
 

@@ -6,9 +6,10 @@ use clap::Args;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use serde_json::{Map, Value, json};
 
+use super::Answer;
 use crate::admin::{Admin, segment};
-use crate::error::{Error, Result};
-use crate::output::{Format, Output, show, table_of};
+use crate::error::Result;
+use crate::output::{Output, show, table_of};
 
 /// Asks shards by one SQL statement that only reads, on replicas where there are
 /// fresh ones; rows of all tenants are seen. Exit code 1 where a shard failed.
@@ -37,7 +38,7 @@ pub struct Query {
 }
 
 impl Query {
-    pub(super) async fn run(self, admin: &Admin, format: Format) -> Result<()> {
+    pub(super) async fn run(self, admin: &Admin) -> Answer {
         let shards = match self.all_shards {
             false => self.shard.clone(),
             true => {
@@ -73,11 +74,8 @@ impl Query {
         }
         answers.sort_by(|a, b| a.0.cmp(&b.0));
         let (output, failed) = merged(answers);
-        output.print(format)?;
-        match failed {
-            0 => Ok(()),
-            failed => Err(Error::Checked(format!("{failed} of {total} shards failed"))),
-        }
+        let why = (failed > 0).then(|| format!("{failed} of {total} shards failed"));
+        Ok(output.failed(why))
     }
 }
 
@@ -146,6 +144,7 @@ fn merged(answers: Vec<(String, Result<Value>)>) -> (Output, usize) {
         json: json!({ "columns": columns, "rows": items, "shards": shards }),
         text,
         note: (!notes.is_empty()).then(|| notes.join("\n")),
+        failed: None,
     };
     (output, failed)
 }
@@ -153,6 +152,7 @@ fn merged(answers: Vec<(String, Result<Value>)>) -> (Output, usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
 
     #[test]
     fn answers_are_merged_and_who_failed_is_named() {
