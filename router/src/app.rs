@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use http::HeaderMap;
 use tenancy::auth::{AuthSettings, Authenticator, DefaultIssuer, KeyRing};
-use tenancy::id::TenantId;
+use tenancy::id::{ShardId, TenantId};
 use tenancy::members::Members;
 use tenancy::tls::Tls;
 use tenancy::watch::{Placements, Source};
@@ -110,8 +110,10 @@ impl App {
             .await
             .context("there are no placements to start with")?;
         let tls = Tls::new(&config.shards.tls).context("shards")?;
+        let coherence = Coherence::new(config.name.clone());
         let shards = Shards::new(
             watching(&config, instance, password.as_deref(), tls.clone()),
+            coherence.clone(),
             events.clone(),
             stop.child_token(),
         );
@@ -124,7 +126,6 @@ impl App {
             keys_file.map(|file| file.with_extension("keys")),
         )
         .context("can't fetch issuers' keys")?;
-        let coherence = Coherence::new(config.name.clone());
         let cache = Cache::new(
             config.cache.clone(),
             coherence.clone(),
@@ -324,6 +325,8 @@ impl App {
             let mut nodes = wanted.iter().flat_map(|(_, nodes)| nodes);
             nodes.any(|node| node.address == *address)
         });
+        let is_there = |id: &ShardId| wanted.iter().any(|(shard, _)| *shard == id.0);
+        self.cache.coherence.retain(is_there);
         self.shards.set(wanted);
     }
 }

@@ -32,12 +32,12 @@ use self::entry::Entry;
 use self::fill::Fills;
 use self::key::Key;
 use self::local::Local;
-use self::shared::{FillLease, Shared};
+use self::shared::{FillLease, Patience, Shared};
 use self::validity::{Asked, Stamp, UnderLease, Unfit, Written};
 use self::worth::Worth;
-use crate::coherence::Coherence;
 use crate::coherence::barrier::Waited;
 use crate::coherence::clock::Boot;
+use crate::coherence::{Coherence, Place};
 use crate::config;
 use crate::event::metrics::CacheMetrics;
 use crate::plan::Plan;
@@ -59,6 +59,8 @@ pub struct Question {
     pub cells: Vec<Cell>,
     /// Of the table that is asked, for what is worth keeping.
     pub table: Cell,
+    /// As of when the schema model that it was planned by is the shard's.
+    pub schema: Option<Place>,
     /// How old an answer may be by the table's own policy.
     pub max_age: Option<Duration>,
 }
@@ -102,6 +104,10 @@ pub struct Cache<F> {
     settings: config::Cache,
     metrics: CacheMetrics,
 }
+
+/// The schema model that a read was planned by may be older than the schema.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StaleModel;
 
 /// A read as it was sent, planned already.
 pub struct Front {
@@ -175,6 +181,28 @@ impl<F: Clone + Send + Sync + 'static> Cache<F> {
         UnderLease::begin(view, now)
     }
 
+    /// The same, for who looks for entries or makes them by a schema model that
+    /// was loaded then: none where it may be older than the schema (rule 12).
+    pub fn under_lease_of_schema(
+        &self,
+        shard: &ShardId,
+        loaded: Option<Place>,
+    ) -> Result<Option<UnderLease>, StaleModel> {
+        let under = self.under_lease(shard);
+        match under {
+            Some(under) if !under.knows_schema(loaded) => {
+                self.metrics.unfit(Unfit::Schema);
+                Err(StaleModel)
+            }
+            under => Ok(under),
+        }
+    }
+
+    /// Counts a read that found no lease.
+    pub fn unleased(&self) {
+        self.metrics.unleased.increment(1);
+    }
+
     /// An entry of this process that may answer.
     pub fn local(
         &self,
@@ -205,8 +233,11 @@ impl<F: Clone + Send + Sync + 'static> Cache<F> {
             return None;
         }
         let entry = self.local.get(&question.key)?;
-        let age = entry.age(SystemTime::now());
-        if !validity::old_enough_for(age, longest) {
+        let age = validity::old_enough_for(entry.age(SystemTime::now()), longest)?;
+        let view = self.coherence.shard(&question.shard).view();
+        let fence = Cell::fence(question.tenant);
+        if !validity::fence_stands(&entry.stamp, fence, view.as_deref()) {
+            self.metrics.unfit(Unfit::Fence);
             return None;
         }
         self.metrics.hit(Level::Local);
@@ -240,7 +271,7 @@ impl<F: Clone + Send + Sync + 'static> Cache<F> {
         verdict
     }
 
-    /// Whether a miss is worth a fill.
+    /// Whether a miss is worth a fill; counts it if so.
     pub fn is_worth_a_fill(&self, question: &Question) -> bool {
         self.worth.fill(question.table)
     }
@@ -270,14 +301,16 @@ impl<F: Clone + Send + Sync + 'static> Cache<F> {
         // Each entry under a lease that was loaded after it was found: one that
         // ends while Redis is asked must not spoil it.
         let fits = |entry: &Entry| {
-            let under = self.under_lease(&question.shard);
+            let under = self.under_lease_of_schema(&question.shard, question.schema);
+            let under = under.ok().flatten();
             under.is_some_and(|under| self.judge(question, &under, None, entry).is_ok())
         };
-        let found = shared.get(&question.key).await;
+        let (key, patience) = (&question.key, Patience::begin());
+        let found = shared.get(key, patience).await;
         let entry = match found.filter(fits) {
             Some(entry) => entry,
-            None if shared.lease(&question.key).await == FillLease::Theirs => {
-                shared.wait_for(&question.key, fits).await?
+            None if shared.lease(key, patience).await == FillLease::Theirs => {
+                shared.wait_for(key, patience, fits).await?
             }
             None => return None,
         };
@@ -296,9 +329,11 @@ impl<F: Clone + Send + Sync + 'static> Cache<F> {
         self.metrics.hit(level);
     }
 
-    /// Counts a read that waited for another's fill.
-    pub fn joined(&self) {
+    /// Counts a read that another's fill answered.
+    pub fn joined(&self, question: &Question) {
         self.metrics.joined.increment(1);
+        // A fill that many waited for was worth making.
+        self.worth.hit(question.table);
     }
 
     /// Counts a write that is acknowledged now, and what it waited for; none: for
@@ -454,5 +489,92 @@ impl Control {
     /// How old an answer may be, by the client's words or the table's policy.
     pub fn longest(&self, policy: Option<Duration>) -> Option<Duration> {
         self.max_age.or(policy)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use tenancy::changes::Generation;
+
+    use super::*;
+
+    const G: Generation = Generation {
+        system: 7,
+        timeline: 1,
+        incarnation: 1,
+    };
+    const HOUR: Option<Duration> = Some(Duration::from_secs(3_600));
+
+    fn cache() -> Cache<()> {
+        let settings = config::Cache {
+            enabled: true,
+            ..config::Cache::default()
+        };
+        let coherence = Coherence::new("router-1".into());
+        Cache::new(settings, coherence, None, CacheMetrics::new())
+    }
+
+    fn question() -> Question {
+        let tenant = TenantId(uuid::Uuid::from_u128(1));
+        Question {
+            key: Key::for_test(1),
+            tenant,
+            shard: "s1".into(),
+            epoch: 1,
+            cells: vec![Cell::fence(tenant)],
+            table: Cell(9),
+            schema: None,
+            max_age: None,
+        }
+    }
+
+    fn keep(cache: &Cache<()>, question: &Question, at: u64, read_at: SystemTime) {
+        let stamp = Stamp {
+            generation: G,
+            epoch: question.epoch,
+            at: Lsn(at),
+        };
+        let row = Row {
+            body: Bytes::from_static(b"[]"),
+            ..Row::default()
+        };
+        cache.keep(question, stamp, read_at, row);
+    }
+
+    #[test]
+    fn an_old_answer_is_given_while_the_tenants_fence_stands() {
+        let (cache, question) = (cache(), question());
+        let old = |cache: &Cache<()>| cache.local_old(&question, HOUR, None).is_some();
+        keep(&cache, &question, 100, SystemTime::now());
+        assert!(!old(&cache), "nothing is known of the shard");
+        let coherence = &cache.coherence;
+        let view = coherence.heard_for_test(&question.shard, G, Lsn(100));
+        assert!(old(&cache));
+        assert!(cache.local_old(&question, None, None).is_none());
+        // Suspended, fenced or moved: the same cell.
+        view.heard.raise(Cell::fence(question.tenant), Lsn(110));
+        assert!(!old(&cache));
+        keep(&cache, &question, 110, SystemTime::now());
+        assert!(old(&cache));
+        // A clock that was ahead makes nothing young.
+        let ahead = SystemTime::now() + Duration::from_secs(600);
+        keep(&cache, &question, 110, ahead);
+        assert!(!old(&cache));
+    }
+
+    #[test]
+    fn fills_that_others_join_are_worth_making() {
+        let (cache, question) = (cache(), question());
+        let made = |joiners: usize| {
+            let fills = (0..500).filter(|_| {
+                let made = cache.is_worth_a_fill(&question);
+                (0..joiners).for_each(|_| cache.joined(&question));
+                made
+            });
+            fills.count()
+        };
+        assert_eq!(made(2), 500);
+        assert!(cache.is_worth_a_fill(&question));
     }
 }

@@ -18,21 +18,26 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use tenancy::changes::{Generation, RouterRun};
+use tenancy::changes::{Generation, Lsn, RouterRun};
+pub use tenancy::changes::{HOLDING, LEASE};
 use tenancy::id::ShardId;
 
 use self::cells::Heard;
 use self::clock::Boot;
 use self::follow::Follow;
 
-/// `D`: how long a lease holds, and how old an answer can be that a cut off
-/// router still gives.
-pub const LEASE: Duration = Duration::from_millis(250);
-/// `D⁺`: the same by another machine's clock, which may run 1 % slower.
-pub const LEASE_PLUS: Duration = Duration::from_micros(252_500);
-
 /// A shard's cached traffic keeps its lease alive for so long.
 const DEMAND: Duration = Duration::from_secs(5);
+
+/// A place in a shard's history that this router had applied: a read that begins
+/// afterwards, on a node of that history, has all up to there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The history.
+    pub generation: Generation,
+    /// The watermark.
+    pub at: Lsn,
+}
 
 /// One history of a shard, and what was heard of it.
 #[derive(Debug)]
@@ -105,10 +110,15 @@ impl Coherence {
         self.shards.load().values().cloned().collect()
     }
 
-    /// Forgets shards that no longer are.
+    /// Forgets shards that no longer are. Not those that a worker claims: it may
+    /// have heard of them before this router has, and says so but once.
     pub fn retain(&self, keep: impl Fn(&ShardId) -> bool) {
+        let kept = |id: &ShardId, shard: &Followed| keep(id) || shard.follow().is_claimed();
+        if self.shards.load().iter().all(|(id, shard)| kept(id, shard)) {
+            return;
+        }
         self.shards.rcu(|shards| {
-            let kept = shards.iter().filter(|(id, _)| keep(id));
+            let kept = shards.iter().filter(|(id, shard)| kept(id, shard));
             kept.map(|(id, shard)| (id.clone(), shard.clone()))
                 .collect::<HashMap<_, _>>()
         });
@@ -131,6 +141,15 @@ impl Followed {
         self.view.load_full()
     }
 
+    /// Where this router is in the shard's history.
+    pub fn place(&self) -> Option<Place> {
+        let view = self.view()?;
+        Some(Place {
+            generation: view.generation,
+            at: view.heard.watermark(),
+        })
+    }
+
     /// Somebody has asked for a lease of late.
     fn is_wanted(&self, now: Boot) -> bool {
         let last = self.wanted.load(Ordering::Relaxed);
@@ -139,5 +158,55 @@ impl Followed {
 
     fn follow(&self) -> MutexGuard<'_, Follow> {
         self.follow.lock().unwrap_or_else(|p| p.into_inner())
+    }
+}
+
+#[cfg(test)]
+impl Coherence {
+    /// A shard whose history is known, as if a worker had told of it.
+    pub(crate) fn heard_for_test(
+        &self,
+        shard: &ShardId,
+        generation: Generation,
+        watermark: Lsn,
+    ) -> Arc<View> {
+        let view = Arc::new(View {
+            generation,
+            heard: Heard::begin(tenancy::changes::CELLS, watermark),
+        });
+        self.shard(shard).view.store(Some(view.clone()));
+        view
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::follow::Connection;
+    use super::*;
+
+    #[test]
+    fn shards_that_are_gone_are_forgotten_once_no_worker_claims_them() {
+        let coherence = Coherence::new("router-1".into());
+        let ids = || {
+            let mut ids: Vec<_> = coherence.all().iter().map(|s| s.id.to_string()).collect();
+            ids.sort();
+            ids.join(" ")
+        };
+        let [kept, gone, claimed] = ["s1", "s2", "s3"].map(|id| coherence.shard(&id.into()));
+        let generation = Generation {
+            system: 7,
+            timeline: 1,
+            incarnation: 1,
+        };
+        let worker = Connection(1);
+        claimed
+            .follow()
+            .captures(worker, generation, Boot::from_nanos(1));
+        coherence.retain(|id| *id == kept.id);
+        assert_eq!(ids(), "s1 s3", "{} is gone", gone.id);
+        claimed.follow().gone(worker, Boot::from_nanos(2));
+        coherence.retain(|id| *id == kept.id);
+        assert_eq!(ids(), "s1");
+        assert!(Arc::ptr_eq(&coherence.shard(&"s1".into()), &kept));
     }
 }

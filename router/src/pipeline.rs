@@ -43,6 +43,7 @@ use crate::quota::Pass;
 use crate::request::body;
 use crate::request::{ApiRequest, RequestParts};
 use crate::response::{self, Row, cors};
+use crate::shards::Loaded;
 use crate::sql;
 use crate::tag;
 use crate::tenant;
@@ -168,13 +169,14 @@ async fn answer(
     loop {
         let target = placement::locate(app, tenant.tenant(), moved.as_ref())?;
         seen.shard = Some(target.shard.id.clone());
-        let Some(model) = target.shard.model() else {
+        let Some(loaded) = target.shard.loaded() else {
             // This router, or the shard, has just begun.
             let stay = seat(app, &mut held, &tenant, incoming.deadline)?;
             wait(app, stay, HoldReason::NoSchema, &target).await?;
             seen.stages.mark(Stage::Hold);
             continue;
         };
+        let model = loaded.model.clone();
         let plan = plan::plan(&model, &api, &request, &payload)?;
         let keep = keep.as_ref().filter(|_| plan.form == Form::Write);
         // What is kept is text.
@@ -212,7 +214,7 @@ async fn answer(
             deadline: statement_deadline(&own, incoming.deadline),
         };
         let done = match request.method.reads() {
-            true => read(&work, incoming, &request, &plan, &model, &own, seen).await,
+            true => read(&work, incoming, &request, &plan, &loaded, &own, seen).await,
             false => match change(&work, &plan, &request, seen).await {
                 // It expired since it was found.
                 Ok(served) if answered_before && served.answer.number("page").is_none() => {
@@ -354,16 +356,16 @@ async fn read(
     incoming: &Incoming<'_>,
     request: &ApiRequest,
     plan: &Plan,
-    model: &plan::Model,
+    loaded: &Loaded,
     own: &quota::Limits,
     seen: &mut Seen,
 ) -> Result<Result<http::Response<Bytes>, Error>, Failed> {
-    let (app, catalog) = (work.app, model.catalog());
+    let app = work.app;
     let question = cached::question(
         app,
         work.tenant,
         work.target,
-        catalog,
+        loaded,
         plan,
         work.statement,
         &work.guard,
@@ -384,7 +386,7 @@ async fn read(
             let key = Key::of_request(
                 work.tenant,
                 work.target.epoch,
-                catalog,
+                loaded.model.catalog(),
                 incoming.method,
                 incoming.path,
                 incoming.query,
@@ -717,6 +719,13 @@ impl Stages {
         let now = Instant::now();
         self.spent[stage as usize] += now - self.since;
         self.since = now;
+    }
+
+    /// So much of the time of the cache's stage was another's.
+    fn was_for(&mut self, stage: Stage, spent: Duration) {
+        let spent = spent.min(self.spent[Stage::Cache as usize]);
+        self.spent[Stage::Cache as usize] -= spent;
+        self.spent[stage as usize] += spent;
     }
 
     fn spent(&self, stage: Stage) -> Duration {

@@ -445,12 +445,17 @@ fn failed(
 /// Start-up options of a session. `jit` costs more than it gains on requests
 /// of this size; role names come from the configuration's list, and a blank or
 /// backslash in one is escaped as the protocol asks.
+///
+/// Settings that policies read as JSON are empty objects outside of requests: a
+/// read is planned before its first step sets them, and the planner evaluates
+/// what it estimates by. Of '' it would make an error.
 fn session_options(role: &str, search_path: &str) -> String {
     let escaped = |text: &str| text.replace('\\', "\\\\").replace(' ', "\\ ");
     let (role, path) = (escaped(role), escaped(search_path));
     format!(
         "-c role={role} -c search_path={path} -c default_transaction_read_only=on -c jit=off \
-         -c idle_in_transaction_session_timeout=60s"
+         -c idle_in_transaction_session_timeout=60s \
+         -c request.jwt.claims={{}} -c request.headers={{}} -c request.cookies={{}}"
     )
 }
 
@@ -508,10 +513,10 @@ impl managed::Manager for NodeManager {
 }
 
 /// See schema/shard/005_node.sql.
-const IDENTITY: &str = "select is_primary, system_id, timeline from ringfence.node()";
+pub(crate) const IDENTITY: &str = "select is_primary, system_id, timeline from ringfence.node()";
 
 /// What cannot be read is nobody's identity.
-fn identity(answer: &[SimpleQueryMessage]) -> Identity {
+pub(crate) fn identity(answer: &[SimpleQueryMessage]) -> Identity {
     let row = answer.iter().find_map(|message| match message {
         SimpleQueryMessage::Row(row) => Some(row),
         _ => None,

@@ -17,6 +17,7 @@ use futures_util::StreamExt;
 use schema::catalog::{Catalog, Fingerprint};
 use schema::ident::Literal;
 use tenancy::chain;
+use tenancy::id::ShardId;
 use tenancy::tls::Tls;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -24,10 +25,11 @@ use tokio_postgres::AsyncMessage;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::coherence::{Coherence, Place};
 use crate::event::{Event, Events};
 use crate::nodes::{self, Floor, Node, Positions, Replica, Sighting, Watched};
 use crate::plan::Model;
-use crate::pool::{Identity, NodeAddress};
+use crate::pool::{self, Identity, NodeAddress};
 use crate::timeline::Ancestors;
 use crate::token::Generation;
 
@@ -35,6 +37,8 @@ use crate::token::Generation;
 const LOOK: Duration = Duration::from_millis(500);
 /// Longest wait for an answer of the node to such a look.
 const LOOK_MAX: Duration = Duration::from_secs(2);
+/// Least time from one look that a stale model asked for to the next.
+const STALE_LOOK_GAP: Duration = Duration::from_millis(100);
 /// Longest wait for a schema model.
 const LOAD_MAX: Duration = Duration::from_secs(30);
 
@@ -47,11 +51,21 @@ pub struct Shard {
     primary: ArcSwapOption<Primary>,
     reign: ArcSwapOption<Reign>,
     replicas: ArcSwap<Vec<Replica>>,
-    model: ArcSwapOption<Model>,
+    loaded: ArcSwapOption<Loaded>,
     schema_looks: SchemaLooks,
     /// Counts changes of primary or model, so that a request can wait for one.
     changes: watch::Sender<u64>,
     stop: CancellationToken,
+}
+
+/// A shard's schema model, and as of when it is the shard's.
+pub struct Loaded {
+    /// The model.
+    pub model: Arc<Model>,
+    /// The look that found it, or found it unchanged, began when this router was
+    /// there in the shard's history; none where it followed none. All DDL up to
+    /// there is in the model (DESIGN.md §6, rule 12).
+    pub since: Option<Place>,
 }
 
 /// Looks at the schema: they are numbered, so that one can be waited for.
@@ -59,6 +73,8 @@ struct SchemaLooks {
     wanted: Notify,
     begun: AtomicU64,
     done: watch::Sender<u64>,
+    /// When a stale model last asked for one.
+    stale: Mutex<Option<Instant>>,
 }
 
 /// What elections remember of earlier ones.
@@ -162,6 +178,21 @@ impl Shard {
         let _ = timeout_at(until, done.wait_for(|done| *done >= wanted)).await;
     }
 
+    /// Sees to it that the schema is looked at soon: the model may be out of date.
+    pub fn model_is_stale(&self) {
+        let now = Instant::now();
+        let mut last = self
+            .schema_looks
+            .stale
+            .lock()
+            .unwrap_or_else(|p| p.into_inner());
+        // One that can't be loaded must not be tried without a pause.
+        if last.is_none_or(|last| now.duration_since(last) >= STALE_LOOK_GAP) {
+            *last = Some(now);
+            self.schema_looks.wanted.notify_one();
+        }
+    }
+
     /// All nodes.
     pub fn nodes(&self) -> &[Arc<Watched>] {
         &self.nodes
@@ -169,7 +200,12 @@ impl Shard {
 
     /// The schema model, if it was loaded once.
     pub fn model(&self) -> Option<Arc<Model>> {
-        self.model.load_full()
+        self.loaded().map(|loaded| loaded.model.clone())
+    }
+
+    /// The same, with what is known of its age.
+    pub fn loaded(&self) -> Option<Arc<Loaded>> {
+        self.loaded.load_full()
     }
 
     /// Wakes on each change of primary or model.
@@ -316,6 +352,7 @@ pub struct Watching {
 /// All shards.
 pub struct Shards {
     watching: Watching,
+    coherence: Arc<Coherence>,
     events: Arc<Events>,
     models: Mutex<HashMap<Fingerprint, Weak<Model>>>,
     shards: ArcSwap<HashMap<Arc<str>, Arc<Shard>>>,
@@ -324,9 +361,15 @@ pub struct Shards {
 
 impl Shards {
     /// Knows no shard until [`Shards::set`].
-    pub fn new(watching: Watching, events: Arc<Events>, stop: CancellationToken) -> Arc<Self> {
+    pub fn new(
+        watching: Watching,
+        coherence: Arc<Coherence>,
+        events: Arc<Events>,
+        stop: CancellationToken,
+    ) -> Arc<Self> {
         Arc::new(Self {
             watching,
+            coherence,
             events,
             models: Mutex::default(),
             shards: ArcSwap::default(),
@@ -382,11 +425,12 @@ impl Shards {
             reign: ArcSwapOption::empty(),
             replicas: ArcSwap::default(),
             // Other nodes, the same tables: requests go on being planned.
-            model: ArcSwapOption::new(before.and_then(Shard::model)),
+            loaded: ArcSwapOption::new(before.and_then(Shard::loaded)),
             schema_looks: SchemaLooks {
                 wanted: Notify::new(),
                 begun: AtomicU64::new(0),
                 done: watch::Sender::new(0),
+                stale: Mutex::default(),
             },
             changes: watch::Sender::new(0),
             stop: self.stop.child_token(),
@@ -434,14 +478,16 @@ impl Shards {
         &self,
         shard: &Shard,
         node: &Node,
-        version: &mut Option<i64>,
+        version: &mut Option<Version>,
     ) -> WatchError {
         let mut link = match Link::open(&self.watching, &node.address).await {
             Ok(link) => link,
             Err(error) => return error,
         };
+        // A promoted standby may lack changes, and count others by their numbers.
+        *version = version.filter(|version| version.of == link.identity.generation);
         if let Some(loaded) = *version
-            && let Err(error) = link.report(&self.watching.instance, loaded).await
+            && let Err(error) = link.report(&self.watching.instance, loaded.number).await
         {
             return error;
         }
@@ -465,10 +511,21 @@ impl Shards {
         &self,
         shard: &Shard,
         link: &Link,
-        version: &mut Option<i64>,
+        version: &mut Option<Version>,
     ) -> Result<(), WatchError> {
-        let now = link.schema_version().await?;
+        // Before the question, like a fill's stamp: what was applied until now is
+        // visible on the primary, so the answer has it (rules 2, 5 and 12).
+        let followed = self.coherence.shard(&ShardId(shard.id.clone()));
+        let since = followed.place().filter(|place| link.writes(place));
+        let now = Version {
+            of: link.identity.generation,
+            number: link.schema_version().await?,
+        };
         if *version == Some(now) {
+            if let Some(loaded) = shard.loaded().filter(|loaded| loaded.since != since) {
+                let model = loaded.model.clone();
+                shard.loaded.store(Some(Arc::new(Loaded { model, since })));
+            }
             return Ok(());
         }
         let started = std::time::Instant::now();
@@ -482,10 +539,11 @@ impl Shards {
                     relations: catalog.relations.len(),
                     took: started.elapsed(),
                 });
-                shard.model.store(Some(self.shared(catalog).await));
+                let model = self.shared(catalog).await;
+                shard.loaded.store(Some(Arc::new(Loaded { model, since })));
                 shard.changed();
                 *version = Some(now);
-                link.report(&self.watching.instance, now).await
+                link.report(&self.watching.instance, now.number).await
             }
             Ok(Err(error)) => {
                 let error = chain(&error);
@@ -522,9 +580,18 @@ impl Shards {
     }
 }
 
+/// Which schema was loaded: changes are numbered by each primary's own log.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Version {
+    of: Generation,
+    number: i64,
+}
+
 /// A watcher's own connection to a node.
 struct Link {
     client: tokio_postgres::Client,
+    /// Who the server was when the connection was made.
+    identity: Identity,
     /// Hears of schema changes; closed when the connection ends.
     notices: mpsc::Receiver<()>,
 }
@@ -550,7 +617,19 @@ impl Link {
             }
         });
         answered(client.batch_execute("listen ringfence_schema; listen pgrst")).await?;
-        Ok(Self { client, notices })
+        let identity = answered(client.simple_query(pool::IDENTITY)).await?;
+        Ok(Self {
+            client,
+            identity: pool::identity(&identity),
+            notices,
+        })
+    }
+
+    /// Whether the server is the one whose log that is a place of.
+    fn writes(&self, place: &Place) -> bool {
+        let Generation { system, timeline } = self.identity.generation;
+        let log = &place.generation;
+        self.identity.primary && (log.system, log.timeline) == (system, timeline)
     }
 
     /// Tells the shard what this router has loaded: nothing that it reads is

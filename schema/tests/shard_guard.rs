@@ -434,3 +434,45 @@ async fn the_fence_is_the_guards_and_the_workers_alone() {
         .await;
     assert_eq!(worker.refused(&enter(1, "read")).await.code, "42501");
 }
+
+#[tokio::test]
+async fn a_write_is_on_disk_before_it_is_acknowledged() {
+    let shard = Shard::new().await;
+    let admin = shard.admin().await;
+    let setting = "select current_setting('synchronous_commit')";
+    for (configured, expected) in [("off", "on"), ("local", "local")] {
+        let set = format!(
+            "alter database {} set synchronous_commit = {configured}",
+            shard.name()
+        );
+        admin.run(&set).await;
+        let api = shard.api().await;
+        for (mode, expected) in [
+            ("read", configured),
+            ("write", expected),
+            ("write_strict", expected),
+        ] {
+            api.run("begin read write").await;
+            api.value(&enter(1, mode)).await;
+            assert_eq!(api.value(setting).await, expected, "{mode}");
+            api.run("commit").await;
+        }
+        assert_eq!(api.value(setting).await, configured);
+    }
+}
+
+#[tokio::test]
+async fn a_place_in_the_log_is_behind_what_was_committed_on_disk_or_not() {
+    let shard = Shard::new().await;
+    let admin = shard.with("create table note (id bigint)").await;
+    admin.run("set synchronous_commit = off").await;
+    let number = |text: String| text.parse::<u64>().unwrap();
+    for n in 0..20 {
+        admin.run(&format!("insert into note values ({n})")).await;
+        let inserted = "select (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint::text";
+        let inserted = number(admin.value(inserted).await);
+        let position = "select lsn::text from ringfence.position()";
+        let position = number(admin.value(position).await);
+        assert!(position >= inserted, "{position} is before {inserted}");
+    }
+}

@@ -253,8 +253,14 @@ async fn make(
     }
     match what {
         Break::RedisFlushed => flush(cluster).await?,
-        Break::RedisRestored if copy.is_empty() => *copy = dump(cluster).await?,
-        Break::RedisRestored => restore(cluster, copy).await?,
+        // An old copy comes back; the first has yet to grow old.
+        Break::RedisRestored => {
+            if copy.is_empty() {
+                *copy = dump(cluster).await?;
+                sleep(lasts).await;
+            }
+            restore(cluster, copy).await?;
+        }
         Break::PromotedAway => {
             cluster.shut_down(PRIMARY).await?;
             cluster.promote(REPLICA).await?;

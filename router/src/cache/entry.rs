@@ -65,10 +65,11 @@ impl Entry {
         size_of::<Self>() + self.row.body.len() + OVERHEAD
     }
 
-    /// How long ago its read began.
-    pub fn age(&self, now: SystemTime) -> Duration {
-        let now = now.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        now.saturating_sub(Duration::from_millis(self.read_at_ms))
+    /// How long ago its read began; none where that is in the future by this
+    /// machine's clock: it was set back, or another router's is ahead.
+    pub fn age(&self, now: SystemTime) -> Option<Duration> {
+        let now = now.duration_since(UNIX_EPOCH).ok()?;
+        now.checked_sub(Duration::from_millis(self.read_at_ms))
     }
 
     /// The stored form; none where it would be too large, or where the row has
@@ -182,6 +183,16 @@ mod tests {
             value[place] ^= 1 << bit;
             prop_assert_eq!(Entry::decode(&key, &value), None);
         }
+    }
+
+    #[test]
+    fn an_entry_from_the_future_has_no_age() {
+        let entry = entry(Vec::new());
+        let read_at = UNIX_EPOCH + Duration::from_millis(entry.read_at_ms);
+        let second = Duration::from_secs(1);
+        assert_eq!(entry.age(read_at + second), Some(second));
+        assert_eq!(entry.age(read_at), Some(Duration::ZERO));
+        assert_eq!(entry.age(read_at - Duration::from_millis(1)), None);
     }
 
     #[test]

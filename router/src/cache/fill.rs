@@ -35,8 +35,14 @@ impl<T: Clone + Send + Sync + 'static> Fills<T> {
     }
 
     /// The result of the fill of `key` that is under way, or of `fill`, started
-    /// now. None where the fill's task broke off.
-    pub async fn run<F>(self: &Arc<Self>, key: Key, fill: impl FnOnce() -> F) -> (Part, Option<T>)
+    /// now if `begin` says so; none where it does not. No result where the fill's
+    /// task broke off.
+    pub async fn run<F>(
+        self: &Arc<Self>,
+        key: Key,
+        begin: impl FnOnce() -> bool,
+        fill: impl FnOnce() -> F,
+    ) -> Option<(Part, Option<T>)>
     where
         F: Future<Output = T> + Send + 'static,
     {
@@ -44,6 +50,7 @@ impl<T: Clone + Send + Sync + 'static> Fills<T> {
             let mut under_way = self.lock(&key);
             match under_way.get(&key) {
                 Some(result) => (Part::Joined, result.clone()),
+                None if !begin() => return None,
                 None => {
                     let (tell, result) = watch::channel(None);
                     under_way.insert(key, result.clone());
@@ -65,7 +72,7 @@ impl<T: Clone + Send + Sync + 'static> Fills<T> {
             }
         };
         let done = result.wait_for(Option::is_some).await;
-        (part, done.ok().and_then(|done| done.clone()))
+        Some((part, done.ok().and_then(|done| done.clone())))
     }
 
     fn lock(&self, key: &Key) -> MutexGuard<'_, HashMap<Key, watch::Receiver<Option<T>>>> {
@@ -110,25 +117,27 @@ mod tests {
         let callers = (0..40).map(|_| {
             timeout(
                 Duration::from_millis(100),
-                fills.run(Key::for_test(1), fill()),
+                fills.run(Key::for_test(1), || true, fill()),
             )
         });
         let given_up = futures_util::future::join_all(callers).await;
         assert!(given_up.iter().all(Result::is_err));
-        let (part, result) = fills.run(Key::for_test(1), fill()).await;
-        assert_eq!((part, result), (Part::Joined, Some(7)));
+        // Whether it is worth to begin one is not asked of who finds one.
+        let joined = fills.run(Key::for_test(1), || false, fill()).await;
+        assert_eq!(joined, Some((Part::Joined, Some(7))));
         assert_eq!(started.load(Ordering::Relaxed), 1);
         // Whoever comes after its end starts another.
-        let (part, _) = fills.run(Key::for_test(1), fill()).await;
-        assert_eq!(part, Part::Started);
+        assert_eq!(fills.run(Key::for_test(1), || false, fill()).await, None);
+        let started = fills.run(Key::for_test(1), || true, fill()).await;
+        assert_eq!(started, Some((Part::Started, Some(7))));
     }
 
     #[tokio::test]
     async fn a_fill_that_breaks_off_leaves_nothing_behind() {
         let fills = Fills::<u32>::new();
-        let broken = fills.run(Key::for_test(1), || async { panic!("on purpose") });
-        assert_eq!(broken.await, (Part::Started, None));
-        let whole = fills.run(Key::for_test(1), || async { 1 }).await;
-        assert_eq!(whole, (Part::Started, Some(1)));
+        let broken = fills.run(Key::for_test(1), || true, || async { panic!("on purpose") });
+        assert_eq!(broken.await, Some((Part::Started, None)));
+        let whole = fills.run(Key::for_test(1), || true, || async { 1 }).await;
+        assert_eq!(whole, Some((Part::Started, Some(1))));
     }
 }

@@ -17,26 +17,30 @@ use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
 use redis::{FromRedisValue, RedisResult};
 use tokio::sync::{Notify, Semaphore};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::entry::Entry;
 use super::key::Key;
 use crate::event::metrics::SharedMetrics;
 
-/// Longest wait of a request for Redis.
+/// Longest wait of a request for Redis, of all its commands together.
 const WAIT_MAX: Duration = Duration::from_millis(50);
+/// A command that waited for so long in vain has failed. One that was given less,
+/// because others of its request took their time, says nothing of the node.
+const SLOW: Duration = Duration::from_millis(25);
 /// How long an entry is kept that nobody replaces.
 const KEPT: Duration = Duration::from_secs(3_600);
 /// How long a router may take for a fill before another begins one, too.
 const LEASE: Duration = Duration::from_millis(150);
-/// How long a router waits for another's fill.
+/// When a router looks whether another's fill has come, each time after the last,
+/// for as long as its request may wait.
 const LEASE_WAIT: [Duration; 5] = [
     Duration::from_millis(3),
     Duration::from_millis(6),
+    Duration::from_millis(10),
     Duration::from_millis(12),
-    Duration::from_millis(24),
-    Duration::from_millis(48),
+    Duration::from_millis(12),
 ];
 /// Entries on their way to Redis at once; more are not sent.
 const WRITES_MAX: usize = 128;
@@ -71,6 +75,17 @@ struct Group {
     /// Milliseconds since `started`, from when on a command may try.
     closed_until: AtomicU64,
     trying: AtomicBool,
+}
+
+/// What is left of the time that a request may wait for Redis.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience(Instant);
+
+impl Patience {
+    /// All of it, from now on.
+    pub fn begin() -> Self {
+        Self(Instant::now() + WAIT_MAX)
+    }
 }
 
 /// Whose fill it is.
@@ -122,10 +137,10 @@ impl Shared {
     }
 
     /// The entry of that key, whatever it is worth.
-    pub async fn get(&self, key: &Key) -> Option<Entry> {
+    pub async fn get(&self, key: &Key, patience: Patience) -> Option<Entry> {
         let mut command = redis::cmd("GET");
         command.arg(name(key));
-        let value: Option<Vec<u8>> = self.ask(key, &command).await?;
+        let value: Option<Vec<u8>> = self.ask(key, &command, patience).await?;
         let entry = value.and_then(|value| Entry::decode(key, &value));
         match entry {
             Some(_) => self.metrics.found.increment(1),
@@ -147,16 +162,16 @@ impl Shared {
                 let mut command = redis::cmd("SET");
                 let kept = u64::try_from(KEPT.as_millis()).unwrap_or(u64::MAX);
                 command.arg(name(&key)).arg(value).arg("PX").arg(kept);
-                let _: Option<()> = shared.ask(&key, &command).await;
+                let _: Option<()> = shared.ask(&key, &command, Patience::begin()).await;
             }
             let mut command = redis::cmd("DEL");
             command.arg(lease_name(&key));
-            let _: Option<()> = shared.ask(&key, &command).await;
+            let _: Option<()> = shared.ask(&key, &command, Patience::begin()).await;
         });
     }
 
     /// Asks for the right to fill, which ends by itself.
-    pub async fn lease(&self, key: &Key) -> FillLease {
+    pub async fn lease(&self, key: &Key, patience: Patience) -> FillLease {
         let mut command = redis::cmd("SET");
         let kept = u64::try_from(LEASE.as_millis()).unwrap_or(u64::MAX);
         command
@@ -165,7 +180,7 @@ impl Shared {
             .arg("NX")
             .arg("PX")
             .arg(kept);
-        let answer: Option<Option<String>> = self.ask(key, &command).await;
+        let answer: Option<Option<String>> = self.ask(key, &command, patience).await;
         match answer {
             Some(None) => FillLease::Theirs,
             Some(Some(_)) | None => FillLease::Ours,
@@ -173,10 +188,19 @@ impl Shared {
     }
 
     /// Looks a few times whether another router's fill has come.
-    pub async fn wait_for(&self, key: &Key, fits: impl Fn(&Entry) -> bool) -> Option<Entry> {
+    pub async fn wait_for(
+        &self,
+        key: &Key,
+        patience: Patience,
+        fits: impl Fn(&Entry) -> bool,
+    ) -> Option<Entry> {
         for pause in LEASE_WAIT {
-            sleep(pause).await;
-            if let Some(entry) = self.get(key).await.filter(|entry| fits(entry)) {
+            sleep_until(patience.0.min(Instant::now() + pause)).await;
+            if Instant::now() >= patience.0 {
+                return None;
+            }
+            let entry = self.get(key, patience).await;
+            if let Some(entry) = entry.filter(|entry| fits(entry)) {
                 return Some(entry);
             }
         }
@@ -184,14 +208,27 @@ impl Shared {
     }
 
     /// A command's answer, in time; none where there is none.
-    async fn ask<T: FromRedisValue>(&self, key: &Key, command: &redis::Cmd) -> Option<T> {
+    async fn ask<T: FromRedisValue>(
+        &self,
+        key: &Key,
+        command: &redis::Cmd,
+        patience: Patience,
+    ) -> Option<T> {
+        let begun = Instant::now();
+        if begun >= patience.0 {
+            return None;
+        }
         let group = &self.groups[usize::from(slot(name(key).as_bytes())) * GROUPS / SLOTS];
         if !group.allows(self.now()) {
             self.metrics.skipped.increment(1);
             return None;
         }
-        let mut connection = ClusterConnection::clone(&*self.connection.load_full()?);
-        match timeout(WAIT_MAX, command.query_async(&mut connection)).await {
+        let Some(connection) = self.connection.load_full() else {
+            group.gave_up();
+            return None;
+        };
+        let mut connection = ClusterConnection::clone(&connection);
+        match timeout_at(patience.0, command.query_async(&mut connection)).await {
             Ok(Ok(answer)) => {
                 group.succeeded();
                 Some(answer)
@@ -201,6 +238,10 @@ impl Shared {
                 self.metrics.failed.increment(1);
                 group.failed(self.now());
                 self.failed.notify_one();
+                None
+            }
+            Err(_) if begun.elapsed() < SLOW => {
+                group.gave_up();
                 None
             }
             Err(_) => {
@@ -257,6 +298,11 @@ impl Group {
         self.failures.fetch_add(1, Ordering::Relaxed);
         let open = u64::try_from(OPEN_FOR.as_millis()).unwrap_or(u64::MAX);
         self.closed_until.store(now + open, Ordering::Relaxed);
+        self.trying.store(false, Ordering::Relaxed);
+    }
+
+    /// Neither: another may try.
+    fn gave_up(&self) {
         self.trying.store(false, Ordering::Relaxed);
     }
 
@@ -323,6 +369,8 @@ mod tests {
         assert!(group.allows(500) && !group.allows(500));
         group.failed(500);
         assert!(!group.allows(999) && group.allows(1_000));
+        group.gave_up();
+        assert!(group.allows(1_000), "whoever tried did not come to it");
         group.succeeded();
         assert!(group.allows(1_000) && group.allows(1_000));
     }

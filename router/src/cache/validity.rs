@@ -7,6 +7,7 @@
 //! | 6, use | [`UnderLease::begin`] loads the lease first; [`UnderLease::admits`] looks at it last |
 //! | 9, tokens | [`Asked::token`] |
 //! | 10, no lease | there is no [`UnderLease`], so nothing that needs one can be called |
+//! | 12, DDL | [`UnderLease::knows_schema`], asked before anything else is used |
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,9 +15,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tenancy::changes::{Cell, Generation, Lsn};
 
-use crate::coherence::View;
 use crate::coherence::cells::Lease;
 use crate::coherence::clock::Boot;
+use crate::coherence::{Place, View};
 
 /// The proof that an entry carries: what it was read from, and as of when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +74,12 @@ pub enum Unfit {
     Token,
     /// The lease ended meanwhile.
     LeaseOver,
+    /// The model that the read was planned by may be older than the schema: no
+    /// entry was looked for.
+    Schema,
+    /// Only of an old entry that the client would take: what has happened to the
+    /// tenant since, or that nothing has, is not known.
+    Fence,
 }
 
 /// A read that began while this router held a lease on the shard's history.
@@ -108,6 +115,16 @@ impl UnderLease {
     /// The history that the lease is on.
     pub fn generation(&self) -> Generation {
         self.view.generation
+    }
+
+    /// Rule 12: whether a schema model still is the shard's, whose loading began
+    /// at that place of its history; none where no history was known then. By an
+    /// older one keys would not hold what a newer policy tells apart, so under it
+    /// nothing is used or kept.
+    pub fn knows_schema(&self, loaded: Option<Place>) -> bool {
+        loaded.is_some_and(|loaded| {
+            loaded.generation == self.view.generation && self.view.heard.same_schema(loaded.at)
+        })
     }
 
     /// Rule 6, for an entry that was found after the lease was loaded. `now` is
@@ -151,9 +168,20 @@ impl Stamp {
 }
 
 /// Rule 10: whether a client that takes answers up to `longest` old, in so many
-/// words, takes one that was read `age` ago. No lease is needed, and no cell.
-pub fn old_enough_for(age: Duration, longest: Option<Duration>) -> bool {
-    longest.is_some_and(|longest| age <= longest)
+/// words, takes one that was read `age` ago. No lease is needed, and of the cells
+/// only the fence's ([`fence_stands`]). By whose clock it was read in the future,
+/// its age is not known: none will do then.
+pub fn old_enough_for(age: Option<Duration>, longest: Option<Duration>) -> Option<Duration> {
+    age.filter(|age| longest.is_some_and(|longest| *age <= longest))
+}
+
+/// Rules 10 and 11: the tenant is served as it was when the entry was read, as
+/// far as this router has heard: it was not fenced, moved or suspended, and no
+/// DDL took the rows away from who reads them.
+pub fn fence_stands(stamp: &Stamp, fence: Cell, view: Option<&View>) -> bool {
+    view.is_some_and(|view| {
+        view.generation == stamp.generation && view.heard.unchanged(&[fence], stamp.at)
+    })
 }
 
 #[cfg(test)]
@@ -275,8 +303,50 @@ mod tests {
         view.heard.end_lease();
         assert!(UnderLease::begin(view, Boot::from_nanos(1)).is_none());
         let second = Duration::from_secs(1);
-        assert!(!old_enough_for(Duration::ZERO, None));
-        assert!(old_enough_for(second, Some(second)));
-        assert!(!old_enough_for(second * 2, Some(second)));
+        assert_eq!(old_enough_for(Some(Duration::ZERO), None), None);
+        assert_eq!(old_enough_for(Some(second), Some(second)), Some(second));
+        assert_eq!(old_enough_for(Some(second * 2), Some(second)), None);
+        assert_eq!(old_enough_for(None, Some(second)), None, "in the future");
+    }
+
+    #[test]
+    fn rule_10_an_old_answer_is_none_where_the_fence_may_have_changed() {
+        let (view, fence) = (view(), Cell(2));
+        assert!(fence_stands(&stamp(100), fence, Some(&view)));
+        view.heard.raise(Cell(1), Lsn(120));
+        assert!(fence_stands(&stamp(100), fence, Some(&view)), "rows only");
+        view.heard.raise(fence, Lsn(130));
+        assert!(!fence_stands(&stamp(129), fence, Some(&view)));
+        assert!(fence_stands(&stamp(130), fence, Some(&view)));
+        assert!(!fence_stands(&stamp(130), fence, None));
+        let elsewhere = Stamp {
+            generation: Generation { timeline: 3, ..G },
+            ..stamp(500)
+        };
+        assert!(!fence_stands(&elsewhere, fence, Some(&view)));
+    }
+
+    #[test]
+    fn rule_12_a_model_from_before_ddl_is_not_used() {
+        let view = view();
+        let read = UnderLease::begin(view.clone(), Boot::from_nanos(1)).unwrap();
+        let loaded = |at| {
+            Some(Place {
+                generation: G,
+                at: Lsn(at),
+            })
+        };
+        assert!(read.knows_schema(loaded(100)));
+        assert!(!read.knows_schema(None));
+        view.heard.raise(Cell(1), Lsn(120));
+        view.heard.raise_all(Lsn(120));
+        assert!(read.knows_schema(loaded(100)), "no DDL");
+        view.heard.raise_schema(Lsn(130));
+        assert!(!read.knows_schema(loaded(129)) && read.knows_schema(loaded(130)));
+        let elsewhere = Place {
+            generation: Generation { timeline: 3, ..G },
+            at: Lsn(900),
+        };
+        assert!(!read.knows_schema(Some(elsewhere)));
     }
 }

@@ -13,7 +13,7 @@
 
 use tokio::time::Instant;
 
-use super::LEASE_PLUS;
+use super::HOLDING;
 use crate::token::Generation;
 
 /// What one look at a primary saw.
@@ -62,7 +62,7 @@ impl Alone {
     pub fn free_from(&self, of: Generation, committed: Instant) -> Option<Instant> {
         let look = self.last?;
         let fits = look.free && look.of == of && look.begun >= committed;
-        fits.then_some(self.since? + LEASE_PLUS)
+        fits.then_some(self.since? + HOLDING)
     }
 }
 
@@ -96,7 +96,7 @@ mod tests {
             looks.iter().for_each(|look| alone.saw(*look));
             alone.free_from(HERE, start + ms(committed))
         };
-        let proved = Some(start + ms(1) + LEASE_PLUS);
+        let proved = Some(start + ms(1) + HOLDING);
         let (first, second) = (look(0, true, 4), look(900, true, 4));
         assert_eq!(free_from(&[first, second], 890), proved);
         assert_eq!(free_from(&[first, look(500, true, 4), second], 890), proved);
@@ -105,7 +105,7 @@ mod tests {
         // Not looked since the commit; somebody has it; somebody had it.
         assert_eq!(free_from(&[first, second], 901), None);
         assert_eq!(free_from(&[first, look(900, false, 4)], 890), None);
-        let had = Some(start + ms(901) + LEASE_PLUS);
+        let had = Some(start + ms(901) + HOLDING);
         assert_eq!(free_from(&[first, look(900, true, 5)], 890), had);
         assert_eq!(
             free_from(&[first, look(500, false, 4), second], 890),

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::alone::Look;
 use super::follow::Connection;
-use super::{Coherence, Followed, LEASE_PLUS};
+use super::{Coherence, Followed, HOLDING};
 use crate::token::Generation;
 
 /// A write that was committed.
@@ -55,7 +55,7 @@ impl Coherence {
     where
         F: Future<Output = Option<Look>>,
     {
-        let ended = sleep_until(write.at + LEASE_PLUS);
+        let ended = sleep_until(write.at + HOLDING);
         let source = shard.follow().source();
         let proved = async {
             match (source, write.lsn) {

@@ -62,6 +62,8 @@ pub struct Heard<W = AtomicU64> {
     cells: Box<[W]>,
     /// Every cell is at least this: one word instead of a change of all cells.
     floor: W,
+    /// The schema may have changed up to here.
+    schema: W,
     watermark: W,
     /// Nanoseconds of the boot clock; zero: none.
     lease: W,
@@ -89,6 +91,7 @@ impl<W: Word> Heard<W> {
         Self {
             cells: (0..cells.max(1)).map(|_| W::new(0)).collect(),
             floor: W::new(watermark.0),
+            schema: W::new(watermark.0),
             watermark: W::new(watermark.0),
             lease: W::new(0),
         }
@@ -102,6 +105,13 @@ impl<W: Word> Heard<W> {
     /// Raises every cell: a change whose tables nobody can name.
     pub fn raise_all(&self, lsn: Lsn) {
         self.floor.raise(lsn.0, Ordering::Relaxed);
+    }
+
+    /// Rule 12: the same, and it may have been DDL: of a schema model that was
+    /// loaded before nobody can say whether it still is the shard's.
+    pub fn raise_schema(&self, lsn: Lsn) {
+        self.raise_all(lsn);
+        self.schema.raise(lsn.0, Ordering::Relaxed);
     }
 
     /// Rule 3, second half: all up to `lsn` is applied. The stream's task only,
@@ -129,6 +139,12 @@ impl<W: Word> Heard<W> {
     /// Rule 6, first step: the lease, before anything else is looked at.
     pub fn lease(&self) -> Lease {
         Lease(Boot::from_nanos(self.lease.load(Ordering::Acquire)))
+    }
+
+    /// Rule 12: a schema model whose loading began when all up to `at` was
+    /// visible is the shard's, as far as is known.
+    pub fn same_schema(&self, at: Lsn) -> bool {
+        self.schema.load(Ordering::Relaxed) <= at.0
     }
 
     /// Rule 6, second step: no cell has changed since `at`.
@@ -160,6 +176,11 @@ mod tests {
         assert!(unchanged(&[1], 20));
         heard.raise_all(Lsn(30));
         assert!(!unchanged(&[7], 29) && unchanged(&[7], 30));
+        // What purges raises every cell, and says nothing of the schema.
+        assert!(heard.same_schema(Lsn(10)) && !heard.same_schema(Lsn(9)));
+        heard.raise_schema(Lsn(40));
+        assert!(!heard.same_schema(Lsn(39)) && heard.same_schema(Lsn(40)));
+        assert!(!unchanged(&[7], 39) && unchanged(&[7], 40));
     }
 
     #[test]
@@ -242,6 +263,16 @@ mod interleavings {
         );
     }
 
+    /// DDL, and a request whose model is from before it.
+    fn rule_12(heard: &Heard<Loom>) {
+        let loaded = heard.lease();
+        let answered = heard.same_schema(BEFORE) && loaded.holds(lease());
+        assert!(
+            !answered,
+            "an old model under a lease that knows of the DDL"
+        );
+    }
+
     fn rule_5(heard: &Heard<Loom>) {
         let at = heard.watermark();
         let known = !heard.unchanged(&[Cell(1)], Lsn(CHANGE.0 - 1));
@@ -255,6 +286,25 @@ mod interleavings {
     #[test]
     fn whoever_has_the_lease_sees_the_cells() {
         play(in_order, rule_6);
+    }
+
+    #[test]
+    fn whoever_has_the_lease_sees_what_the_schema_was_changed_by() {
+        play(
+            |heard| {
+                heard.raise_schema(CHANGE);
+                heard.advance(CHANGE);
+                heard.take_lease(lease());
+            },
+            rule_12,
+        );
+        assert!(fails(
+            |heard| {
+                heard.take_lease(lease());
+                heard.raise_schema(CHANGE);
+            },
+            rule_12
+        ));
     }
 
     #[test]

@@ -92,6 +92,11 @@ impl Follow {
         source.map(|source| source.connection)
     }
 
+    /// A worker says that it captures the shard.
+    pub fn is_claimed(&self) -> bool {
+        !self.claims.is_empty()
+    }
+
     /// A worker captures the shard. The newest claim is followed, unless it is
     /// to a history that is known to be over.
     pub fn captures(&mut self, from: Connection, generation: Generation, now: Boot) -> Say {
@@ -130,7 +135,7 @@ impl Follow {
             // its lease was granted for what it had applied, so it ends too.
             Some(view) if view.heard.watermark() <= watermark => {
                 view.heard.end_lease();
-                view.heard.raise_all(watermark);
+                view.heard.raise_schema(watermark);
                 view.heard.advance(watermark);
                 self.forget_leases();
             }
@@ -173,7 +178,7 @@ impl Follow {
             return self.ask(from, now);
         }
         match cells {
-            CellSet::All => view.heard.raise_all(lsn),
+            CellSet::All => view.heard.raise_schema(lsn),
             CellSet::Some(cells) => cells.iter().for_each(|cell| view.heard.raise(*cell, lsn)),
         }
         view.heard.advance(lsn);
@@ -390,8 +395,10 @@ mod tests {
         assert_eq!(heard(&follow).watermark(), Lsn(110));
         assert!(!heard(&follow).unchanged(&[Cell(5)], Lsn(109)));
         assert!(heard(&follow).unchanged(&[Cell(6)], Lsn(100)));
+        assert!(heard(&follow).same_schema(Lsn(100)));
         follow.changes(A, G1, Lsn(110), Lsn(120), &CellSet::All, at(1));
         assert!(!heard(&follow).unchanged(&[Cell(6)], Lsn(119)));
+        assert!(!heard(&follow).same_schema(Lsn(119)), "it may be DDL");
     }
 
     #[test]
@@ -419,6 +426,7 @@ mod tests {
         follow.captures(B, G1, at(3));
         follow.start(B, G1, Lsn(150), false, at(4));
         assert!(!heard(&follow).unchanged(&[Cell(9)], Lsn(149)));
+        assert!(!heard(&follow).same_schema(Lsn(149)));
         assert_eq!(heard(&follow).watermark(), Lsn(150));
         assert!(!heard(&follow).lease().holds(at(5)));
     }

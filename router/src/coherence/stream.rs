@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use tenancy::changes::{self, FRAME_MAX, FromRouter, FromWorker, WireError};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, timeout};
+use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message};
@@ -24,6 +26,9 @@ use crate::event::{Event, Events};
 const PING_EVERY: Duration = Duration::from_millis(LEASE.as_millis() as u64 / 4);
 /// Longest wait for a connection, and for a message to leave.
 const CONNECT_MAX: Duration = Duration::from_secs(2);
+/// A worker asks for a sign of life every 5 s; one that is silent for so long is
+/// gone, whatever the connection's other end says.
+const SILENT_MAX: Duration = Duration::from_secs(15);
 /// Pause after a connection was lost; doubles to [`PAUSE_MAX`].
 const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
@@ -166,13 +171,16 @@ impl Coherence {
     async fn run(
         &self,
         connection: Connection,
-        socket: Socket,
+        socket: WebSocketStream<impl AsyncRead + AsyncWrite + Unpin>,
         mut messages: mpsc::Receiver<FromRouter>,
     ) -> StreamError {
         let (mut sink, mut source) = socket.split();
         let hear = async {
             loop {
-                match source.next().await {
+                let Ok(next) = timeout(SILENT_MAX, source.next()).await else {
+                    return StreamError::Silent;
+                };
+                match next {
                     Some(Ok(Message::Binary(frame))) => match changes::decode(&frame) {
                         Ok(message) => self.hear(connection, message),
                         Err(error) => return StreamError::Wire(error),
@@ -194,8 +202,11 @@ impl Coherence {
                     Ok(frame) => Message::Binary(frame.into()),
                     Err(error) => return StreamError::Wire(error),
                 };
-                if let Err(error) = sink.feed(frame).await {
-                    return StreamError::Socket(Box::new(error));
+                // Feeding waits, too, once much has been fed.
+                match timeout(CONNECT_MAX, sink.feed(frame)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => return StreamError::Socket(Box::new(error)),
+                    Err(_) => return StreamError::Slow,
                 }
                 // What waits already goes out in one packet.
                 next = match messages.try_recv() {
@@ -302,8 +313,7 @@ impl Drop for Open<'_> {
     }
 }
 
-type Socket =
-    tokio_tungstenite::WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
+type Socket = WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
 
 async fn connect(address: &str, secret: Option<&str>) -> Result<Socket, StreamError> {
     let wrong = |error| StreamError::Socket(Box::new(error));
@@ -336,10 +346,59 @@ enum StreamError {
     Closed,
     #[error("the worker does not answer or read in time")]
     Slow,
+    #[error("the worker is silent")]
+    Silent,
     #[error("the stream secret can't be sent in a header")]
     Secret,
     #[error(transparent)]
     Wire(WireError),
     #[error(transparent)]
     Socket(Box<tungstenite::Error>),
+}
+
+#[cfg(test)]
+mod tests {
+    use tenancy::changes::Lsn;
+    use tokio_tungstenite::tungstenite::protocol::Role;
+
+    use super::*;
+
+    /// Runs a stream to a worker that reads nothing, with `said` to say; until it
+    /// ends, by a clock that jumps to what is waited for.
+    async fn ends_after(wire_bytes: usize, said: usize) -> (StreamError, Duration) {
+        let coherence = Coherence::new("router-1".into());
+        let (near, _far) = tokio::io::duplex(wire_bytes);
+        let socket = WebSocketStream::from_raw_socket(near, Role::Client, None).await;
+        let (connection, messages) = coherence.workers.open();
+        for id in 0..said as u64 {
+            let barrier = FromRouter::Barrier {
+                shard: "shard-of-a-long-name-so-that-much-has-to-be-sent".into(),
+                id,
+                system: u64::MAX,
+                timeline: u32::MAX,
+                lsn: Lsn(u64::MAX),
+            };
+            coherence.workers.say(connection, barrier);
+        }
+        let begun = Instant::now();
+        let error = coherence.run(connection, socket, messages).await;
+        (error, begun.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_says_nothing_is_left() {
+        let (error, after) = ends_after(1 << 20, 0).await;
+        assert!(matches!(error, StreamError::Silent), "{error}");
+        assert!(after >= SILENT_MAX && after < SILENT_MAX * 2, "{after:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_reads_nothing_is_left_sooner() {
+        // With little to say it is the flush that waits, with much the feeding.
+        for said in [1, QUEUE_MAX - 1] {
+            let (error, after) = ends_after(16, said).await;
+            assert!(matches!(error, StreamError::Slow), "{said}: {error}");
+            assert!(after < SILENT_MAX, "{said}: {after:?}");
+        }
+    }
 }

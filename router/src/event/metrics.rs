@@ -293,9 +293,11 @@ pub struct CacheMetrics {
     /// Reads answered, by where the answer came from.
     answers: [Counter; 5],
     /// Entries found that could not answer, by reason.
-    unfit: [Counter; 5],
-    /// Reads that waited for another's fill.
+    unfit: [Counter; UNFIT.len()],
+    /// Reads that another's fill answered.
     pub joined: Counter,
+    /// Reads that found no lease, so that no cache could answer them.
+    pub unleased: Counter,
     /// Writes acknowledged, by how they became visible everywhere.
     pub barriers: [Counter; 4],
     /// Time that acknowledged writes waited for that.
@@ -311,7 +313,15 @@ pub struct CacheMetrics {
 }
 
 const LEVELS: [&str; 5] = ["local", "shared", "filled", "missed", "bypassed"];
-const UNFIT: [&str; 5] = ["generation", "epoch", "changed", "token", "lease_over"];
+const UNFIT: [&str; 7] = [
+    "generation",
+    "epoch",
+    "changed",
+    "token",
+    "lease_over",
+    "schema",
+    "fence",
+];
 /// By rule 8: a worker's word, the leases' end, no worker that could have
 /// granted one, or the client or operator did not want to wait.
 const BARRIERS: [&str; 4] = ["confirmed", "leases_ended", "no_leases", "not_wanted"];
@@ -330,7 +340,11 @@ impl CacheMetrics {
         );
         counter!(
             "ringfence_cache_joined_total",
-            "Reads that waited for another's fill."
+            "Reads that another's fill answered."
+        );
+        counter!(
+            "ringfence_cache_unleased_total",
+            "Reads that found no lease, so that no cache could answer them."
         );
         counter!(
             "ringfence_write_barriers_total",
@@ -358,6 +372,7 @@ impl CacheMetrics {
             unfit: UNFIT
                 .map(|why| metrics::counter!("ringfence_cache_unfit_total", "reason" => why)),
             joined: metrics::counter!("ringfence_cache_joined_total"),
+            unleased: metrics::counter!("ringfence_cache_unleased_total"),
             barriers: BARRIERS
                 .map(|how| metrics::counter!("ringfence_write_barriers_total", "by" => how)),
             barrier_wait: metrics::histogram!("ringfence_write_barrier_seconds"),

@@ -1,7 +1,7 @@
 //! Stage 5, where it meets the others: a read through both caches, or past them.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use http::Response;
 use tenancy::auth::TenantContext;
@@ -18,21 +18,28 @@ use crate::cache::entry::Entry;
 use crate::cache::fill::Part;
 use crate::cache::key::Key;
 use crate::cache::validity::Written;
-use crate::cache::{Hit, Level, Question, label, made_of};
+use crate::cache::{Hit, Level, Question, StaleModel, label, made_of};
 use crate::config::{TableCache, TableCacheName};
 use crate::execute::{ExecuteError, Guard};
 use crate::freshness::Wanted;
 use crate::placement::{self, Target};
 use crate::plan::Plan;
 use crate::response::{self, Row};
+use crate::shards::Loaded;
 use crate::sql::Statement;
 use crate::token::Token;
 
-/// What a fill brought: the row, and the entry where it is one.
-pub(crate) type Filled = Result<Brought, Arc<Failed>>;
-
+/// What came of a fill.
 #[derive(Clone)]
-pub(crate) struct Brought {
+pub(crate) struct Filled {
+    brought: Result<Brought, Arc<Failed>>,
+    /// How long a connection to the shard was busy with it.
+    busy: Duration,
+}
+
+/// The row, and the entry where it is one.
+#[derive(Clone)]
+struct Brought {
     row: Row,
     entry: Option<Arc<Entry>>,
     level: Level,
@@ -50,11 +57,12 @@ pub(super) fn question(
     app: &App,
     tenant: &TenantContext,
     target: &Target,
-    catalog: &schema::catalog::Catalog,
+    loaded: &Loaded,
     plan: &Plan,
     statement: &Statement,
     guard: &Guard,
 ) -> Option<Question> {
+    let catalog = loaded.model.catalog();
     // A function that runs before may look at anything; a plan is of now.
     if !app.cache.is_on() || guard.before.is_some() || plan.explain.is_some() {
         return None;
@@ -67,7 +75,7 @@ pub(super) fn question(
             TableCache::Named(TableCacheName::Off) => return None,
             // Of several tables only what all allow.
             TableCache::Seconds(_) if plan.relations.len() > 1 => {}
-            TableCache::Seconds(n) => max_age = Some(std::time::Duration::from_secs(n)),
+            TableCache::Seconds(n) => max_age = Some(Duration::from_secs(n)),
         }
     }
     let first = plan.relations.first()?;
@@ -79,6 +87,7 @@ pub(super) fn question(
         epoch: target.epoch,
         cells,
         table: Cell::rows(tenant.tenant(), table),
+        schema: loaded.since,
         max_age,
     })
 }
@@ -98,11 +107,11 @@ pub(super) fn at_once(
     }
     let control = Control::parse(incoming.headers);
     let target = placement::locate(app, tenant.tenant(), None).ok()?;
-    let model = target.shard.model()?;
+    let loaded = target.shard.loaded()?;
     let key = Key::of_request(
         tenant,
         target.epoch,
-        model.catalog(),
+        loaded.model.catalog(),
         incoming.method,
         incoming.path,
         incoming.query,
@@ -112,7 +121,11 @@ pub(super) fn at_once(
     if control.reads_past() || front.request.prefer.read_primary || front.own != *own {
         return None;
     }
-    let under = app.cache.under_lease(&front.question.shard)?;
+    let shard = &front.question.shard;
+    let under = app
+        .cache
+        .under_lease_of_schema(shard, loaded.since)
+        .ok()??;
     let hit = app.cache.local(&front.question, &under, None)?;
     if too_large(&front.plan, &hit.entry.row, own).is_some() {
         return None;
@@ -153,7 +166,17 @@ pub(super) async fn read(
     let cache = &work.app.cache;
     let token = work.wanted.token.map(written);
     let reads_past = control.reads_past() || work.wanted.primary;
-    let under = cache.under_lease(&question.shard);
+    let under = match cache.under_lease_of_schema(&question.shard, question.schema) {
+        Ok(None) => {
+            cache.unleased();
+            None
+        }
+        Ok(under) => under,
+        Err(StaleModel) => {
+            work.target.shard.model_is_stale();
+            None
+        }
+    };
     if !reads_past {
         let current = under
             .as_ref()
@@ -175,7 +198,7 @@ pub(super) async fn read(
             row: brought.row,
             hit: None,
         })
-    } else if fills && cache.is_worth_a_fill(question) {
+    } else if fills {
         joined(question, work, stages).await
     } else {
         direct(
@@ -189,13 +212,27 @@ pub(super) async fn read(
         .await
     };
     match done {
-        Err(failed @ (Failed::NoPrimary | Failed::Busy)) => {
+        Err(failed) if is_the_shards_fault(&failed) => {
             let old = cache.local_old(question, control.stale_if_error, token);
             old.map(got).ok_or(failed)
         }
         done => done,
     }
 }
+
+/// Errors that `stale-if-error` is for: the answer was not to be had, or not in
+/// time. What the statement itself was refused with is the answer.
+fn is_the_shards_fault(failed: &Failed) -> bool {
+    match failed {
+        Failed::NoPrimary | Failed::Busy => true,
+        Failed::Execute(error) => error.is_the_nodes() || matches!(error, ExecuteError::Deadline),
+        Failed::LostWrite { .. } => false,
+    }
+}
+
+/// Fills that a read waits for, one after another, while what they bring is out
+/// of date by then; the next it does for itself alone.
+const JOINED_MAX: usize = 4;
 
 /// The shard's own answer, which nobody else gets.
 pub(super) async fn direct(
@@ -220,79 +257,108 @@ async fn joined(
     stages: &mut Stages,
 ) -> Result<Got, Failed> {
     let cache = &work.app.cache;
-    let run = cache.fills.run(question.key, || {
-        let owned = Owned::of(work);
-        let question = question.clone();
-        async move { fill(&question, &owned).await.map_err(Arc::new) }
-    });
-    let Ok((part, filled)) = timeout_at(work.deadline, run).await else {
-        return Err(Failed::Execute(ExecuteError::Deadline));
-    };
-    stages.mark(Stage::Cache);
-    match (part, filled) {
-        // Its read began after this request did: it is this request's own.
-        (Part::Started, Some(Ok(brought))) => {
-            cache.answered_by_shard(brought.level);
-            Ok(Got {
-                hit: brought.entry.map(|entry| Hit {
-                    entry,
+    for _ in 0..JOINED_MAX {
+        // Asked of who would begin one, and of nobody who finds one: of a thousand
+        // who come at once one makes a fill, and the others its hits.
+        let begin = || cache.is_worth_a_fill(question);
+        let run = cache.fills.run(question.key, begin, || {
+            let owned = Owned::of(work);
+            let question = question.clone();
+            async move { fill(&question, &owned).await }
+        });
+        let Ok(run) = timeout_at(work.deadline, run).await else {
+            return Err(Failed::Execute(ExecuteError::Deadline));
+        };
+        stages.mark(Stage::Cache);
+        let Some((part, filled)) = run else {
+            break;
+        };
+        // Its task broke off.
+        let Some(Filled { brought, busy }) = filled else {
+            break;
+        };
+        match (part, brought) {
+            // Its read began after this request did: it is this request's own.
+            (Part::Started, brought) => {
+                stages.was_for(Stage::Transaction, busy);
+                let brought = brought.map_err(|failed| failed.again())?;
+                // The others are counted where they are found.
+                if brought.level != Level::Local {
+                    cache.answered_by_shard(brought.level);
+                }
+                return Ok(Got {
+                    hit: brought.entry.map(|entry| Hit {
+                        entry,
+                        level: brought.level,
+                        old: None,
+                    }),
+                    row: brought.row,
                     level: brought.level,
-                    old: None,
+                });
+            }
+            // Rule 5: who joins a fill treats its result as an entry.
+            (
+                Part::Joined,
+                Ok(Brought {
+                    entry: Some(entry), ..
                 }),
-                row: brought.row,
-                level: brought.level,
-            })
-        }
-        // Rule 5: who joins a fill treats its result as an entry.
-        (
-            Part::Joined,
-            Some(Ok(Brought {
-                entry: Some(entry), ..
-            })),
-        ) => {
-            cache.joined();
-            let under = cache.under_lease(&question.shard);
-            let fit = under.is_some_and(|under| {
+            ) => {
+                let under = cache.under_lease_of_schema(&question.shard, question.schema);
+                let Some(under) = under.ok().flatten() else {
+                    break;
+                };
                 let token = work.wanted.token.map(written);
-                cache.judge(question, &under, token, &entry).is_ok()
-            });
-            match fit {
-                true => {
+                if cache.judge(question, &under, token, &entry).is_ok() {
+                    cache.joined(question);
                     cache.answered_by_shard(Level::Local);
-                    Ok(got(Hit {
+                    return Ok(got(Hit {
                         entry,
                         level: Level::Local,
                         old: None,
-                    }))
+                    }));
                 }
-                false => direct(work, stages, Level::Missed).await,
+                // Something changed while it was read. All who waited would ask
+                // the shard at once: again one of them does, for the others, too.
             }
+            // Read without a proof: of use to nobody else.
+            (Part::Joined, Ok(Brought { entry: None, .. })) => break,
+            // Another's deadline is not this request's.
+            (Part::Joined, Err(failed)) => match *failed {
+                Failed::Execute(ExecuteError::Deadline) => {}
+                _ => return Err(failed.again()),
+            },
         }
-        // Another's deadline is not this request's.
-        (Part::Joined, Some(Err(failed)))
-            if !matches!(*failed, Failed::Execute(ExecuteError::Deadline)) =>
-        {
-            Err(failed.again())
-        }
-        (Part::Started, Some(Err(failed))) => Err(failed.again()),
-        (_, _) => direct(work, stages, Level::Missed).await,
     }
+    direct(work, stages, Level::Missed).await
 }
 
 /// A fill, in a task of its own.
-async fn fill(question: &Arc<Question>, owned: &Owned) -> Result<Brought, Failed> {
-    let cache = &owned.app.cache;
-    if let Some(under) = cache.under_lease(&question.shard) {
-        // Another fill may have ended between its caller's look and this one.
-        if let Some(hit) = cache.local(question, &under, None) {
-            return Ok(brought(hit));
-        }
-    }
-    if let Some(hit) = cache.shared(question).await {
-        return Ok(brought(hit));
+async fn fill(question: &Arc<Question>, owned: &Owned) -> Filled {
+    if let Some(hit) = from_caches(question, owned).await {
+        return Filled {
+            brought: Ok(brought(hit)),
+            busy: Duration::ZERO,
+        };
     }
     let mut stages = Stages::default();
-    from_shard(question, &owned.work(), &mut stages).await
+    let brought = from_shard(question, &owned.work(), &mut stages).await;
+    Filled {
+        brought: brought.map_err(Arc::new),
+        busy: stages.spent(Stage::Transaction),
+    }
+}
+
+/// What another fill, here or elsewhere, has brought meanwhile.
+async fn from_caches(question: &Question, owned: &Owned) -> Option<Hit> {
+    let cache = &owned.app.cache;
+    let under = cache.under_lease_of_schema(&question.shard, question.schema);
+    // Another fill may have ended between its caller's look and this one.
+    let under = under.ok()?;
+    let here = under.and_then(|under| cache.local(question, &under, None));
+    match here {
+        Some(hit) => Some(hit),
+        None => cache.shared(question).await,
+    }
 }
 
 /// Reads from the shard, and keeps the answer where it can be proved (rule 5).
@@ -302,11 +368,13 @@ async fn from_shard(
     stages: &mut Stages,
 ) -> Result<Brought, Failed> {
     let cache = &work.app.cache;
-    let stamp = cache
-        .under_lease(&question.shard)
-        .map(|under| under.stamp(question.epoch));
+    let under = cache.under_lease_of_schema(&question.shard, question.schema);
+    let stamp = under.ok().flatten();
+    let stamp = stamp.map(|under| under.stamp(question.epoch));
     let read_at = SystemTime::now();
-    let served = serve::serve(work, stages).await?;
+    let served = serve::serve(work, stages).await;
+    stages.mark(Stage::Transaction);
+    let served = served?;
     let row = Row::read(&served.answer);
     let proved = stamp.filter(|stamp| {
         let log = served.by.generation;
@@ -384,6 +452,34 @@ impl Owned {
             statement: &self.statement,
             wanted: self.wanted,
             deadline: self.deadline,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_answer_stands_in_for_whatever_keeps_the_shard_from_answering() {
+        let token = Token {
+            generation: crate::token::Generation {
+                system: 1,
+                timeline: 1,
+            },
+            epoch: 1,
+            lsn: 1,
+        };
+        for (failed, expected) in [
+            (Failed::NoPrimary, true),
+            (Failed::Busy, true),
+            (Failed::Execute(ExecuteError::Deadline), true),
+            (Failed::Execute(ExecuteError::Lost(None)), true),
+            // It might be a write's.
+            (Failed::Execute(ExecuteError::Unknown), false),
+            (Failed::LostWrite { token, left_at: 0 }, false),
+        ] {
+            assert_eq!(is_the_shards_fault(&failed), expected);
         }
     }
 }

@@ -493,7 +493,9 @@ fn name(relation: &RawRelation) -> QualifiedName {
 }
 
 /// A digest over the model in a fixed order, without oids: shards of one schema
-/// version agree on it.
+/// version agree on it. Every field is in it: routers share one model among
+/// shards of equal fingerprint, keep it over a reload that brings the same, and
+/// name cached answers by it.
 fn fingerprint(catalog: &Catalog) -> Fingerprint {
     #[derive(Serialize)]
     struct Ordered<'a> {
@@ -506,31 +508,45 @@ fn fingerprint(catalog: &Catalog) -> Fingerprint {
         comments: BTreeMap<String, &'a String>,
         roles: &'a [Box<str>],
         reads_request_settings: bool,
+        reads_claims: bool,
         hidden: &'a [Hidden],
     }
+    // Without `..`: a field that is added must be dealt with here.
+    let Catalog {
+        fingerprint: _,
+        server_major,
+        relations,
+        foreign_keys,
+        functions,
+        computed_relationships,
+        media_handlers,
+        schema_comments,
+        roles,
+        reads_request_settings,
+        reads_claims,
+        hidden,
+    } = catalog;
     let ordered = Ordered {
-        server_major: catalog.server_major,
-        relations: catalog
-            .relations
+        server_major: *server_major,
+        relations: relations
             .iter()
             .map(|(name, relation)| (name.to_string(), relation))
             .collect(),
-        foreign_keys: &catalog.foreign_keys,
-        functions: catalog
-            .functions
+        foreign_keys,
+        functions: functions
             .iter()
             .map(|(name, overloads)| (name.to_string(), overloads))
             .collect(),
-        computed: &catalog.computed_relationships,
-        media_handlers: &catalog.media_handlers,
-        comments: catalog
-            .schema_comments
+        computed: computed_relationships,
+        media_handlers,
+        comments: schema_comments
             .iter()
             .map(|(schema, comment)| (schema.to_string(), comment))
             .collect(),
-        roles: &catalog.roles,
-        reads_request_settings: catalog.reads_request_settings,
-        hidden: &catalog.hidden,
+        roles,
+        reads_request_settings: *reads_request_settings,
+        reads_claims: *reads_claims,
+        hidden,
     };
     let text = serde_json::to_vec(&ordered).unwrap_or_default();
     let digest = digest::digest(&digest::SHA256, &text);

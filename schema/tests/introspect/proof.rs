@@ -157,3 +157,23 @@ async fn a_role_that_could_pass_row_security_is_not_offered() {
             .all(|known| roles.iter().any(|role| &**role == *known))
     );
 }
+
+/// Cached answers are named by the fingerprint, and routers keep a model whose
+/// fingerprint has not changed: whatever tells callers apart must be in it.
+#[tokio::test]
+async fn policies_that_read_claims_are_another_model() {
+    let shard = Shard::with(TABLES).await;
+    let plain = shard.load().await;
+    assert!(!plain.reads_claims);
+    shard
+        .run(
+            "create policy own on t as restrictive for select
+               using (body = current_setting('request.jwt.claims')::json ->> 'sub')",
+        )
+        .await;
+    let by_claims = shard.load().await;
+    assert!(by_claims.reads_claims);
+    assert_ne!(by_claims.fingerprint, plain.fingerprint);
+    shard.run("drop policy own on t").await;
+    assert_eq!(shard.load().await.fingerprint, plain.fingerprint);
+}
