@@ -681,7 +681,13 @@ mod tests {
             instance: Uuid::nil(),
         };
         let events = Events::new(Metrics::handles(), RequestLog::Errors).unwrap();
-        Shards::new(watching, Arc::new(events), CancellationToken::new())
+        let coherence = Coherence::new("router-1".into());
+        Shards::new(
+            watching,
+            coherence,
+            Arc::new(events),
+            CancellationToken::new(),
+        )
     }
 
     /// Nodes where nobody listens.
@@ -714,7 +720,11 @@ mod tests {
         let before = shards.get("s1").unwrap();
         assert!(before.model().is_none());
         let model = model();
-        before.model.store(Some(model.clone()));
+        let loaded = Loaded {
+            model: model.clone(),
+            since: None,
+        };
+        before.loaded.store(Some(Arc::new(loaded)));
         shards.set([("s1".into(), nodes(&["a", "b"]))]);
         let after = shards.get("s1").unwrap();
         assert!(!Arc::ptr_eq(&before, &after));
