@@ -1,9 +1,13 @@
 //! A client of the admin API.
 
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use hyper::body::{Bytes, Frame, SizeHint};
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
+use tokio::sync::mpsc::Receiver;
 
 use crate::error::{Error, Result};
 
@@ -11,6 +15,8 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 const CONNECT: Duration = Duration::from_secs(5);
 /// Longest stream of events; who wants more asks again.
 const EVENTS_MAX: Duration = Duration::from_secs(3_600);
+/// Longest stream of an archive, either way.
+const STREAM_MAX: Duration = Duration::from_secs(12 * 3_600);
 /// Longest event.
 const EVENT_BYTES_MAX: usize = 16 << 20;
 
@@ -108,6 +114,51 @@ impl Admin {
         Ok(())
     }
 
+    /// Begins to read what `/admin/v1` + `path` streams.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`], or what the API answered instead.
+    pub async fn download(&self, path: &str, query: &[(&str, &str)]) -> Result<Download> {
+        let request = self
+            .client
+            .get(self.address(path, query)?)
+            .bearer_auth(&self.token)
+            .timeout(STREAM_MAX);
+        let response = request.send().await.map_err(|e| self.unreachable(e))?;
+        let status = response.status();
+        if !status.is_success() {
+            let text = response.text().await.map_err(|e| self.unreachable(e))?;
+            return Err(refusal(status, &text));
+        }
+        Ok(Download {
+            response,
+            url: self.url.clone(),
+        })
+    }
+
+    /// Posts a stream of bytes to `/admin/v1` + `path`.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`], or what the API answered.
+    pub async fn upload(&self, path: &str, query: &[(&str, &str)], body: Upload) -> Result<Value> {
+        let request = self
+            .client
+            .post(self.address(path, query)?)
+            .bearer_auth(&self.token)
+            .timeout(STREAM_MAX)
+            .body(reqwest::Body::wrap(body));
+        self.answer(request, || format!("POST {path}")).await
+    }
+
+    fn address(&self, path: &str, query: &[(&str, &str)]) -> Result<reqwest::Url> {
+        let mut url = reqwest::Url::parse(&format!("{}/admin/v1{path}", self.url))
+            .map_err(|e| Error::Usage(format!("{} is not an address: {e}", self.url)))?;
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        Ok(url)
+    }
+
     fn unreachable(&self, source: reqwest::Error) -> Error {
         Error::Unreachable {
             url: self.url.clone(),
@@ -136,17 +187,22 @@ impl Admin {
         query: &[(&str, &str)],
         body: Option<&Value>,
     ) -> Result<Value> {
-        let unreachable = |source| self.unreachable(source);
-        let request_name = format!("{method} {path}");
-        let mut url = reqwest::Url::parse(&format!("{}/admin/v1{path}", self.url))
-            .map_err(|e| Error::Usage(format!("{} is not an address: {e}", self.url)))?;
-        if !query.is_empty() {
-            url.query_pairs_mut().extend_pairs(query);
-        }
-        let mut request = self.client.request(method, url).bearer_auth(&self.token);
+        let url = self.address(path, query)?;
+        let name = || format!("{method} {path}");
+        let request = self.client.request(method.clone(), url);
+        let mut request = request.bearer_auth(&self.token);
         if let Some(body) = body {
             request = request.json(body);
         }
+        self.answer(request, name).await
+    }
+
+    async fn answer(
+        &self,
+        request: reqwest::RequestBuilder,
+        name: impl Fn() -> String,
+    ) -> Result<Value> {
+        let unreachable = |source| self.unreachable(source);
         let response = request.send().await.map_err(unreachable)?;
         let status = response.status();
         let text = response.text().await.map_err(unreachable)?;
@@ -157,9 +213,72 @@ impl Admin {
             return Ok(Value::Null);
         }
         serde_json::from_str(&text).map_err(|_| Error::Answer {
-            request: request_name,
+            request: name(),
             field: "JSON",
         })
+    }
+}
+
+/// What the API streams.
+pub struct Download {
+    response: reqwest::Response,
+    url: String,
+}
+
+impl Download {
+    /// A number in the answer's head.
+    pub fn number(&self, header: &str) -> Option<u64> {
+        let value = self.response.headers().get(header)?;
+        value.to_str().ok()?.parse().ok()
+    }
+
+    /// The next bytes; none at its end.
+    ///
+    /// # Errors
+    /// [`Error::Unreachable`] where it breaks off.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
+        let chunk = self.response.chunk().await;
+        chunk.map_err(|source| Error::Unreachable {
+            url: self.url.clone(),
+            source,
+        })
+    }
+}
+
+/// Bytes that are sent as they come.
+pub struct Upload {
+    chunks: Receiver<std::io::Result<Vec<u8>>>,
+    left: u64,
+}
+
+impl Upload {
+    /// `length` bytes of `chunks`.
+    pub fn new(chunks: Receiver<std::io::Result<Vec<u8>>>, length: u64) -> Self {
+        Self {
+            chunks,
+            left: length,
+        }
+    }
+}
+
+impl hyper::body::Body for Upload {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<std::io::Result<Frame<Self::Data>>>> {
+        let next = std::task::ready!(self.chunks.poll_recv(context));
+        Poll::Ready(next.map(|chunk| {
+            let chunk = chunk?;
+            self.left = self.left.saturating_sub(chunk.len() as u64);
+            Ok(Frame::data(Bytes::from(chunk)))
+        }))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
     }
 }
 

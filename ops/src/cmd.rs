@@ -1,5 +1,6 @@
 //! The command tree: one file a command.
 
+pub mod archive;
 pub mod audit;
 pub mod cache;
 pub mod doctor;
@@ -82,7 +83,7 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Tenants: create, list, show, limit, suspend, resume, delete.
+    /// Tenants: create, list, show, limit, suspend, resume, export, import, delete.
     #[command(subcommand)]
     Tenant(tenant::Command),
     /// API keys of tenants: create, list, revoke.

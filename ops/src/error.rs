@@ -160,6 +160,14 @@ pub enum Error {
     /// A check found what it looks for; it has been printed.
     #[error("{0}")]
     Checked(String),
+    /// A tenant's archive can't be used, or not be made.
+    #[error("{}", .file.display())]
+    Archive {
+        /// The file.
+        file: PathBuf,
+        /// Why not.
+        source: schema::archive::ArchiveError,
+    },
     /// Migration files can't be used.
     #[error(transparent)]
     Files(#[from] schema::migration::MigrationError),
@@ -228,6 +236,7 @@ impl Error {
             | Self::Answer { .. }
             | Self::Job { .. }
             | Self::Checked(_)
+            | Self::Archive { .. }
             | Self::Files(_)
             | Self::Declined => Exit::Failed,
         }

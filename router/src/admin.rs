@@ -61,10 +61,13 @@ struct Wanted {
 /// What tenants use of this router.
 async fn usage(State(admin): State<Admin>, Query(wanted): Query<Wanted>) -> Json<Usages> {
     let quotas = &admin.app.quotas;
-    let tenants = match wanted.tenant {
+    let mut tenants = match wanted.tenant {
         Some(tenant) => quotas.of(tenant).into_iter().collect(),
         None => quotas.top(wanted.by, wanted.limit.unwrap_or(20)),
     };
+    for usage in &mut tenants {
+        usage.cached_bytes = admin.app.cache.bytes_of(TenantId(usage.tenant));
+    }
     Json(Usages {
         recent_seconds: RECENT.as_secs(),
         tenants,

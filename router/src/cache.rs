@@ -154,6 +154,11 @@ impl<F: Clone + Send + Sync + 'static> Cache<F> {
         }
     }
 
+    /// Bytes of a tenant's answers in memory.
+    pub fn bytes_of(&self, tenant: TenantId) -> u64 {
+        self.local.bytes_of(tenant)
+    }
+
     /// Whether anything is kept at all.
     pub fn is_on(&self) -> bool {
         self.settings.enabled

@@ -37,7 +37,7 @@ pub fn locate(app: &App, tenant: TenantId, moved: Option<&Moved>) -> Result<Targ
     match placement.state {
         TenantState::Active => {}
         TenantState::Suspended => return Err(Error::Suspended),
-        TenantState::Creating | TenantState::Deleted => {
+        TenantState::Creating | TenantState::Importing | TenantState::Deleted => {
             return Err(Error::NoTenant);
         }
     }

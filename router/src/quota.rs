@@ -239,6 +239,8 @@ impl Account {
             in_flight: self.in_flight.load(Ordering::Relaxed),
             total: self.counters.read(),
             recent: recent.added,
+            // The cache knows.
+            cached_bytes: 0,
         }
     }
 }

@@ -4,7 +4,7 @@ use tokio_postgres::Client;
 
 use crate::ident::Literal;
 
-const FILES: [(i32, &str, &str); 7] = [
+const FILES: [(i32, &str, &str); 9] = [
     (1, "control", include_str!("../control/001_control.sql")),
     (2, "member", include_str!("../control/002_member.sql")),
     (3, "jobs", include_str!("../control/003_jobs.sql")),
@@ -16,6 +16,12 @@ const FILES: [(i32, &str, &str); 7] = [
     (5, "limits", include_str!("../control/005_limits.sql")),
     (6, "moves", include_str!("../control/006_moves.sql")),
     (7, "rebalance", include_str!("../control/007_rebalance.sql")),
+    (
+        8,
+        "one_rebalance",
+        include_str!("../control/008_one_rebalance.sql"),
+    ),
+    (9, "importing", include_str!("../control/009_importing.sql")),
 ];
 
 /// Key of the advisory lock that upgrades queue for.

@@ -5,6 +5,7 @@
 
 pub mod adopt;
 pub mod apply;
+pub mod archive;
 pub mod catalog;
 pub mod control;
 pub mod crm;

@@ -31,6 +31,7 @@ const FILES: &[(&str, &str)] = &[
         include_str!("../shard/011_capture_look.sql"),
     ),
     ("012_moves", include_str!("../shard/012_moves.sql")),
+    ("013_archive", include_str!("../shard/013_archive.sql")),
     ("020_api", include_str!("../shard/020_api.sql")),
     ("090_mover", include_str!("../shard/090_mover.sql")),
 ];

@@ -1,6 +1,7 @@
 //! The admin API: `/admin/v1`, JSON, a bearer token. It writes intent and
 //! reads what is; reconcilers do the rest.
 
+mod archives;
 mod audit;
 mod doctor;
 mod fleet;
@@ -37,6 +38,8 @@ pub fn routes(app: Arc<App>, metrics: PrometheusHandle) -> Router {
     let admin = Router::new()
         .route("/tenants", get(tenants::list).post(tenants::create))
         .route("/tenants:bulk", post(tenants::create_many))
+        .route("/tenants:import", post(archives::import))
+        .route("/tenants/{tenant}/export", get(archives::export))
         .route(
             "/tenants/{tenant}",
             get(tenants::show).delete(tenants::delete),

@@ -46,6 +46,8 @@ pub struct App {
     pub job_news: News,
     /// Places of those who watch a job over HTTP.
     pub job_watchers: Arc<Semaphore>,
+    /// Places of archives that are written or read.
+    pub archives: Arc<Semaphore>,
     /// What is counted of jobs.
     pub job_metrics: JobMetrics,
     /// What is counted of moves.

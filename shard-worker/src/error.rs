@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use schema::archive::ArchiveError;
 use serde_json::json;
 use tenancy::chain;
 use tenancy::control::ControlError;
@@ -31,6 +32,15 @@ pub enum Error {
     /// The shard did not do it.
     #[error(transparent)]
     Shard(#[from] ShardError),
+    /// A tenant's archive can't be made, or is not taken.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
+    /// An import has ended, and not well.
+    #[error("{0}")]
+    Import(String),
+    /// As many archives as may are being written or read by this worker.
+    #[error("too many archives are under way")]
+    TooManyArchives,
     /// Migration files can't be applied.
     #[error(transparent)]
     Migration(Stop),
@@ -43,7 +53,20 @@ impl Error {
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::NoRoute => StatusCode::NOT_FOUND,
-            Self::TooManyWatchers => StatusCode::SERVICE_UNAVAILABLE,
+            Self::TooManyWatchers | Self::TooManyArchives => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Import(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Archive(error) => match error {
+                ArchiveError::Postgres(_) if !error.is_final() => StatusCode::BAD_GATEWAY,
+                ArchiveError::NotHere(_) | ArchiveError::Gone => StatusCode::CONFLICT,
+                ArchiveError::Slow(_) => StatusCode::REQUEST_TIMEOUT,
+                ArchiveError::Io(_) => StatusCode::BAD_GATEWAY,
+                ArchiveError::Postgres(_)
+                | ArchiveError::Cut(_)
+                | ArchiveError::Damaged(_)
+                | ArchiveError::Format(_)
+                | ArchiveError::Schema(_)
+                | ArchiveError::Refused(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            },
             Self::Control(error) => match error {
                 ControlError::Unreachable(_) | ControlError::Dsn(_) => {
                     StatusCode::SERVICE_UNAVAILABLE
@@ -70,6 +93,9 @@ impl Error {
     /// The stable code.
     pub fn code(&self) -> &'static str {
         match self {
+            Self::Archive(error) => error.code(),
+            Self::Import(_) => "RF440",
+            Self::TooManyArchives => "RF441",
             Self::Unauthorized => "RF400",
             Self::BadRequest(_) => "RF401",
             Self::NoRoute => "RF402",

@@ -44,6 +44,7 @@ use crate::migrate::Migrate;
 use crate::move_tenant::Move;
 use crate::rebalance::Rebalance;
 use crate::tenant_delete::TenantDelete;
+use crate::tenant_restore::TenantRestore;
 
 /// Every kind of job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,15 +58,18 @@ pub enum Kind {
     Move,
     /// Applies a plan of balance.
     Rebalance,
+    /// Takes in a tenant's archive.
+    TenantRestore,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::TenantDelete,
         Self::Migrate,
         Self::Move,
         Self::Rebalance,
+        Self::TenantRestore,
     ];
 
     /// The word in the control database.
@@ -75,6 +79,7 @@ impl Kind {
             Self::Migrate => "migrate",
             Self::Move => "move",
             Self::Rebalance => "rebalance",
+            Self::TenantRestore => "tenant_restore",
         }
     }
 
@@ -90,6 +95,7 @@ impl Kind {
             Self::Migrate => 1,
             Self::Move => 16,
             Self::Rebalance => 1,
+            Self::TenantRestore => 8,
         }
     }
 
@@ -100,6 +106,7 @@ impl Kind {
             Self::Migrate => runner::drive::<Migrate>(context, state).await,
             Self::Move => runner::drive::<Move>(context, state).await,
             Self::Rebalance => runner::drive::<Rebalance>(context, state).await,
+            Self::TenantRestore => runner::drive::<TenantRestore>(context, state).await,
         }
     }
 }

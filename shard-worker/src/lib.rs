@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod app;
+pub mod archive;
 pub mod capture;
 pub mod config;
 pub mod doctor;
@@ -20,3 +21,4 @@ pub mod rebalance;
 pub mod reconcile;
 pub mod shard;
 pub mod tenant_delete;
+pub mod tenant_restore;

@@ -16,7 +16,7 @@ use shard_worker::job::metrics::JobMetrics;
 use shard_worker::job::{self, News};
 use shard_worker::move_tenant::metrics::MoveMetrics;
 use shard_worker::shard::Logins;
-use shard_worker::{api, forget, nodes, reconcile};
+use shard_worker::{api, archive, forget, nodes, reconcile};
 use tenancy::auth::KeyRing;
 use tenancy::changes;
 use tenancy::control::Control;
@@ -111,6 +111,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         admin_token: secrets.admin_token,
         job_news: News::listen(control_config.clone(), control_tls.clone(), stop.clone()),
         job_watchers: Arc::new(Semaphore::new(config.jobs.watchers_max)),
+        archives: Arc::new(Semaphore::new(archive::AT_ONCE_MAX)),
         job_metrics: JobMetrics::new(),
         move_metrics: MoveMetrics::new(),
         watches: Default::default(),

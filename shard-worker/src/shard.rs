@@ -7,7 +7,7 @@ use schema::shard::{InstallError, Installed, RolePasswords};
 use schema::tenant_tables::tenant_tables;
 use serde::Serialize;
 use tenancy::tls::{Tls, TlsMode};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_postgres::Client;
 use tokio_postgres::config::TargetSessionAttrs;
 use uuid::Uuid;
@@ -276,6 +276,49 @@ impl Logins {
             quoted(&self.database),
             quoted(password),
         )
+    }
+
+    /// A session of the mover on a replica that has replayed what the primary
+    /// had written when this was asked; none where there is none such in time.
+    pub async fn as_mover_on_replica(
+        &self,
+        shard: &str,
+        nodes: &[Address],
+        wait_max: Duration,
+    ) -> Result<Option<Client>, ShardError> {
+        let primary = self.as_mover(shard, nodes).await?;
+        let look = primary.query_one(
+            "select (system_identifier)::text, pg_current_wal_insert_lsn()::text from pg_control_system()",
+            &[],
+        );
+        let look = in_time(look).await?;
+        let (system, lsn): (String, String) = (look.get(0), look.get(1));
+        let until = Instant::now() + wait_max;
+        for node in nodes {
+            let password = self.roles.mover.as_deref();
+            let any = TargetSessionAttrs::Any;
+            let connected = self.connect(node, "ringfence_mover", password, any).await;
+            let Ok(client) = connected else {
+                continue;
+            };
+            // A copy of another server, or the primary itself, has nothing to wait for.
+            let same = "select pg_is_in_recovery() and system_identifier::text = $1 from pg_control_system()";
+            match in_time(client.query_one(same, &[&system])).await {
+                Ok(row) if row.get(0) => {}
+                Ok(_) | Err(_) => continue,
+            }
+            let fresh = "select coalesce(pg_last_wal_replay_lsn() >= $1::text::pg_lsn, false)";
+            loop {
+                match in_time(client.query_one(fresh, &[&lsn])).await {
+                    Ok(row) if row.get(0) => return Ok(Some(client)),
+                    Ok(_) if Instant::now() < until => {
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                    Ok(_) | Err(_) => break,
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// A session on the primary that may change the application's schema.

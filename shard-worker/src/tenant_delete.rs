@@ -30,7 +30,7 @@ use uuid::Uuid;
 use crate::job::{Context, End, JobError, Machine, Progress, Step, Unit};
 use crate::shard::ShardError;
 
-pub(crate) use rows::{BATCH, batch, estimate};
+pub(crate) use rows::{BATCH, STEP, batch, estimate};
 pub use rows::{Swept, delete_for, delete_marks};
 
 /// Longest step; a batch that was not in time is tried again.

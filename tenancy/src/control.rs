@@ -20,10 +20,12 @@ use tokio_postgres::Transaction;
 pub use audit::{AuditFilter, AuditRow};
 pub use fleet::{MemberInfo, NewNode, NewShard, NodeInfo, Observation, Seen, ShardInfo};
 pub use keys::{KeyInfo, NewKey};
-pub use lifecycle::{Forgotten, close_tenant, forget_tenant, reopen_tenant};
+pub use lifecycle::{
+    Forgotten, close_tenant, forget_import, forget_tenant, open_import, reopen_tenant,
+};
 pub use limits::{PlanInfo, TenantLimits};
 pub use moves::{Place, Resident, move_tenant};
-pub use tenants::{NewTenant, TenantInfo, TenantPage};
+pub use tenants::{NewPlace, NewTenant, TenantInfo, TenantPage, insert_tenant};
 
 use crate::tls::{DsnError, Tls};
 

@@ -35,6 +35,8 @@ pub enum TenantState {
     Suspended,
     /// Gone.
     Deleted,
+    /// Its rows are being put on its shard; not served meanwhile.
+    Importing,
 }
 
 impl TenantState {
@@ -45,14 +47,21 @@ impl TenantState {
             Self::Active => "active",
             Self::Suspended => "suspended",
             Self::Deleted => "deleted",
+            Self::Importing => "importing",
         }
     }
 
     /// The state of that name.
     pub fn parse(name: &str) -> Option<Self> {
-        [Self::Creating, Self::Active, Self::Suspended, Self::Deleted]
-            .into_iter()
-            .find(|state| state.name() == name)
+        [
+            Self::Creating,
+            Self::Active,
+            Self::Suspended,
+            Self::Deleted,
+            Self::Importing,
+        ]
+        .into_iter()
+        .find(|state| state.name() == name)
     }
 }
 

@@ -52,6 +52,9 @@ pub struct Usage {
     pub total: Totals,
     /// In the last few seconds.
     pub recent: Totals,
+    /// Bytes of its answers in the routers' memory now.
+    #[serde(default)]
+    pub cached_bytes: u64,
 }
 
 /// A router's answer.
@@ -126,6 +129,7 @@ pub fn merge(answers: impl IntoIterator<Item = Usages>, by: By, count: usize) ->
             .entry(usage.tenant)
             .and_modify(|sum| {
                 sum.in_flight += usage.in_flight;
+                sum.cached_bytes += usage.cached_bytes;
                 sum.total = sum.total.plus(&usage.total);
                 sum.recent = sum.recent.plus(&usage.recent);
             })
@@ -148,6 +152,7 @@ mod tests {
             in_flight: 1,
             total: requests(total),
             recent: requests(recent),
+            cached_bytes: 10,
         }
     }
 
@@ -171,6 +176,7 @@ mod tests {
                 )
             })
             .collect();
+        assert_eq!(merged[0].cached_bytes, 20);
         assert_eq!(seen, [(2, 2, 8, 44), (1, 1, 5, 50), (3, 1, 0, 900)]);
         assert_eq!(merge(answers, By::Requests, 1).len(), 1);
     }

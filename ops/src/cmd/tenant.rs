@@ -1,12 +1,14 @@
 //! `ringfence tenant`.
 
+use std::path::PathBuf;
+
 use clap::Subcommand;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::plan::Limits;
 use super::usage::{self, By};
-use super::{Answer, job, plan, rebalance};
+use super::{Answer, archive, job, plan, rebalance};
 use crate::admin::{Admin, segment};
 use crate::error::Error;
 use crate::output::{Column, Output, show};
@@ -99,6 +101,32 @@ pub enum Command {
         /// Slug or id.
         tenant: String,
     },
+    /// Write all rows of a tenant, as of one moment, into an archive; it stays as it is.
+    Export {
+        /// Slug or id.
+        tenant: String,
+        /// The archive: a tar file of NDJSON, compressed where it ends in .zst.
+        #[arg(long, value_name = "FILE")]
+        to: PathBuf,
+        /// Read from this Postgres server, which need not be of the fleet, such as a restored copy.
+        /// Its password may stand in PGPASSWORD.
+        #[arg(long, value_name = "DSN")]
+        from: Option<String>,
+    },
+    /// Make a new tenant of an archive: whole, or not at all.
+    Import {
+        /// An archive that `export` has written.
+        file: Option<PathBuf>,
+        /// The new tenant's slug [default: the archive's].
+        #[arg(long = "as", value_name = "NAME")]
+        slug: Option<String>,
+        /// Its UUID [default: a new one].
+        #[arg(long)]
+        id: Option<Uuid>,
+        /// Its shard [default: the ring's].
+        #[arg(long)]
+        shard: Option<String>,
+    },
     /// Delete a tenant and all its data, for good. Its requests get 404 at once.
     Delete {
         /// Slug or id.
@@ -184,6 +212,19 @@ impl Command {
             Self::Isolate { tenant } => {
                 let ask = json!({ "policy": "isolate", "tenant": tenant });
                 rebalance::proposed(admin, &ask).await
+            }
+            Self::Export { tenant, to, from } => {
+                archive::export(admin, &tenant, &to, from.as_deref()).await
+            }
+            Self::Import {
+                file,
+                slug,
+                id,
+                shard,
+            } => {
+                let file =
+                    file.ok_or_else(|| Error::Usage("which archive? Name its file".into()))?;
+                archive::import(admin, &file, archive::Intake { slug, id, shard }).await
             }
             Self::Delete {
                 tenant,

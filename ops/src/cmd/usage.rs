@@ -45,6 +45,7 @@ const TOP: &[Column] = &[
     ("bytes/s", |t| rate(t, "bytes")),
     ("connections", connections),
     ("in flight", |t| show(&t["in_flight"])),
+    ("cached", |t| size(&t["cached_bytes"])),
 ];
 
 const RECORD: &[Column] = &[
@@ -58,6 +59,7 @@ const RECORD: &[Column] = &[
     ("rows/s", |t| rate(&t["usage"], "rows")),
     ("bytes/s", |t| rate(&t["usage"], "bytes")),
     ("connections", |t| connections(&t["usage"])),
+    ("cached", |t| size(&t["usage"]["cached_bytes"])),
     ("tables", tables),
 ];
 
@@ -116,6 +118,16 @@ fn rate(usage: &Value, name: &str) -> String {
     }
 }
 
+/// Bytes as people read them.
+fn size(bytes: &Value) -> String {
+    match bytes.as_u64() {
+        None | Some(0) => "-".to_owned(),
+        Some(bytes @ ..10_240) => format!("{bytes} B"),
+        Some(bytes @ ..10_485_760) => format!("{} KiB", bytes >> 10),
+        Some(bytes) => format!("{} MiB", bytes >> 20),
+    }
+}
+
 /// A shard's connections that it keeps busy, in the mean.
 fn connections(usage: &Value) -> String {
     match usage["per_second"]["busy_us"].as_f64() {
@@ -141,14 +153,14 @@ mod tests {
         let whole = json!({ "recent_seconds": 5, "silent": ["router-2"] });
         let mut busy = json!({
             "tenant": "0192f0c1-0000-7000-8000-000000000001", "slug": "acme", "shard": "s1",
-            "in_flight": 3,
+            "in_flight": 3, "cached_bytes": 34_000,
             "recent": { "requests": 500, "refused": 2, "failed": 0, "rows": 7_000, "bytes": 90_000, "busy_us": 1_500_000 },
         });
         spread(&mut busy, &whole);
         let top = warned(Output::list(vec![busy], TOP), &whole);
         insta::assert_snapshot!(top.text, @r"
-        TENANT  SHARD  REQUESTS/S  REFUSED/S  FAILED/S  ROWS/S  BYTES/S  CONNECTIONS  IN FLIGHT
-        acme    s1     100         0.4        -         1400    18000    0.30         3
+        TENANT  SHARD  REQUESTS/S  REFUSED/S  FAILED/S  ROWS/S  BYTES/S  CONNECTIONS  IN FLIGHT  CACHED
+        acme    s1     100         0.4        -         1400    18000    0.30         3          33 KiB
         ");
         assert_eq!(
             top.note.unwrap(),

@@ -118,8 +118,8 @@ impl Local {
         (self.entries.entry_count(), self.entries.weighted_size())
     }
 
-    #[cfg(test)]
-    fn bytes_of(&self, tenant: TenantId) -> u64 {
+    /// Bytes of a tenant's entries.
+    pub fn bytes_of(&self, tenant: TenantId) -> u64 {
         self.entries.run_pending_tasks();
         let shelves = self.shelves.lock(tenant);
         shelves.get(&tenant).map_or(0, |shelf| shelf.bytes)

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use schema::archive::ArchiveError;
 use tenancy::chain;
 use tenancy::control::ControlError;
 use tokio_postgres::error::SqlState;
@@ -30,6 +31,9 @@ pub enum JobError {
     /// What shards show can't be explained: nothing is done before someone looked.
     #[error("{0}")]
     Unclear(String),
+    /// An archive is not taken, or not given.
+    #[error(transparent)]
+    Archive(#[from] ArchiveError),
     /// The state was written by another version of this program.
     #[error("the job's state can't be read: {0}")]
     State(String),
@@ -80,6 +84,11 @@ impl JobError {
                 ShardError::Postgres(error) => of_postgres(error),
                 ShardError::Install(_) => Verdict::RetryFew,
             },
+            Self::Archive(ArchiveError::Postgres(error)) => of_postgres(error),
+            Self::Archive(error) => match error.is_final() {
+                true => Verdict::End,
+                false => Verdict::Retry,
+            },
             Self::Lost => Verdict::Leave,
             Self::Wait(_) => Verdict::Retry,
             Self::Refused(_) => Verdict::End,
@@ -97,6 +106,7 @@ impl JobError {
             Self::Wait(_) => "RF504",
             Self::State(_) => "RF505",
             Self::Unclear(_) => "RF506",
+            Self::Archive(error) => error.code(),
         }
     }
 

@@ -539,6 +539,16 @@ pub async fn state(control: &Control, id: Uuid) -> Result<Value, ControlError> {
     row.map(|row| row.get(0)).ok_or_else(|| not_found(id))
 }
 
+/// A tenant's open job and its state.
+pub async fn open_of_tenant(
+    control: &Control,
+    tenant: Uuid,
+) -> Result<Option<(Uuid, Value)>, ControlError> {
+    let sql = "select id, state from ringfence.job where tenant = $1 and not done";
+    let row = control.client().await?.query_opt(sql, &[&tenant]).await?;
+    Ok(row.map(|row| (row.get(0), row.get(1))))
+}
+
 /// The newest job of a kind that is about this object.
 pub async fn newest(
     control: &Control,

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::job::{JobError, as_replica};
 
 /// A job's state is written after so long.
-pub(super) const STEP: Duration = Duration::from_millis(700);
+pub(crate) const STEP: Duration = Duration::from_millis(700);
 /// Rows of one transaction: few enough that no lock or replica's lag is felt.
 pub(crate) const BATCH: i64 = 5_000;
 /// The fence, where a move left one, counts as a table.

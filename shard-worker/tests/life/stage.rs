@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use ops::local::{Cluster, Content, Options};
+use ops::local::{Cluster, Content, NodeState, Options};
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 use tokio_postgres::{Client, NoTls};
@@ -110,6 +110,39 @@ impl Stage {
     pub(crate) async fn replace_worker(&self) {
         self.cluster.kill("worker-1").await.unwrap();
         self.cluster.start_node("worker-1").await.unwrap();
+    }
+
+    /// Workers die at these points, one after another.
+    pub(crate) fn fail_at(&self, points: &[&str]) {
+        let file = self.cluster.path().join("nodes/worker-1/failpoint");
+        std::fs::write(file, points.join("\n")).unwrap();
+    }
+
+    /// Waits until the worker is dead, and starts another, for which the dead
+    /// one's lease is over.
+    pub(crate) async fn worker_died(&self) {
+        let deadline = Instant::now() + SOON;
+        let is_up = || {
+            let nodes = self.cluster.status();
+            let worker = nodes.iter().find(|node| node.name == "worker-1").unwrap();
+            worker.state != NodeState::Down
+        };
+        while is_up() {
+            assert!(Instant::now() < deadline, "the worker does not die");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let over = "update ringfence.job set lease_until = now() where not done";
+        self.control().await.execute(over, &[]).await.unwrap();
+        self.cluster.start_node("worker-1").await.unwrap();
+    }
+
+    /// A new API key of a tenant.
+    pub(crate) async fn new_key(&self, slug: &str) -> String {
+        let path = format!("tenants/{slug}/keys");
+        let body = serde_json::json!({ "role": "authenticated" });
+        let (status, key) = self.send(Method::POST, &path, Some(body)).await;
+        assert!(status.is_success(), "{key}");
+        key["key"].as_str().unwrap().to_owned()
     }
 
     pub(crate) async fn tenant(&self, slug: &str) -> (Uuid, String) {

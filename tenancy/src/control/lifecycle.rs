@@ -1,6 +1,7 @@
-//! How a tenant ends. The steps are a job's: each is
+//! How a tenant ends, and begins by an import. The steps are a job's: each is
 //! part of a transaction that also writes the job's row.
 
+use serde_json::json;
 use tokio_postgres::Transaction;
 use uuid::Uuid;
 
@@ -27,6 +28,12 @@ pub async fn close_tenant(
     let before = find(transaction, name)
         .await?
         .ok_or_else(|| not_found(name))?;
+    if before.state == TenantState::Importing.name() {
+        return Err(ControlError::Conflict(format!(
+            "tenant {} is being imported: cancel that job instead",
+            before.slug
+        )));
+    }
     set_state(transaction, before.id, TenantState::Deleted, version).await?;
     let was = serde_json::to_value(&before).ok();
     write_audit(
@@ -77,6 +84,46 @@ pub async fn forget_tenant(
         )
         .await?;
     Ok(Forgotten { keys, issuers })
+}
+
+/// Serves an imported tenant: its rows and its fence are on the shard.
+pub async fn open_import(
+    transaction: &Transaction<'_>,
+    actor: &Actor,
+    slug: &str,
+    id: Uuid,
+) -> Result<(), ControlError> {
+    let version = next_version(transaction, false).await?;
+    transaction
+        .execute(
+            "update ringfence.tenant set state = 'active', version = $2
+             where id = $1 and state = 'importing'",
+            &[&id, &version],
+        )
+        .await?;
+    let after = json!({ "id": id, "state": "active" });
+    write_audit(
+        transaction,
+        actor,
+        "tenant.import",
+        slug,
+        None,
+        Some(after),
+        "done",
+    )
+    .await
+}
+
+/// Removes the row of a tenant that was never served.
+pub async fn forget_import(transaction: &Transaction<'_>, id: Uuid) -> Result<(), ControlError> {
+    next_version(transaction, false).await?;
+    transaction
+        .execute(
+            "delete from ringfence.tenant where id = $1 and state = 'importing'",
+            &[&id],
+        )
+        .await?;
+    Ok(())
 }
 
 async fn set_state(

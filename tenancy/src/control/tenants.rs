@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use serde::Serialize;
-use tokio_postgres::Row;
+use tokio_postgres::{Row, Transaction};
 use uuid::Uuid;
 
 use super::{Actor, Control, ControlError, audit, check_name, next_version};
@@ -87,83 +87,15 @@ impl Control {
         actor: &Actor,
         new: &NewTenant,
     ) -> Result<(TenantInfo, bool), ControlError> {
-        check_name("slug", &new.slug)?;
-        if new.slug.contains(['_', '.']) {
-            return Err(ControlError::Invalid(format!(
-                "slug \"{}\" may hold letters, digits and - only",
-                new.slug
-            )));
-        }
-        if Uuid::parse_str(&new.slug).is_ok() {
-            // Tenants are named by slug or id: a name must lead to one of them only.
-            return Err(ControlError::Invalid(format!(
-                "slug \"{}\" looks like an id",
-                new.slug
-            )));
-        }
         let mut client = self.client().await?;
         let transaction = client.transaction().await?;
-        // First the version's row: it keeps the ring as it is until the commit.
-        let version = next_version(&transaction, false).await?;
-        if let Some(found) = find(&*transaction, &new.slug).await? {
-            return match new.id {
-                Some(id) if id != found.id => Err(ControlError::Conflict(format!(
-                    "another tenant has the slug {}",
-                    new.slug
-                ))),
-                _ => Ok((found, false)),
-            };
-        }
-        let id = new.id.unwrap_or_else(Uuid::new_v4);
-        let fleet = Snapshot::empty().with(Delta {
-            fleet: Some(fetch_fleet(&*transaction).await.map_err(read_error)?),
-            ..Delta::default()
-        });
-        let region = region(&fleet, new.region.as_deref())?;
-        let shard = fleet
-            .ring_says(&region.as_str().into(), TenantId(id))
-            .ok_or_else(|| ControlError::Invalid(format!("region {region} has no shard yet")))?
-            .clone();
-        let is_default = fleet
-            .fleet()
-            .regions
-            .iter()
-            .any(|row| row.is_default && row.id.as_str() == region);
-        let name = new.name.clone().unwrap_or_else(|| new.slug.clone());
-        let sql = format!(
-            "insert into ringfence.tenant (id, slug, name, region, shard, ring_shard, version, exceptional)
-             values ($1, $2, $3, $4, $5, $5, $6, $7) on conflict (id) do nothing returning {COLUMNS}"
-        );
-        let row = transaction
-            .query_opt(
-                &sql,
-                &[
-                    &id,
-                    &new.slug,
-                    &name,
-                    &region,
-                    &shard.as_str(),
-                    &version,
-                    &!is_default,
-                ],
-            )
-            .await?;
-        let info = row
-            .as_ref()
-            .map(TenantInfo::from_row)
-            .ok_or_else(|| ControlError::Conflict(format!("another tenant has the id {id}")))?;
-        let after = serde_json::to_value(&info).ok();
-        audit(
-            &transaction,
-            actor,
-            "tenant.create",
-            &info.slug,
-            None,
-            after,
-        )
-        .await?;
+        let place = NewPlace {
+            state: TenantState::Creating,
+            shard: None,
+        };
+        let inserted = insert_tenant(&transaction, actor, new, place).await?;
         transaction.commit().await?;
-        Ok((info, true))
+        Ok(inserted)
     }
 
     /// Inserts `count` tenants named `prefix-1` and so on, as `creating`; those
@@ -386,6 +318,133 @@ impl Control {
         audit(&transaction, actor, action, &info.slug, was, is).await?;
         transaction.commit().await?;
         Ok((info, true))
+    }
+}
+
+/// How a tenant begins.
+#[derive(Clone, Copy, Debug)]
+pub struct NewPlace<'a> {
+    /// Its first state.
+    pub state: TenantState,
+    /// The shard that has it; where none is given the ring's.
+    pub shard: Option<&'a str>,
+}
+
+/// Writes a tenant's row as part of a transaction.
+///
+/// Idempotent: the same tenant (slug, and id where one is given) is returned
+/// as it is, with `false`; the slug of another one is a conflict.
+pub async fn insert_tenant(
+    transaction: &Transaction<'_>,
+    actor: &Actor,
+    new: &NewTenant,
+    place: NewPlace<'_>,
+) -> Result<(TenantInfo, bool), ControlError> {
+    check_name("slug", &new.slug)?;
+    if new.slug.contains(['_', '.']) {
+        return Err(ControlError::Invalid(format!(
+            "slug \"{}\" may hold letters, digits and - only",
+            new.slug
+        )));
+    }
+    if Uuid::parse_str(&new.slug).is_ok() {
+        // Tenants are named by slug or id: a name must lead to one of them only.
+        return Err(ControlError::Invalid(format!(
+            "slug \"{}\" looks like an id",
+            new.slug
+        )));
+    }
+    // First the version's row: it keeps the ring as it is until the commit.
+    let version = next_version(transaction, false).await?;
+    if let Some(found) = find(transaction, &new.slug).await? {
+        return match new.id {
+            Some(id) if id != found.id => Err(ControlError::Conflict(format!(
+                "another tenant has the slug {}",
+                new.slug
+            ))),
+            _ => Ok((found, false)),
+        };
+    }
+    let id = new.id.unwrap_or_else(Uuid::new_v4);
+    let fleet = Snapshot::empty().with(Delta {
+        fleet: Some(fetch_fleet(transaction).await.map_err(read_error)?),
+        ..Delta::default()
+    });
+    let region = region(&fleet, new.region.as_deref())?;
+    let ring_shard = fleet
+        .ring_says(&region.as_str().into(), TenantId(id))
+        .ok_or_else(|| ControlError::Invalid(format!("region {region} has no shard yet")))?
+        .clone();
+    let shard = match place.shard {
+        None => ring_shard.as_str(),
+        Some(shard) => {
+            require_shard(transaction, shard, &region).await?;
+            shard
+        }
+    };
+    let is_default = fleet
+        .fleet()
+        .regions
+        .iter()
+        .any(|row| row.is_default && row.id.as_str() == region);
+    let is_exceptional = !is_default || shard != ring_shard.as_str();
+    let name = new.name.clone().unwrap_or_else(|| new.slug.clone());
+    let sql = format!(
+        "insert into ringfence.tenant (id, slug, name, region, shard, ring_shard, version, exceptional, state)
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict (id) do nothing returning {COLUMNS}"
+    );
+    let row = transaction
+        .query_opt(
+            &sql,
+            &[
+                &id,
+                &new.slug,
+                &name,
+                &region,
+                &shard,
+                &ring_shard.as_str(),
+                &version,
+                &is_exceptional,
+                &place.state.name(),
+            ],
+        )
+        .await?;
+    let info = row
+        .as_ref()
+        .map(TenantInfo::from_row)
+        .ok_or_else(|| ControlError::Conflict(format!("another tenant has the id {id}")))?;
+    let after = serde_json::to_value(&info).ok();
+    audit(transaction, actor, "tenant.create", &info.slug, None, after).await?;
+    Ok((info, true))
+}
+
+/// A shard that takes tenants of that region.
+async fn require_shard(
+    transaction: &Transaction<'_>,
+    shard: &str,
+    wanted: &str,
+) -> Result<(), ControlError> {
+    let row = transaction
+        .query_opt(
+            "select region, state from ringfence.shard where id = $1",
+            &[&shard],
+        )
+        .await?;
+    let Some(row) = row else {
+        return Err(ControlError::NotFound {
+            kind: "shard",
+            name: shard.chars().take(80).collect(),
+        });
+    };
+    let (region, state): (&str, &str) = (row.get(0), row.get(1));
+    match (region == wanted, state == "active") {
+        (true, true) => Ok(()),
+        (false, _) => Err(ControlError::Invalid(format!(
+            "shard {shard} is in region {region}, not in {wanted}"
+        ))),
+        (true, false) => Err(ControlError::Conflict(format!(
+            "shard {shard} is {state}: it takes no tenants"
+        ))),
     }
 }
 
