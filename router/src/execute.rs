@@ -22,6 +22,7 @@
 //! a warning, and may be lost in a failover. Such an outcome is unknown.
 
 use std::borrow::Cow;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -278,7 +279,8 @@ pub async fn read(
     calls: bool,
     deadline: Instant,
 ) -> Result<Answer, ExecuteError> {
-    let run = async {
+    // Pinned where it is made: moved, it would have room in this future twice.
+    let run = pin!(async {
         let row = read_once(connection, guard, text, params, calls).await;
         match row {
             Err(FailedStep::Postgres(error)) if plan_is_stale(error.as_db_error()) => {
@@ -287,7 +289,7 @@ pub async fn read(
             }
             row => row,
         }
-    };
+    });
     match timeout_at(deadline, run).await {
         Ok(done) => done.map_err(before_commit),
         // Dropping the lease cancels the query and closes the connection.

@@ -480,8 +480,11 @@ impl managed::Manager for NodeManager {
     type Type = Connection;
     type Error = tokio_postgres::Error;
 
+    /// Boxed, as what happens seldom: every request's own future has room for all
+    /// that it may do, and is moved from stage to stage.
     async fn create(&self) -> Result<Connection, Self::Error> {
-        let (client, connection) = self.tls.connect(&self.config).await?;
+        let connecting = Box::pin(self.tls.connect(&self.config));
+        let (client, connection) = connecting.await?;
         let mut driver = Driver {
             socket: Some(Box::new(connection)),
             standbys_not_awaited: false,
@@ -624,7 +627,8 @@ impl Leased {
         }
         self.in_flight = true;
         let sql = sql();
-        let prepared = connection.client.prepare_typed(&sql, types);
+        // Boxed: most statements are prepared already.
+        let prepared = Box::pin(connection.client.prepare_typed(&sql, types));
         let prepared = connection.driver.drive(prepared).await;
         self.in_flight = prepared
             .as_ref()

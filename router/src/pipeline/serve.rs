@@ -2,6 +2,7 @@
 //! replica that is fresh enough. What goes wrong at a replica and may go right
 //! at the primary is asked there, and the client never knows.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -264,8 +265,7 @@ async fn at_primary(work: &Work<'_>, stages: &mut Stages) -> Result<Served, Fail
         true => ExecuteError::Unknown,
         false => ExecuteError::Lost(None),
     };
-    let running = run(work, connection, Some(reign));
-    tokio::pin!(running);
+    let mut running = pin!(run(work, connection, Some(reign)));
     let answered = tokio::select! {
         biased;
         answered = &mut running => answered,
@@ -318,7 +318,7 @@ pub(super) async fn connect(
         tenant: work.guard.tenant,
         role: work.tenant.role().clone(),
     };
-    let connection = pools.get(address, claim, identity, wait_max);
+    let connection = pin!(pools.get(address, claim, identity, wait_max));
     let connection = tokio::select! {
         biased;
         connection = timeout_at(work.deadline, connection) => connection,
@@ -351,8 +351,8 @@ async fn run(
     let access = match statement.form {
         Form::Read => {
             let (text, calls) = (&statement.text, statement.calls);
-            let read = execute::read(&mut connection, &work.guard, text, &params, calls, deadline);
-            return read.await;
+            return execute::read(&mut connection, &work.guard, text, &params, calls, deadline)
+                .await;
         }
         Form::ReadOnlyTransaction => Access::ReadOnly,
         Form::Write => Access::Write,
