@@ -66,7 +66,7 @@ pub struct Relation {
     /// Visible columns, in attribute order.
     pub columns: Vec<Column>,
     /// Primary key columns without the tenant column; of a view, the columns
-    /// that carry its table's key. Empty where there is none.
+    /// that carry its tables' keys. Empty where there is none.
     pub primary_key: Vec<Ident>,
     /// Column sets (without the tenant column) that are unique for a tenant,
     /// from primary keys, unique constraints and plain unique indexes.

@@ -54,6 +54,12 @@ impl<'a> Wants<'a> {
         self
     }
 
+    /// Without orders: they only shape what is returned.
+    pub(super) fn without_orders(mut self) -> Self {
+        self.order.clear();
+        self
+    }
+
     /// Takes out what belongs to the level that `name` fits.
     fn take(&mut self, fits: impl Fn(&str) -> bool) -> Self {
         fn split<'a, T: Copy>(

@@ -290,13 +290,12 @@ impl<'a> Planner<'a> {
 
     fn write_conditions(&mut self, relation: &'a Relation) -> Result<Level, Error> {
         let query = &self.request.query;
-        // Embeds are built for what conditions say of them; the order and the
-        // pages of a write only shape what it returns.
+        // Embeds are built for what conditions say of them.
         let node = self.level(
             RowType::Relation(relation),
             Source::of(relation),
             &query.select,
-            Wants::of(query),
+            Wants::of(query).without_orders(),
         )?;
         let own = node.conditions.len() - inner_embeds(&query.select);
         let skipped = node.conditions.len() - own;

@@ -11,6 +11,21 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'.')
     .remove(b'~');
+/// A path's segment may also hold these.
+const IN_PATH: &AsciiSet = &ENCODED
+    .remove(b'!')
+    .remove(b'$')
+    .remove(b'&')
+    .remove(b'\'')
+    .remove(b'(')
+    .remove(b')')
+    .remove(b'*')
+    .remove(b'+')
+    .remove(b',')
+    .remove(b';')
+    .remove(b'=')
+    .remove(b':')
+    .remove(b'@');
 
 /// Where the same rows can be read again.
 pub(super) fn content(config: &Api, request: &ApiRequest) -> String {
@@ -20,7 +35,7 @@ pub(super) fn content(config: &Api, request: &ApiRequest) -> String {
     };
     let mut text = config.rest_prefix.clone();
     text.push('/');
-    text.extend(utf8_percent_encode(name, ENCODED));
+    text.extend(utf8_percent_encode(name, IN_PATH));
     if !request.canonical_query.is_empty() {
         text.push('?');
         text.push_str(&request.canonical_query);
@@ -38,7 +53,7 @@ pub(super) fn of_row(
     let values: Vec<Option<String>> = serde_json::from_str(values?).ok()?;
     let mut text = config.rest_prefix.clone();
     text.push('/');
-    text.extend(utf8_percent_encode(relation, ENCODED));
+    text.extend(utf8_percent_encode(relation, IN_PATH));
     for (index, (column, value)) in key.iter().zip(values).enumerate() {
         text.push(if index == 0 { '?' } else { '&' });
         text.extend(utf8_percent_encode(column.as_str(), ENCODED));

@@ -119,20 +119,17 @@ fn listed(elements: &[String]) -> &[String] {
 
 /// As [`compare`], values being made of what clients write by a function.
 fn compare_shown(sql: &mut Fragment, from_text: &QualifiedName, test: &Test) {
-    let value = |sql: &mut Fragment, value: &str| {
-        sql.name(from_text);
-        sql.push("(");
-        sql.param(value.to_owned());
-        sql.push("::text)");
-    };
     match test {
         Test::Compare {
             operator,
             quantifier: None,
-            value: text,
-        } => {
+            value,
+        } if !matches!(operator, Operator::Like | Operator::Ilike) => {
             sql.push(symbol(*operator));
-            value(sql, text);
+            sql.name(from_text);
+            sql.push("(");
+            sql.param(value.clone());
+            sql.push("::text)");
         }
         Test::In(elements) => {
             sql.push(" = any(array(select ");
@@ -141,11 +138,9 @@ fn compare_shown(sql: &mut Fragment, from_text: &QualifiedName, test: &Test) {
             sql.param(array_literal(listed(elements)));
             sql.push("::text[]) v))");
         }
-        Test::Distinct(text) => {
-            sql.push(" is distinct from ");
-            value(sql, text);
+        Test::Compare { .. } | Test::Distinct(_) | Test::Is(_) | Test::Search { .. } => {
+            compare(sql, test);
         }
-        Test::Compare { .. } | Test::Is(_) | Test::Search { .. } => compare(sql, test),
     }
 }
 

@@ -313,9 +313,10 @@ fn view(
     }
 }
 
-/// The view's columns that are the whole key of its first table that has one in it.
+/// The view's columns that are the whole keys of its tables, as far as they are in it.
 fn view_key(origins: &[Origin], exposed: &BTreeMap<Oid, Exposed>) -> Vec<i16> {
     let mut seen = HashSet::new();
+    let mut keys = Vec::new();
     for origin in origins {
         let Some(table) = exposed.get(&origin.relation) else {
             continue;
@@ -323,11 +324,10 @@ fn view_key(origins: &[Origin], exposed: &BTreeMap<Oid, Exposed>) -> Vec<i16> {
         if table.primary_key.is_empty() || !seen.insert(origin.relation) {
             continue;
         }
-        if let Some(key) = in_view(origins, origin.relation, &table.primary_key) {
-            return key;
-        }
+        let key = in_view(origins, origin.relation, &table.primary_key);
+        keys.extend(key.into_iter().flatten());
     }
-    Vec::new()
+    keys
 }
 
 /// A table's columns as a view's columns, if the view has all of them.
