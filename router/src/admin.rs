@@ -1,4 +1,5 @@
-//! The admin port: `/live`, `/ready`, `/metrics`, `/usage` and `/cache`.
+//! The admin port: `/live`, `/ready`, `/metrics`, `/usage`, `/cache` and
+//! `/debug/pprof/profile`.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ pub fn routes(app: Arc<App>, metrics: PrometheusHandle) -> Router {
         .route("/cache", get(cache))
         .route("/cache/purge", post(purge))
         .with_state(Admin { app, metrics })
+        .merge(telemetry::profile::routes())
 }
 
 #[derive(Clone)]

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use schema::ident::{Ident, QualifiedName};
 use serde::{Deserialize, Serialize};
+use telemetry::settings::{Dsn, Sentry, Traces};
 use tenancy::members::{self, Kind, Me};
 use tenancy::settings::{self, SettingsError};
 use tenancy::tls::TlsSettings;
@@ -59,6 +60,12 @@ pub struct Config {
     /// What is logged.
     #[serde(default)]
     pub log: Log,
+    /// Which requests are traced, and where traces go.
+    #[serde(default)]
+    pub traces: Traces,
+    /// Which faults are reported to Sentry.
+    #[serde(default)]
+    pub sentry: Sentry,
 }
 
 /// Where placements come from.
@@ -723,6 +730,12 @@ impl Config {
             "RINGFENCE_REDIS_PASSWORD",
             self.cache.redis_password_file.as_deref(),
         )
+    }
+
+    /// The DSN of Sentry, where faults are reported.
+    pub fn sentry_dsn(&self) -> Result<Option<Dsn>, ConfigError> {
+        let dsn = secret("RINGFENCE_SENTRY_DSN", self.sentry.dsn_file.as_deref())?;
+        Ok(dsn.map(|dsn| Dsn(dsn.0)))
     }
 
     /// The password of the shards' login role, where it needs one.

@@ -236,6 +236,9 @@ pub enum Error {
     /// The body did not arrive in time.
     #[error("The request body did not arrive in time")]
     BodyTooSlow,
+    /// Two headers say where the body ends.
+    #[error("The request has both a Content-Length and a Transfer-Encoding")]
+    Framing,
     /// The header Idempotency-Key holds no key.
     #[error("The Idempotency-Key header is not a key")]
     IdempotencyKey {
@@ -536,6 +539,8 @@ impl Error {
                 ),
             Self::NoSchema => report(503, "PGRST002").header(RETRY_AFTER, "1"),
             Self::BodyTooSlow => report(408, "RF022").header(CONNECTION, "close"),
+            // What else came on this connection can't be told from the body.
+            Self::Framing => report(400, "RF023").header(CONNECTION, "close"),
             Self::BodyTooLarge { .. } => report(413, "PGRST102"),
             Self::IdempotencyKey { max } => report(400, "RF030").details(format!(
                 "It takes one value of 1 to {max} characters, ASCII and printable"
@@ -570,6 +575,16 @@ impl Error {
     /// Whether the shard refused the statement itself, so that nothing was written.
     pub fn is_the_shards(&self) -> bool {
         matches!(self, Self::Postgres(refusal) if !refusal.sqlstate.starts_with("57"))
+    }
+
+    /// What must not happen, in words without anything of the request; none where
+    /// it can be expected: what clients do wrong, what a server's loss brings about.
+    pub fn fault(&self) -> Option<&'static str> {
+        if let Self::Postgres(refusal) = self {
+            return refusal.fault();
+        }
+        let internal = matches!(self, Self::Internal { .. });
+        internal.then_some("The router contradicts itself")
     }
 
     /// Whether the same request may well succeed in a moment, having written nothing.

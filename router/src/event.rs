@@ -1,11 +1,16 @@
-//! What can be observed of a router: one enum, read by the log and by the metrics.
+//! What can be observed of a router: one enum, read by log, metrics, traces and
+//! reports.
 
 pub mod access_log;
+mod fault;
 pub mod metrics;
+mod span;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::{Method, StatusCode};
+use telemetry::fault::Faults;
+use telemetry::trace::{Place, Tracer};
 
 use self::access_log::AccessLog;
 use self::metrics::Metrics;
@@ -193,6 +198,15 @@ pub struct RequestDone<'a> {
     pub bytes: usize,
     /// Where it was a slow one.
     pub slow: Option<Slow<'a>>,
+    /// Its place in a trace, where it has one.
+    pub trace: Option<&'a Place>,
+    /// What it did when, where that is recorded.
+    pub did: &'a [Did],
+    /// Its last statement's text, where that is recorded. It holds no value of
+    /// the request.
+    pub statement: Option<&'a str>,
+    /// What went wrong that must not, where something did.
+    pub fault: Option<&'static str>,
 }
 
 /// What made a request slow.
@@ -203,6 +217,17 @@ pub struct Slow<'a> {
     pub statement: Option<&'a str>,
     /// What its time went to.
     pub stages: Vec<(&'static str, Duration)>,
+}
+
+/// A stage of a request, once.
+#[derive(Clone, Copy, Debug)]
+pub struct Did {
+    /// The stage's name.
+    pub stage: &'static str,
+    /// When it began.
+    pub from: Instant,
+    /// When it ended.
+    pub to: Instant,
 }
 
 /// What a request asked for.
@@ -234,6 +259,9 @@ impl Route {
 pub struct Events {
     /// The metrics.
     pub metrics: Metrics,
+    /// The traces.
+    pub tracer: Tracer,
+    faults: Faults,
     access_log: AccessLog,
     requests: RequestLog,
 }
@@ -243,12 +271,23 @@ impl Events {
     pub fn new(metrics: Metrics, requests: RequestLog) -> std::io::Result<Self> {
         Ok(Self {
             metrics,
+            tracer: Tracer::default(),
+            faults: Faults::default(),
             access_log: AccessLog::start()?,
             requests,
         })
     }
 
-    /// Tells log and metrics.
+    /// Also traces requests, and reports faults.
+    pub fn with(self, tracer: Tracer, faults: Faults) -> Self {
+        Self {
+            tracer,
+            faults,
+            ..self
+        }
+    }
+
+    /// Tells log, metrics, traces and reports.
     pub fn emit(&self, event: &Event<'_>) {
         self.metrics.observe(event);
         match event {
@@ -260,6 +299,8 @@ impl Events {
                 if wanted && !self.access_log.write(done) {
                     self.metrics.log_lines_dropped.increment(1);
                 }
+                span::record(&self.tracer, done);
+                fault::report(&self.faults, done);
             }
             Event::Held { reason } => tracing::debug!(?reason, "request held"),
             Event::Read { .. } => {}

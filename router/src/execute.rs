@@ -541,6 +541,21 @@ fn guarded_read(text: &str) -> String {
 }
 
 impl Guard {
+    /// The same under a name of the connection's that holds for the transaction.
+    /// A setting like the others, so no statement's text differs for it.
+    pub fn named(&self, application: &str) -> Self {
+        // A name of this program's: nothing in it has to be quoted.
+        let name = format!("{{application_name,\"{application}\"");
+        let settings = match &self.settings {
+            Some(others) => [name.as_bytes(), b",", &others[1..]].concat(),
+            None => [name.as_bytes(), b"}"].concat(),
+        };
+        Self {
+            settings: Some(settings.into()),
+            ..self.clone()
+        }
+    }
+
     /// `$1` alone is real: the statement behind `enter` needs no more.
     fn tenant_values<'a>(&'a self, params: &'a [Text]) -> Vec<Value<'a>> {
         let mut values = Vec::with_capacity(4 + params.len());

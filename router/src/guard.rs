@@ -1,11 +1,14 @@
 //! What a request brings along into its transaction: the tenant and its epoch,
 //! and the settings that policies and functions may read.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header::COOKIE;
 use schema::catalog::Catalog;
 use serde_json::{Map, Value};
+use telemetry::trace::Place;
 use tenancy::auth::TenantContext;
 
 use crate::config::Api;
@@ -62,6 +65,12 @@ pub fn guard(
         settings: (!settings.is_empty()).then(|| array_literal(&settings)),
         claim: None,
     }
+}
+
+/// What Postgres calls the connection while it works for a traced request: found
+/// in `pg_stat_activity` and in the server's log (`%a`), at most 63 bytes.
+pub fn application(place: &Place) -> Arc<str> {
+    format!("ringfence-router trace={}", place.trace_id()).into()
 }
 
 /// Two JSON objects; a header that comes several times is joined by commas.

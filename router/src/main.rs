@@ -13,6 +13,7 @@ use router::event::metrics::Metrics;
 use router::http::Bounds;
 use router::{admin, http};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use telemetry::{Service, Telemetry};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -24,6 +25,9 @@ use tracing_subscriber::util::SubscriberInitExt;
 /// of the router's time for that, this one a third of it.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Longest wait at the end for spans and reports to be sent.
+const LAST_SPANS_MAX: Duration = Duration::from_secs(2);
 
 /// Routes tenants' requests to their shards.
 #[derive(Parser)]
@@ -66,7 +70,17 @@ fn run(args: Args) -> anyhow::Result<()> {
 
 async fn serve(config: Config) -> anyhow::Result<()> {
     let (metrics, rendered) = Metrics::install().context("can't install the metrics")?;
+    let service = Service {
+        name: "ringfence-router",
+        instance: config.name.clone(),
+        version: env!("CARGO_PKG_VERSION"),
+    };
+    let dsn = config.sentry_dsn()?;
+    let telemetry = Telemetry::start(&service, &config.traces, &config.sentry, dsn)?;
+    telemetry.faults.report_panics();
+    let (tracer, faults) = (telemetry.tracer.clone(), telemetry.faults.clone());
     let events = Events::new(metrics, config.log.requests).context("can't start the log")?;
+    let events = events.with(tracer, faults);
     let stop = CancellationToken::new();
     let drain = Duration::from_millis(config.limits.drain_ms_max);
     let listener = http::listen(config.listen).await?;
@@ -112,6 +126,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     admin_stop.cancel();
     let _ = admin.await;
     upkeep.abort();
+    telemetry.finish(LAST_SPANS_MAX).await;
     if drained {
         tracing::info!("drained");
     } else {

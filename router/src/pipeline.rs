@@ -19,9 +19,10 @@ use axum::body::{Body, HttpBody as _};
 use axum::extract::{Request, State};
 use axum::response::Response;
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderName};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
+use telemetry::trace::{CHILDREN_MAX, Parent, Place};
 use tenancy::auth::TenantContext;
 use tenancy::quota;
 use tokio::time::{Instant as Deadline, timeout_at};
@@ -32,7 +33,7 @@ use crate::cache::key::Key;
 use crate::cache::{Level, label};
 use crate::config::{Api, Limits};
 use crate::error::{Error, Hidden, Refusal};
-use crate::event::{Event, HoldReason, KeyUse, RequestDone, Route, Slow};
+use crate::event::{Did, Event, HoldReason, KeyUse, RequestDone, Route, Slow};
 use crate::execute::ExecuteError;
 use crate::guard::{self, Visible};
 use crate::hold::Held;
@@ -59,7 +60,7 @@ pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
     if let Some(preflight) = cors::preflight(&head.method, &head.headers) {
         return preflight.map(Body::from);
     }
-    let mut seen = Seen::default();
+    let mut seen = Seen::of(app.events.tracer.begin(Parent::of(&head.headers)));
     let path = path_behind(&app.config.api.rest_prefix, head.uri.path());
     let incoming = Incoming {
         method: &head.method,
@@ -70,6 +71,7 @@ pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
     };
     let answered = match path {
         _ if admitted.is_none() => Err(Error::Overloaded),
+        _ if is_framed_twice(&head.headers) => Err(Error::Framing),
         Some(_) => answer(&app, &incoming, body, &mut seen).await,
         None => Err(Error::Path),
     };
@@ -81,6 +83,7 @@ pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
     let mut response = answered.unwrap_or_else(|error| {
         let response = error.response(head.method == Method::HEAD);
         seen.code = Some(error.report().code.into_owned());
+        seen.fault = error.fault();
         if response.status().is_server_error() {
             let causes = tenancy::chain(&error);
             tracing::warn!(request_id = &*id, error = causes, "request failed");
@@ -122,6 +125,10 @@ pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
         took,
         bytes: response.body().len(),
         slow,
+        trace: seen.trace.as_ref(),
+        did: seen.stages.did.as_deref().unwrap_or_default(),
+        statement: seen.statement.as_deref(),
+        fault: seen.fault,
     }));
     response.map(Body::from)
 }
@@ -204,6 +211,7 @@ async fn answer(
             &plan,
         );
         guard.claim = keep.filter(|_| !answered_before).map(Keep::claim);
+        let application = seen.recorded().map(guard::application);
         let work = Work {
             app,
             target: &target,
@@ -212,6 +220,7 @@ async fn answer(
             statement: &statement,
             wanted: request.wanted(),
             deadline: statement_deadline(&own, incoming.deadline),
+            application,
         };
         let done = match request.method.reads() {
             true => read(&work, incoming, &request, &plan, &loaded, &own, seen).await,
@@ -227,7 +236,7 @@ async fn answer(
                 }),
             },
         };
-        if app.config.log.is_slow(seen.stages.total()) {
+        if seen.recorded().is_some() || app.config.log.is_slow(seen.stages.total()) {
             seen.statement = Some(statement.text);
         }
         let why = match done {
@@ -603,6 +612,11 @@ async fn read_body(
     }
 }
 
+/// Whether two readers could see its end in different places (RFC 9112, 6.1).
+fn is_framed_twice(headers: &HeaderMap) -> bool {
+    headers.contains_key(TRANSFER_ENCODING) && headers.contains_key(CONTENT_LENGTH)
+}
+
 /// The path behind the prefix; none where it is not below it.
 fn path_behind<'a>(prefix: &str, path: &'a str) -> Option<&'a str> {
     let rest = path.strip_prefix(prefix.trim_end_matches('/'))?;
@@ -660,13 +674,33 @@ struct Seen {
     token: Option<Token>,
     /// What became of a write was not known at some time.
     unknown: bool,
+    /// Its place in a trace.
+    trace: Option<Place>,
+    /// What went wrong that must not.
+    fault: Option<&'static str>,
     /// The tenant's leave to be answered.
     pass: Option<Pass>,
     /// Rows that were read or written.
     rows: u64,
-    /// The last statement's text, once the request is a slow one.
+    /// The last statement's text, once the request is a slow one, or if it is traced.
     statement: Option<String>,
     stages: Stages,
+}
+
+impl Seen {
+    fn of(trace: Option<Place>) -> Self {
+        let mut seen = Self {
+            trace,
+            ..Self::default()
+        };
+        seen.stages.did = seen.recorded().map(|_| Vec::new());
+        seen
+    }
+
+    /// Its place, where its spans are sent.
+    fn recorded(&self) -> Option<&Place> {
+        self.trace.as_ref().filter(|place| place.is_recorded())
+    }
 }
 
 /// What a request spends its time on.
@@ -700,6 +734,8 @@ struct Stages {
     spent: [Duration; STAGES.len()],
     started: Instant,
     since: Instant,
+    /// Each by itself, where that is recorded.
+    did: Option<Vec<Did>>,
 }
 
 impl Default for Stages {
@@ -709,6 +745,7 @@ impl Default for Stages {
             spent: [Duration::ZERO; STAGES.len()],
             started: now,
             since: now,
+            did: None,
         }
     }
 }
@@ -718,6 +755,13 @@ impl Stages {
     fn mark(&mut self, stage: Stage) {
         let now = Instant::now();
         self.spent[stage as usize] += now - self.since;
+        if let Some(did) = self.did.as_mut().filter(|did| did.len() < CHILDREN_MAX) {
+            did.push(Did {
+                stage: STAGES[stage as usize],
+                from: self.since,
+                to: now,
+            });
+        }
         self.since = now;
     }
 

@@ -1,5 +1,6 @@
 //! The admin API: `/admin/v1`, JSON, a bearer token. It writes intent and
-//! reads what is; reconcilers do the rest.
+//! reads what is; reconcilers do the rest. Beside it what every process has:
+//! `/live`, `/ready`, `/metrics`, and, with the token, `/debug/pprof/profile`.
 
 mod archives;
 mod audit;
@@ -29,6 +30,7 @@ use tenancy::control::Actor;
 use crate::app::App;
 use crate::capture;
 use crate::error::Error;
+use crate::traced;
 
 /// Bytes of all files of a directory together.
 const MIGRATIONS_MAX: usize = 64 << 20;
@@ -103,7 +105,10 @@ pub fn routes(app: Arc<App>, metrics: PrometheusHandle) -> Router {
         .fallback(|| async { Error::NoRoute })
         .layer(from_fn_with_state(app.clone(), audit::refusals))
         .layer(from_fn_with_state(app.clone(), authorize))
+        .layer(from_fn_with_state(app.clone(), traced::request))
         .with_state(app.clone());
+    // What it shows and costs is nobody's who may not do the rest.
+    let profile = telemetry::profile::routes().layer(from_fn_with_state(app.clone(), authorize));
     Router::new()
         .nest("/admin/v1", admin)
         .route(tenancy::changes::PATH, get(capture::upgrade))
@@ -115,6 +120,7 @@ pub fn routes(app: Arc<App>, metrics: PrometheusHandle) -> Router {
         )
         .fallback(|| async { Error::NoRoute })
         .with_state(app)
+        .merge(profile)
 }
 
 /// Who the audit log says it was: there is one admin token.

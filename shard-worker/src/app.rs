@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
+use telemetry::fault::Faults;
+use telemetry::trace::Tracer;
 use tenancy::auth::KeyRing;
 use tenancy::control::Control;
 use tenancy::members::Members;
@@ -50,6 +52,10 @@ pub struct App {
     pub archives: Arc<Semaphore>,
     /// What is counted of jobs.
     pub job_metrics: JobMetrics,
+    /// Traces of the admin API's requests and of jobs.
+    pub tracer: Tracer,
+    /// Reports of what must not happen.
+    pub faults: Faults,
     /// What is counted of moves.
     pub move_metrics: MoveMetrics,
     /// What is written while moves compare rows.

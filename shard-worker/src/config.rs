@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use schema::shard::RolePasswords;
 use serde::{Deserialize, Serialize};
+use telemetry::settings::{Dsn, Sentry, Traces};
 use tenancy::members::{self, Kind, Me};
 use tenancy::settings;
 use tenancy::tls::TlsSettings;
@@ -50,6 +51,12 @@ pub struct Config {
     /// `json` or `text`.
     #[serde(default)]
     pub log: LogFormat,
+    /// Which requests are traced, and where traces go; jobs always are.
+    #[serde(default)]
+    pub traces: Traces,
+    /// Which faults are reported to Sentry.
+    #[serde(default)]
+    pub sentry: Sentry,
 }
 
 /// How jobs are run.
@@ -152,6 +159,8 @@ pub struct Secrets {
     pub key_secret: String,
     /// Password of the shards' superuser.
     pub superuser_password: Option<String>,
+    /// The DSN of Sentry, where faults are reported.
+    pub sentry_dsn: Option<Dsn>,
     /// Passwords of the shards' roles.
     pub roles: RolePasswords,
 }
@@ -218,6 +227,7 @@ impl Config {
                 "admin_token_file",
                 &self.admin_token_file,
             )?,
+            sentry_dsn: optional("RINGFENCE_SENTRY_DSN", &self.sentry.dsn_file)?.map(Dsn),
             stream_secret: optional("RINGFENCE_STREAM_SECRET", &self.stream_secret_file)?,
             key_secret: needed(
                 "RINGFENCE_KEY_SECRET",

@@ -22,3 +22,4 @@ pub mod reconcile;
 pub mod shard;
 pub mod tenant_delete;
 pub mod tenant_restore;
+pub mod traced;

@@ -17,6 +17,7 @@ use shard_worker::job::{self, News};
 use shard_worker::move_tenant::metrics::MoveMetrics;
 use shard_worker::shard::Logins;
 use shard_worker::{api, archive, forget, nodes, reconcile};
+use telemetry::{Service, Telemetry};
 use tenancy::auth::KeyRing;
 use tenancy::changes;
 use tenancy::control::Control;
@@ -35,6 +36,9 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 /// Longest wait for tasks and requests at shutdown.
 const DRAIN: Duration = Duration::from_secs(10);
+
+/// Longest wait at the end for spans and reports to be sent.
+const LAST_SPANS_MAX: Duration = Duration::from_secs(2);
 
 /// Upper bounds of the histograms' buckets, seconds.
 const BUCKETS: [f64; 12] = [
@@ -75,12 +79,24 @@ async fn run(args: Args) -> anyhow::Result<()> {
         return Ok(());
     }
     start_log(config.log);
-    let secrets = config.secrets()?;
+    let mut secrets = config.secrets()?;
     let metrics = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &BUCKETS)
         .and_then(PrometheusBuilder::install_recorder)
         .context("can't install the metrics")?;
     describe_metrics();
+    let service = Service {
+        name: "ringfence-worker",
+        instance: config.name.clone(),
+        version: env!("CARGO_PKG_VERSION"),
+    };
+    let telemetry = Telemetry::start(
+        &service,
+        &config.traces,
+        &config.sentry,
+        secrets.sentry_dsn.take(),
+    )?;
+    telemetry.faults.report_panics();
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("can't listen on {}", config.listen))?;
@@ -113,6 +129,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
         job_watchers: Arc::new(Semaphore::new(config.jobs.watchers_max)),
         archives: Arc::new(Semaphore::new(archive::AT_ONCE_MAX)),
         job_metrics: JobMetrics::new(),
+        tracer: telemetry.tracer.clone(),
+        faults: telemetry.faults.clone(),
         move_metrics: MoveMetrics::new(),
         watches: Default::default(),
         failpoints: Failpoints(config.jobs.failpoint_file.clone()),
@@ -175,6 +193,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     if tokio::time::timeout(DRAIN, ended).await.is_err() {
         tracing::warn!("stopped with work still under way; another worker finishes it");
     }
+    telemetry.finish(LAST_SPANS_MAX).await;
     Ok(())
 }
 

@@ -78,6 +78,16 @@ impl Refusal {
         report
     }
 
+    /// Where the server itself is broken, in words.
+    pub(super) fn fault(&self) -> Option<&'static str> {
+        match self.sqlstate.get(..2)? {
+            "XX" => Some("Postgres contradicts itself, or found its data corrupted"),
+            "58" => Some("Postgres could not use its files"),
+            "F0" => Some("Postgres could not use its configuration"),
+            _ => None,
+        }
+    }
+
     /// First match wins, so the order of arms matters.
     fn status(&self) -> u16 {
         let state = self.sqlstate.as_str();

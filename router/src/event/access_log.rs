@@ -74,6 +74,9 @@ fn line(done: &RequestDone<'_>) -> String {
         }
         None => text.push_str("null"),
     }
+    if let Some(place) = done.trace {
+        let _ = write!(text, ",\"trace_id\":\"{}\"", place.trace_id());
+    }
     let _ = write!(
         text,
         ",\"shard\":{},\"method\":{},\"path\":{},\"status\":{},\"code\":{},\"duration_ms\":{:.3},\"bytes\":{}",
@@ -133,6 +136,10 @@ mod tests {
             took: Duration::from_micros(1500),
             bytes: 12,
             slow: None,
+            trace: None,
+            did: &[],
+            statement: None,
+            fault: None,
         });
         assert_eq!(text.matches('\n').count(), 1);
         let parsed: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -157,6 +164,10 @@ mod tests {
             code: None,
             took: Duration::from_secs(2),
             bytes: 2,
+            trace: None,
+            did: &[],
+            statement: None,
+            fault: None,
             slow: Some(Slow {
                 statement: Some(&statement),
                 stages: vec![

@@ -428,6 +428,7 @@ struct Owned {
     statement: Statement,
     wanted: Wanted,
     deadline: Instant,
+    application: Option<Arc<str>>,
 }
 
 impl Owned {
@@ -440,6 +441,7 @@ impl Owned {
             statement: work.statement.clone(),
             wanted: work.wanted,
             deadline: work.deadline,
+            application: work.application.clone(),
         }
     }
 
@@ -452,6 +454,7 @@ impl Owned {
             statement: &self.statement,
             wanted: self.wanted,
             deadline: self.deadline,
+            application: self.application.clone(),
         }
     }
 }

@@ -41,6 +41,8 @@ pub(super) struct Work<'a> {
     pub(super) statement: &'a Statement,
     pub(super) wanted: Wanted,
     pub(super) deadline: Instant,
+    /// What Postgres calls the connection meanwhile, where it is a traced request's.
+    pub(super) application: Option<Arc<str>>,
 }
 
 /// What came of it.
@@ -348,17 +350,20 @@ async fn run(
     let statement = work.statement;
     let deadline = work.deadline;
     let params: Vec<Text> = statement.params.iter().cloned().map(Text).collect();
+    // Boxed: few requests have it, and all have room for it.
+    let named = work.application.as_deref();
+    let named = named.map(|name| Box::new(work.guard.named(name)));
+    let guard = named.as_deref().unwrap_or(&work.guard);
     let access = match statement.form {
         Form::Read => {
             let (text, calls) = (&statement.text, statement.calls);
-            return execute::read(&mut connection, &work.guard, text, &params, calls, deadline)
-                .await;
+            return execute::read(&mut connection, guard, text, &params, calls, deadline).await;
         }
         Form::ReadOnlyTransaction => Access::ReadOnly,
         Form::Write => Access::Write,
         Form::WriteAndRollBack => Access::WriteAndRollBack,
     };
-    let guard = work.guard.clone();
+    let guard = guard.clone();
     let text = statement.text.clone();
     let reign = reign.filter(|_| access == Access::Write).cloned();
     let task = work.app.transactions.spawn(async move {

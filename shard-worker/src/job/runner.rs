@@ -15,6 +15,7 @@ use super::retry::{self, JobError, Verdict};
 use super::store::{self, Claimed, Leave};
 use super::{Context, End, Machine, Step};
 use crate::app::App;
+use crate::traced;
 
 /// A look for jobs, should the news of one be lost, or its time have come.
 const LOOK: Duration = Duration::from_millis(500);
@@ -107,6 +108,9 @@ pub(super) async fn drive<M: Machine>(context: &Context, state: Value) {
         let verdict = error.verdict().after(job.attempt);
         tracing::warn!(id = %job.id, kind = job.kind.name(), error = chain(&error), ?verdict, "job's step failed");
         let problem = error.problem(verdict);
+        if verdict == Verdict::Person {
+            traced::stuck(context, &error);
+        }
         let leave = match verdict {
             Verdict::Retry | Verdict::RetryFew => Leave::Retry(retry::wait(job.attempt), &problem),
             Verdict::Person | Verdict::End => Leave::Stuck(&problem),
@@ -130,11 +134,13 @@ async fn steps<M: Machine>(context: &Context, mut state: M) -> Result<(), JobErr
             return Ok(());
         }
         let cancelled = state.cancelled().filter(|_| !asked);
+        let traced = traced::Step::begin(context, state.phase().0);
         let step = tokio::select! {
             biased;
             _ = cancel.wait_for(|cancel| *cancel), if cancelled.is_some() => None,
             step = state.step(context) => Some(step),
         };
+        traced.end(step.as_ref());
         let Some(step) = step else {
             asked = true;
             // A statement that was under way must not work on beside the next step.
@@ -196,6 +202,7 @@ async fn finish<M: Machine>(
         return Err(JobError::Lost);
     }
     context.app().job_metrics.of(job.kind).ended(end);
+    traced::ended(context, end);
     tracing::info!(id = %job.id, kind = job.kind.name(), object = job.object, ?end, "job over");
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Jobs' rows: inserted, claimed, renewed, changed with compare-and-set.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -10,6 +10,7 @@ use tokio_postgres::{Row, Transaction};
 use uuid::Uuid;
 
 use super::{End, Kind, Machine, Problem, Progress, SHARD_AT_ONCE_MAX};
+use crate::traced;
 
 /// A worker that is silent for so long has lost its jobs.
 pub const LEASE: Duration = Duration::from_secs(5);
@@ -129,6 +130,8 @@ pub struct Claimed {
     pub attempt: i32,
     /// The row's revision after the claim.
     pub revision: i64,
+    /// When it was asked for.
+    pub created: SystemTime,
 }
 
 /// What a renewal found.
@@ -185,6 +188,7 @@ pub async fn insert<S: Machine>(
             _ => ControlError::Postgres(error),
         })?;
     let id: Uuid = row.get(0);
+    traced::began(id);
     let after = json!({ "job": id, "state": state });
     let action = format!("{}.start", new.kind.name());
     write_audit(
@@ -268,7 +272,7 @@ pub async fn claim(control: &Control, owner: &str) -> Result<Option<Claimed>, Co
                    select from unnest(j.shards) s (shard)
                    where (select count(*) from running r where s.shard = any(r.shards)) >= $5)
                order by j.due_at, j.created_at limit 1)
-             returning id, kind, object, actor, state, attempt, revision",
+             returning id, kind, object, actor, state, attempt, revision, created_at",
             &[
                 &kinds,
                 &bounds,
@@ -288,6 +292,7 @@ pub async fn claim(control: &Control, owner: &str) -> Result<Option<Claimed>, Co
             state: row.get("state"),
             attempt: row.get("attempt"),
             revision: row.get("revision"),
+            created: row.get("created_at"),
         })
     }))
 }

@@ -1,0 +1,85 @@
+//! Clients that dawdle.
+
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::stage::Stage;
+
+/// Nginx waits 10 s for what comes next.
+const NGINX_MAX: Duration = Duration::from_secs(14);
+
+/// Connections to Nginx that never send the rest; while they wait, other things
+/// are tested.
+pub(crate) async fn begin(stage: &Stage) -> Vec<JoinHandle<(Duration, String)>> {
+    let (_, _, http) = stage.cluster.nginx().unwrap();
+    let address = http.strip_prefix("http://").unwrap().to_owned();
+    let headers = "GET /rest/v1/companies HTTP/1.1\r\nHost: x\r\n".to_owned();
+    let body =
+        "POST /rest/v1/companies HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{".to_owned();
+    let open = |text: String| {
+        let address = address.clone();
+        tokio::spawn(async move {
+            let since = Instant::now();
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(text.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            let read = timeout(NGINX_MAX * 2, stream.read_to_string(&mut answer)).await;
+            let _ = read.expect("it is still open");
+            (since.elapsed(), answer)
+        })
+    };
+    vec![open(headers), open(body)]
+}
+
+pub(crate) async fn end(dawdlers: Vec<JoinHandle<(Duration, String)>>) {
+    for dawdler in dawdlers {
+        let (took, answer) = dawdler.await.unwrap();
+        assert!(took < NGINX_MAX, "{took:?}: {answer}");
+        assert!(answer.is_empty() || answer.contains(" 408 "), "{answer}");
+    }
+}
+
+/// A byte now and then doesn't prolong it.
+pub(crate) async fn a_slow_body_is_cut_off(stage: &Stage) {
+    let url = stage.cluster.router_url(0);
+    let mut stream = TcpStream::connect(url.strip_prefix("http://").unwrap())
+        .await
+        .unwrap();
+    let key = stage.cluster.key("acme").unwrap();
+    let head = format!(
+        "POST /rest/v1/companies HTTP/1.1\r\nHost: x\r\napikey: {key}\r\n\
+         Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+    );
+    let since = Instant::now();
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let (mut reading, mut writing) = stream.split();
+    let drip = async {
+        while writing.write_all(b" ").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    let mut answer = Vec::new();
+    let read = async {
+        let mut part = [0; 1024];
+        while !answer.starts_with(b"HTTP/1.1 408") {
+            let count = reading.read(&mut part).await.unwrap();
+            assert!(count > 0, "closed without an answer");
+            answer.extend_from_slice(&part[..count]);
+        }
+    };
+    tokio::select! {
+        read = timeout(Duration::from_secs(10), read) => read.expect("no answer"),
+        () = drip => {}
+    }
+    // It is given 1 s here.
+    assert!(
+        since.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        since.elapsed()
+    );
+}
