@@ -99,6 +99,11 @@ pub struct Options {
     pub tls: bool,
     /// Routers answer from their caches.
     pub caches: bool,
+    /// How answers of single tables are kept: so many seconds old they may be, or
+    /// not at all.
+    pub cache_tables: BTreeMap<String, Option<u32>>,
+    /// Bytes that a router keeps answers in; none: as many as it does by itself.
+    pub cache_bytes_max: Option<u64>,
     /// Puts Nginx before the routers.
     pub nginx: Option<Balance>,
     /// Runs Prometheus, which reads the services' metrics every second.
@@ -144,6 +149,8 @@ impl Default for Options {
             network: false,
             tls: false,
             caches: false,
+            cache_tables: BTreeMap::new(),
+            cache_bytes_max: None,
             nginx: None,
             prometheus: false,
             content: Content::Demo {
@@ -205,6 +212,8 @@ pub struct Cluster {
     content: Content,
     fsync: bool,
     caches: bool,
+    cache_tables: BTreeMap<String, Option<u32>>,
+    cache_bytes_max: Option<u64>,
     sync: bool,
     authority: Option<Authority>,
     network: Option<Network>,
@@ -311,6 +320,8 @@ impl Cluster {
             content: options.content,
             fsync: options.fsync,
             caches: options.caches,
+            cache_tables: options.cache_tables,
+            cache_bytes_max: options.cache_bytes_max,
             sync: options.sync,
             authority,
             network,

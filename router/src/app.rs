@@ -339,10 +339,15 @@ fn shared_cache(config: &Config, stop: CancellationToken) -> anyhow::Result<Opti
     }
     let password = config.redis_password()?;
     let password = password.as_ref().map(|password| password.expose());
-    let shared = Shared::start(urls, password, SharedMetrics::new(), stop);
+    let authority = config.cache.redis_ca_file.as_ref().map(|path| {
+        std::fs::read(path)
+            .with_context(|| format!("can't read Redis' authority {}", path.display()))
+    });
+    let metrics = SharedMetrics::new();
+    let shared = Shared::start(urls, password, authority.transpose()?, metrics, stop);
     shared
         .map(Some)
-        .context("the addresses of Redis can't be used")
+        .context("the addresses of Redis, or its authority, can't be used")
 }
 
 /// Where workers serve their changes: those that the configuration names, and

@@ -14,6 +14,7 @@ pub mod label;
 pub mod local;
 pub mod made_of;
 pub mod shared;
+pub mod surrogate;
 pub mod validity;
 pub mod worth;
 
@@ -162,6 +163,13 @@ impl<F: Clone + Send + Sync + 'static> Cache<F> {
     /// Whether anything is kept at all.
     pub fn is_on(&self) -> bool {
         self.settings.enabled
+    }
+
+    /// Names an answer for a CDN, where that is wanted.
+    pub fn name(&self, headers: &mut HeaderMap, tenant: TenantId, plan: &Plan) {
+        if self.is_on() && self.settings.surrogate_keys {
+            surrogate::put(headers, tenant, plan);
+        }
     }
 
     /// How a table's answers are to be kept.

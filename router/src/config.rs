@@ -175,10 +175,16 @@ pub struct Cache {
     pub workers: Vec<String>,
     /// Nodes of Redis Cluster, such as `redis://127.0.0.1:7620`; none: no second level.
     pub redis_urls: Vec<String>,
+    /// Certificates (PEM) that sign Redis' own, with addresses that begin with
+    /// `rediss://`; none: the web's usual authorities.
+    pub redis_ca_file: Option<PathBuf>,
     /// Redis' password; `RINGFENCE_REDIS_PASSWORD` overrides it.
     pub redis_password_file: Option<PathBuf>,
     /// What the workers' stream of changes is opened with; `RINGFENCE_STREAM_SECRET` overrides it.
     pub stream_secret_file: Option<PathBuf>,
+    /// Answers carry `Surrogate-Key`, for a CDN before the routers that purges
+    /// by tenant and table. Clients need not see it.
+    pub surrogate_keys: bool,
     /// When a write is acknowledged that does not say so itself.
     pub visibility: Visibility,
 }
@@ -239,7 +245,9 @@ impl Default for Cache {
             tables: HashMap::new(),
             workers: Vec::new(),
             redis_urls: Vec::new(),
+            redis_ca_file: None,
             redis_password_file: None,
+            surrogate_keys: false,
             stream_secret_file: None,
             visibility: Visibility::default(),
         }

@@ -404,6 +404,8 @@ async fn read(
             app.cache
                 .remember(key, question, request.clone(), plan.clone(), *own);
         }
+        app.cache
+            .name(made.headers_mut(), work.tenant.tenant(), plan);
         if app.cache.is_on() {
             label::put(made.headers_mut(), got.level, old);
         }

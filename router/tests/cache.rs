@@ -26,13 +26,20 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Service {
     async fn start(redis: Option<u16>) -> Arc<Self> {
+        Self::of(Options {
+            redis,
+            ..Options::default()
+        })
+        .await
+    }
+
+    async fn of(options: Options) -> Arc<Self> {
         let cluster = Cluster::start(Options {
             shards: Some(1),
             replicas: Some(0),
             routers: Some(2),
-            redis,
             caches: true,
-            ..Options::default()
+            ..options
         });
         let cluster = cluster.await.unwrap();
         let dsn = cluster.shard_dsn("s1-primary").unwrap();
@@ -281,6 +288,62 @@ async fn a_client_says_how_old_an_answer_may_be() {
     let own = service.get(1, path).header("ringfence-token", token);
     let (_, seen) = taken(own.send().await.unwrap()).await;
     assert_eq!(count(&seen), 2);
+}
+
+#[tokio::test]
+async fn tables_have_their_own_way_and_answers_names_for_a_cdn() {
+    let tables = [("companies", None), ("contacts", Some(3_600))];
+    let tables = tables.map(|(name, kept)| (format!("public.{name}"), kept));
+    let service = Service::of(Options {
+        cache_tables: tables.into(),
+        ..Options::default()
+    })
+    .await;
+    // So many seconds old it may be, whatever was written since.
+    let path = "contacts?select=id&email=eq.policy@example.com";
+    assert_eq!(count(&service.cached(0, path).await), 0);
+    let contact =
+        json!({ "first_name": "Old", "last_name": "Policy", "email": "policy@example.com" });
+    let request = service.send(reqwest::Method::POST, 1, "contacts");
+    let answer = request.json(&contact).send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::CREATED);
+    let old = service.get(0, path).send().await.unwrap();
+    assert!(
+        old.headers()["cache-status"]
+            .to_str()
+            .unwrap()
+            .contains("l1-old")
+    );
+    assert_eq!(count(&taken(old).await.1), 0);
+    let past = service.get(0, path).header("cache-control", "no-cache");
+    assert_eq!(count(&taken(past.send().await.unwrap()).await.1), 1);
+    // Off: not kept, also not beside a table that is.
+    for path in [
+        "companies?select=id&limit=1",
+        "contacts?select=id,companies(id)&limit=1",
+    ] {
+        for _ in 0..5 {
+            assert_eq!(service.read(0, path).await.0, "bypass");
+        }
+    }
+    // Made anew, and out of memory.
+    let path = "deals?select=id,pipeline_stages(name)&limit=1";
+    let name = async || {
+        let answer = service.get(0, path).send().await.unwrap();
+        answer.headers()["surrogate-key"]
+            .to_str()
+            .unwrap()
+            .to_owned()
+    };
+    let made = name().await;
+    let keys: Vec<&str> = made.split(' ').collect();
+    let [tenant, tables @ ..] = &keys[..] else {
+        panic!("{made}");
+    };
+    let expected = ["deals", "pipeline_stages"].map(|table| format!("{tenant}/public.{table}"));
+    assert_eq!(tables, expected);
+    service.cached(0, path).await;
+    assert_eq!(name().await, made);
 }
 
 #[tokio::test]

@@ -303,6 +303,8 @@ impl Up {
             },
             report: |step| say(&format!("· {step}")),
             caches: true,
+            cache_tables: Default::default(),
+            cache_bytes_max: None,
         }
     }
 

@@ -183,9 +183,18 @@ impl Cluster {
             }
             Role::Worker | Role::Router { .. } => {
                 let control = self.find("control")?;
+                let table = |(name, seconds): (&String, &Option<u32>)| {
+                    let kept = match seconds {
+                        Some(seconds) => i64::from(*seconds).into(),
+                        None => "off".into(),
+                    };
+                    (name.clone(), kept)
+                };
                 let caches = config::Caches {
                     enabled: self.caches,
                     redis_urls: self.redis_urls(),
+                    memory_bytes_max: self.cache_bytes_max,
+                    tables: self.cache_tables.iter().map(table).collect(),
                 };
                 service::serve(
                     &self.folder,

@@ -1,6 +1,7 @@
 //! Configuration files of the services, and the servers' settings: the only
 //! place that knows their keys.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -72,6 +73,11 @@ struct RouterCache<'a> {
     redis_urls: &'a [String],
     redis_password_file: String,
     stream_secret_file: String,
+    surrogate_keys: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_bytes_max: Option<u64>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    tables: &'a BTreeMap<String, toml::Value>,
 }
 
 #[derive(Serialize)]
@@ -144,6 +150,9 @@ pub(crate) struct Caches {
     pub(crate) enabled: bool,
     /// Empty: in their own memory alone.
     pub(crate) redis_urls: Vec<String>,
+    pub(crate) memory_bytes_max: Option<u64>,
+    /// By table, as in a router's file.
+    pub(crate) tables: BTreeMap<String, toml::Value>,
 }
 
 /// A router's file. `dsn` is the control database's, for reading.
@@ -176,6 +185,9 @@ pub(crate) fn router(
             redis_urls: &caches.redis_urls,
             redis_password_file: file(secrets, "redis"),
             stream_secret_file: file(secrets, "stream-secret"),
+            surrogate_keys: caches.enabled,
+            memory_bytes_max: caches.memory_bytes_max,
+            tables: &caches.tables,
         },
     })
 }

@@ -15,7 +15,7 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
-use redis::{FromRedisValue, RedisResult};
+use redis::{FromRedisValue, RedisResult, TlsCertificates};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -98,13 +98,15 @@ pub enum FillLease {
 }
 
 impl Shared {
-    /// Connects in the background, and again whenever commands fail.
+    /// Connects in the background, and again whenever commands fail. `authority`
+    /// signs the nodes' certificates, where the web's do not.
     ///
     /// # Errors
-    /// The addresses are none.
+    /// The addresses are none, or the authority is no certificate.
     pub fn start(
         urls: &[String],
         password: Option<&str>,
+        authority: Option<Vec<u8>>,
         metrics: SharedMetrics,
         stop: CancellationToken,
     ) -> RedisResult<Arc<Self>> {
@@ -117,6 +119,12 @@ impl Shared {
             .max_retry_wait(100);
         if let Some(password) = password {
             builder = builder.password(password);
+        }
+        if let Some(root_cert) = authority {
+            builder = builder.certs(TlsCertificates {
+                client_tls: None,
+                root_cert: Some(root_cert),
+            });
         }
         let shared = Arc::new(Self {
             client: builder.build()?,

@@ -146,7 +146,10 @@ pub(super) fn at_once(
         }
         None => {
             let row = hit.entry.row.clone();
-            let made = response::build(&app.config.api, &front.request, &front.plan, row).ok()?;
+            let made = response::build(&app.config.api, &front.request, &front.plan, row);
+            let mut made = made.ok()?;
+            let headers = made.headers_mut();
+            app.cache.name(headers, tenant.tenant(), &front.plan);
             front.keep_head(&hit.entry, made.status(), made.headers());
             made
         }
