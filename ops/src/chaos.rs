@@ -7,12 +7,15 @@
 //! strikes, later it is mended. Nothing may be lost, doubled, stale or leaked,
 //! and only requests in flight at the dead node may fail.
 //!
-//! Crowds break nothing: they ask for too much (`chaos/crowd.rs`).
+//! Crowds break nothing: they ask for too much (`chaos/crowd.rs`). Nor do changes
+//! of the schema: they must not be felt (`chaos/migrate.rs`).
 
 #[path = "chaos/cache.rs"]
 mod cache;
 #[path = "chaos/crowd.rs"]
 mod crowd;
+#[path = "chaos/migrate.rs"]
+mod migrate;
 #[path = "chaos/moves.rs"]
 mod moves;
 
@@ -30,7 +33,7 @@ use serde_json::Value;
 use tokio::process::{Child, Command};
 
 /// Breaks a cluster under load, and checks what its users saw.
-#[derive(Parser)]
+#[derive(Clone, Parser)]
 #[command(name = "ringfence-chaos")]
 struct Args {
     /// What breaks; several one after another.
@@ -95,6 +98,8 @@ enum Fault {
     MoveRouter,
     /// Tenants move, while the control database is killed, and returns.
     MoveControl,
+    /// The schema of three shards changes; compared with the same load without that.
+    Migrate,
 }
 
 type Failure = Box<dyn std::error::Error>;
@@ -136,6 +141,12 @@ async fn run(args: Args) -> Result<bool, Failure> {
             let seen = crowd::suffer(crowd, &args).await?;
             good &= seen.is_good();
             crowds.add_row(seen.row(&fault.name()));
+            continue;
+        }
+        if *fault == Fault::Migrate {
+            let compared = migrate::suffer(&args).await?;
+            good &= compared.is_good();
+            println!("{}", compared.table());
             continue;
         }
         let seen = suffer(*fault, &args).await?;
@@ -271,7 +282,8 @@ impl Fault {
             | Self::MoveSource
             | Self::MoveTarget
             | Self::MoveRouter
-            | Self::MoveControl => None,
+            | Self::MoveControl
+            | Self::Migrate => None,
         }
     }
 
@@ -297,7 +309,8 @@ impl Fault {
             | Self::NoisyNeighbour
             | Self::SlowNeighbour
             | Self::HugeNeighbour
-            | Self::Overload => None,
+            | Self::Overload
+            | Self::Migrate => None,
         }
     }
 
@@ -338,7 +351,8 @@ impl Fault {
             | Self::MoveSource
             | Self::MoveTarget
             | Self::MoveRouter
-            | Self::MoveControl => {}
+            | Self::MoveControl
+            | Self::Migrate => {}
         }
         Ok(())
     }
@@ -364,7 +378,8 @@ impl Fault {
             | Self::MoveSource
             | Self::MoveTarget
             | Self::MoveRouter
-            | Self::MoveControl => {}
+            | Self::MoveControl
+            | Self::Migrate => {}
         }
         Ok(())
     }
@@ -384,7 +399,8 @@ impl Fault {
             | Self::HugeNeighbour
             | Self::Overload
             | Self::Move
-            | Self::MoveControl => 0,
+            | Self::MoveControl
+            | Self::Migrate => 0,
             // A worker that dies while a tenant is held is replaced when its
             // lease is over, which is longer than requests wait.
             Self::MoveKill | Self::Moves => usize::MAX,

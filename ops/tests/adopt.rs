@@ -1,5 +1,6 @@
-//! A single-tenant application's dump becomes everyone's: adopted, applied to
-//! all shards, used by two tenants.
+//! A single-tenant application's database becomes everyone's: its schema is
+//! adopted, from a dump and from the database itself, and applied to all shards;
+//! its rows become one tenant's; two tenants use it through supabase-js.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
@@ -30,6 +31,74 @@ fn done(cluster: &Cluster, args: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
+/// The application as it was before: a database of its own, on a server of the cluster.
+async fn database(cluster: &Cluster) -> String {
+    let server = cluster.shard_dsn("s2-primary").unwrap();
+    run_sql(&server, "create database old_app").await;
+    let place = server.rfind('/').unwrap();
+    let query = server.find('?').map_or("", |at| &server[at..]);
+    let dsn = format!("{}/old_app{query}", &server[..place]);
+    run_sql(
+        &dsn,
+        "drop schema public; create schema auth; create table auth.users (id uuid primary key);
+         create function auth.uid() returns uuid language sql stable as 'select null::uuid'",
+    )
+    .await;
+    let dump = include_str!("adopt.sql");
+    let lines = dump.lines().filter(|line| {
+        !line.starts_with('\\') && !line.contains("OWNER TO") && !line.contains("EXTENSION")
+    });
+    let dump: Vec<&str> = lines.collect();
+    run_sql(&dsn, &dump.join("\n")).await;
+    run_sql(&dsn, include_str!("adopt_rows.sql")).await;
+    dsn
+}
+
+async fn run_sql(dsn: &str, sql: &str) {
+    let (client, connection) = tokio_postgres::connect(dsn, tokio_postgres::NoTls)
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    client.batch_execute(sql).await.unwrap();
+}
+
+/// A token of a user, HS256, as an application's server makes it.
+fn token(cluster: &Cluster, tenant: &str, user: &str) -> String {
+    let script = "const c = require('crypto'), e = (v) => Buffer.from(v).toString('base64url');
+        const [secret, claims] = process.argv.slice(1);
+        const text = e('{\"alg\":\"HS256\",\"typ\":\"JWT\"}') + '.' + e(claims);
+        console.log(text + '.' + c.createHmac('sha256', secret).update(text).digest('base64url'))";
+    let claims = json!({"tenant_id": tenant, "role": "authenticated", "sub": user, "exp": 4_000_000_000_u64});
+    let made = Command::new("node")
+        .args(["-e", script, cluster.jwt_secret(), &claims.to_string()])
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    String::from_utf8(made.stdout).unwrap().trim().to_owned()
+}
+
+/// The story that supabase-js tells of the application.
+fn tell(cluster: &Cluster, tenant: &str, keys: &[String]) {
+    const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../router/tests/clients");
+    let ada = "00000000-0000-4000-8000-000000000001";
+    let told = Command::new("node")
+        .arg("adopted.mjs")
+        .current_dir(FOLDER)
+        .env("RINGFENCE_URL", cluster.router_url(0))
+        .env("RINGFENCE_KEY", &keys[0])
+        .env("OTHER_KEY", &keys[1])
+        .env("USER_TOKEN", token(cluster, tenant, ada))
+        .env("ADA", ada)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&told.stdout).into_owned();
+    let complained = String::from_utf8_lossy(&told.stderr);
+    assert!(
+        told.status.success() && said.contains("went well"),
+        "{said}{complained}"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_applications_dump_becomes_everyones() {
     let cluster = Cluster::start(Options {
@@ -41,10 +110,95 @@ async fn an_applications_dump_becomes_everyones() {
     })
     .await
     .unwrap();
-    let folder = cluster.path().join("adopted");
-    let dir = folder.to_str().unwrap();
+    let source = database(&cluster).await;
+    let (by_dump, by_address) = (cluster.path().join("dump"), cluster.path().join("adopted"));
     let dump = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/adopt.sql");
-    let adopted = done(&cluster, &["schema", "adopt", "--from", dump, "--dir", dir]);
+    let dir = by_address.to_str().unwrap();
+    for (from, folder) in [(dump, &by_dump), (source.as_str(), &by_address)] {
+        let dir = folder.to_str().unwrap();
+        let adopted = done(&cluster, &["schema", "adopt", "--from", from, "--dir", dir]);
+        proposed(&adopted);
+        // What it wrote is not overwritten, and passes the lint.
+        let again = run(&cluster, &["schema", "adopt", "--from", dump, "--dir", dir]);
+        assert_eq!(again.status.code(), Some(2));
+        done(&cluster, &["migrate", "lint", "--dir", dir]);
+    }
+    // A table that nobody decided on is not let through silently.
+    let distribute = by_dump.join("002_distribute.sql");
+    let text = std::fs::read_to_string(&distribute).unwrap();
+    let less: String = text.lines().filter(|line| !line.contains("notes")).fold(
+        String::new(),
+        |mut less, line| {
+            less.push_str(line);
+            less.push('\n');
+            less
+        },
+    );
+    std::fs::write(&distribute, less).unwrap();
+    let refused = run(
+        &cluster,
+        &["migrate", "lint", "--dir", by_dump.to_str().unwrap()],
+    );
+    let found = String::from_utf8_lossy(&refused.stdout).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{found}");
+    assert!(found.contains("public.notes is neither"), "{found}");
+    assert!(!found.contains("schema_migrations is neither"), "{found}");
+    assert!(
+        !run(&cluster, &["migrate", "verify", "--dir", dir])
+            .status
+            .success()
+    );
+    done(&cluster, &["migrate", "apply", "--dir", dir, "--wait"]);
+    let verified = done(&cluster, &["migrate", "verify", "--dir", dir]);
+    assert_eq!(verified["verified"], true);
+
+    // The rows that all tenants share are brought by a migration.
+    let shared = "insert into countries values ('GB', 'England'), ('FR', 'France');\n";
+    std::fs::write(by_address.join("003_countries.sql"), shared).unwrap();
+    done(&cluster, &["migrate", "apply", "--dir", dir, "--wait"]);
+    let mut keys = Vec::new();
+    let mut tenants = Vec::new();
+    for tenant in ["red", "blue"] {
+        let made = done(&cluster, &["tenant", "create", tenant]);
+        tenants.push(made["id"].as_str().unwrap().to_owned());
+        let key = done(&cluster, &["key", "create", tenant]);
+        keys.push(key["key"].as_str().unwrap().to_owned());
+    }
+    let import = [
+        "tenant", "import", "--tenant", "red", "--from", &source, "--wait",
+    ];
+    let imported = done(&cluster, &import);
+    assert_eq!(imported["result"]["rows"], 9, "{imported}");
+    let left = imported["result"]["not_loaded"].to_string();
+    for wanted in ["users", "countries", "schema_migrations", "note_counts"] {
+        assert!(left.contains(wanted), "{wanted}: {left}");
+    }
+    // Served once the router has loaded the schema and heard of the tenant.
+    let http = reqwest::Client::new();
+    let url = format!("{}/rest/v1/projects?select=id", cluster.router_url(0));
+    let deadline = Instant::now() + SOON;
+    loop {
+        let answers = keys
+            .iter()
+            .map(|key| http.get(&url).header("apikey", key).send());
+        let answers = futures_util::future::join_all(answers).await;
+        let served = |answer: &Result<reqwest::Response, _>| {
+            answer
+                .as_ref()
+                .is_ok_and(|answer| answer.status() == StatusCode::OK)
+        };
+        if answers.iter().all(served) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{answers:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    tell(&cluster, &tenants[0], &keys);
+    cluster.down().await;
+}
+
+/// Every table has its role, and what will not be as it was is named.
+fn proposed(adopted: &Value) {
     let roles: Vec<String> = adopted["tables"]
         .as_array()
         .unwrap()
@@ -76,69 +230,4 @@ async fn an_applications_dump_becomes_everyones() {
     ] {
         assert!(remarks.contains(wanted), "{wanted}: {remarks}");
     }
-    // What it wrote is not overwritten, and passes the lint.
-    let again = run(&cluster, &["schema", "adopt", "--from", dump, "--dir", dir]);
-    assert_eq!(again.status.code(), Some(2));
-    done(&cluster, &["migrate", "lint", "--dir", dir]);
-    assert!(
-        !run(&cluster, &["migrate", "verify", "--dir", dir])
-            .status
-            .success()
-    );
-    done(&cluster, &["migrate", "apply", "--dir", dir, "--wait"]);
-    let verified = done(&cluster, &["migrate", "verify", "--dir", dir]);
-    assert_eq!(verified["verified"], true);
-
-    let mut keys = Vec::new();
-    for tenant in ["red", "blue"] {
-        done(&cluster, &["tenant", "create", tenant]);
-        let key = done(&cluster, &["key", "create", tenant]);
-        keys.push(key["key"].as_str().unwrap().to_owned());
-    }
-    let http = reqwest::Client::new();
-    let url = |path: &str| format!("{}/rest/v1/{path}", cluster.router_url(0));
-    let projects =
-        json!([{"title": "first", "seen": "team"}, {"title": "second", "seen": "private"}]);
-    let deadline = Instant::now() + SOON;
-    loop {
-        let request = http.post(url("projects")).header("apikey", &keys[0]);
-        let answer = request.json(&projects).send().await.unwrap();
-        if answer.status() == StatusCode::CREATED {
-            break;
-        }
-        assert!(
-            Instant::now() < deadline,
-            "{}",
-            answer.text().await.unwrap()
-        );
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    let event = json!({"id": 1, "at": "2026-05-01T00:00:00Z", "what": "began"});
-    let request = http.post(url("events")).header("apikey", &keys[0]);
-    let answer = request.json(&event).send().await.unwrap();
-    assert_eq!(answer.status(), StatusCode::CREATED);
-    let read = async |key: &str, path: &str| {
-        let answer = http
-            .get(url(path))
-            .header("apikey", key)
-            .send()
-            .await
-            .unwrap();
-        let status = answer.status();
-        (status, answer.json::<Value>().await.unwrap())
-    };
-    let (_, own) = read(&keys[0], "projects?select=title,seen&order=title").await;
-    assert_eq!(
-        own,
-        json!([{"title": "first", "seen": "team"}, {"title": "second", "seen": "private"}])
-    );
-    for table in ["projects", "events", "profiles", "notes", "project_notes"] {
-        let (status, rows) = read(&keys[1], table).await;
-        assert_eq!((status, rows), (StatusCode::OK, json!([])), "{table}");
-    }
-    for hidden in ["note_counts", "schema_migrations", "events_2026"] {
-        let (status, _) = read(&keys[0], hidden).await;
-        assert_eq!(status, StatusCode::NOT_FOUND, "{hidden}");
-    }
-    cluster.down().await;
 }

@@ -74,7 +74,7 @@ pub async fn read(client: &impl GenericClient, directory: &str) -> Result<Vec<En
 }
 
 /// Records files as applied that the shard holds already, without running
-/// them. Those that it knows keep what it knows.
+/// them: also one that was begun with this text. Returns how many.
 pub async fn baseline(
     client: &impl GenericClient,
     directory: &str,
@@ -85,7 +85,10 @@ pub async fn baseline(
         written += client
             .execute(
                 "insert into ringfence.migration (directory, number, name, checksum, phase, state, step, baseline)
-                 values ($1, $2, $3, $4, $5, 'done', $6, true) on conflict do nothing",
+                 values ($1, $2, $3, $4, $5, 'done', $6, true)
+                 on conflict (directory, number) do update
+                   set state = 'done', step = excluded.step, begun = null, after_key = null, baseline = true, changed_at = now()
+                   where migration.state = 'running' and migration.checksum = excluded.checksum",
                 &[
                     &directory,
                     &(file.number as i32),

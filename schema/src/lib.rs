@@ -15,6 +15,7 @@ pub mod ident;
 pub mod introspect;
 pub mod lint;
 pub mod migration;
+mod removal;
 pub mod retire;
 pub mod shard;
 pub mod tenant_tables;

@@ -15,7 +15,7 @@ mod scope;
 use serde::Serialize;
 use squawk_syntax::SyntaxNode;
 
-use crate::migration::{Migration, line_of, start_of};
+use crate::migration::{Allowed, Migration, line_of, start_of};
 
 pub(crate) use known::canonical;
 pub use known::{Known, RelationKind};
@@ -56,9 +56,12 @@ pub fn lint(files: &[Migration], known: Known) -> Vec<Finding> {
             level: Rule::TableUnscoped.level(),
             what: format!("{table} is neither distributed nor a reference table"),
         };
+        let allows = |allowed: &Allowed| {
+            let named = allowed.table.as_deref();
+            allowed.rule == left.rule.id() && named.is_none_or(|name| canonical(name) == table)
+        };
         let allowed = files.iter().any(|migration| {
-            let mut header = migration.header.allowed.iter();
-            migration.file() == left.file && header.any(|a| a.rule == left.rule.id())
+            migration.file() == left.file && migration.header.allowed.iter().any(allows)
         });
         if !allowed {
             findings.push(left);
@@ -88,9 +91,9 @@ fn lint_file(file: &Migration, known: &mut Known) -> Vec<Finding> {
     }
     let mut report = Report {
         file,
-        findings: locks::find(file, &tree),
+        findings: locks::find(file, tree),
     };
-    contract::find(file, &tree, &mut report);
+    contract::find(file, tree, &mut report);
     for stmt in tree.tree().stmts() {
         scope::find(&stmt, known, &mut report);
     }
@@ -119,7 +122,10 @@ fn suppress(file: &Migration, findings: &mut Vec<Finding>) {
             what,
         });
     }
-    let allowed = |rule: Rule| file.header.allowed.iter().any(|a| a.rule == rule.id());
+    let allowed = |rule: Rule| {
+        let mut header = file.header.allowed.iter();
+        header.any(|a| a.rule == rule.id() && a.table.is_none())
+    };
     findings.retain(|found| found.rule == Rule::Syntax || !allowed(found.rule));
     findings.append(&mut remarks);
 }

@@ -10,12 +10,14 @@
 //! -- ringfence: lock-timeout 500ms
 //! -- ringfence: statement-timeout 10min
 //! -- ringfence: allow set-not-null because the check on it is validated
+//! -- ringfence: allow table-unscoped for jobs because workers alone read it
 //! ```
 //!
 //! and right above an UPDATE or DELETE, `-- ringfence: backfill rows 500`: that
 //! statement is then run in chunks by primary key.
 
 mod header;
+mod nesting;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -27,6 +29,7 @@ use squawk_syntax::ast::{self, AstNode};
 use squawk_syntax::{Parse, SourceFile};
 
 pub use header::Allowed;
+pub(crate) use nesting::too_deep;
 
 /// Largest file, in bytes: a migration is a change of the schema, not a load of data.
 const BYTES_MAX: u64 = 4 << 20;
@@ -58,6 +61,7 @@ pub struct Migration {
     pub text: String,
     /// Its statements, in order.
     pub statements: Vec<Statement>,
+    tree: Parse<SourceFile>,
 }
 
 /// What a file says of itself.
@@ -141,7 +145,8 @@ pub struct Backfill {
     pub table: String,
     /// What the statement calls the table's rows: its alias, or its name.
     pub row: String,
-    /// The statement up to its condition, `… WHERE (condition) AND ` or `… WHERE `.
+    /// The statement up to the chunk's condition: `… WHERE (condition) AND ` or
+    /// `… WHERE `, on lines of their own.
     pub before: String,
     /// Rows at most of one chunk.
     pub rows: u32,
@@ -173,6 +178,14 @@ pub enum MigrationError {
     /// More files than can be.
     #[error("there are more than 10,000 files")]
     TooMany,
+    /// A text that would overflow a parser's stack.
+    #[error("{file}, line {line}: nested too deep, or too long a chain of operators")]
+    Nested {
+        /// The file.
+        file: String,
+        /// Its line.
+        line: u32,
+    },
     /// A file's header says what is not known.
     #[error("{file}, line {line}: {problem}")]
     Header {
@@ -191,14 +204,20 @@ impl Migration {
     /// Text that Postgres would not parse is kept: [`crate::lint`] reports it.
     ///
     /// # Errors
-    /// [`MigrationError::Name`], [`MigrationError::TooLarge`], [`MigrationError::Header`].
+    /// [`MigrationError::Name`], [`MigrationError::TooLarge`],
+    /// [`MigrationError::Nested`], [`MigrationError::Header`].
     pub fn parse(file: &str, text: &str) -> Result<Self, MigrationError> {
         let (number, name) = split_name(file)?;
         if text.len() as u64 > BYTES_MAX {
             return Err(MigrationError::TooLarge(file.to_owned()));
         }
-        let parsed = SourceFile::parse(text);
-        let stems: Vec<ast::Stmt> = parsed.tree().stmts().collect();
+        if let Some(at) = too_deep(text) {
+            let line = line_of(text, at);
+            let file = file.to_owned();
+            return Err(MigrationError::Nested { file, line });
+        }
+        let tree = SourceFile::parse(text);
+        let stems: Vec<ast::Stmt> = tree.tree().stmts().collect();
         let first = stems
             .first()
             .map_or(text.len(), |stmt| start_of(stmt.syntax()));
@@ -249,6 +268,7 @@ impl Migration {
             header,
             text: text.to_owned(),
             statements,
+            tree,
         })
     }
 
@@ -259,23 +279,19 @@ impl Migration {
 
     /// Tables that its statements change or go through, as `schema.table`.
     pub fn tables(&self) -> Vec<String> {
-        let mut tables: Vec<String> = self
-            .tree()
-            .tree()
-            .stmts()
+        let stmts = self.tree.tree().stmts();
+        let mut tables: Vec<String> = stmts
             .filter_map(|stmt| {
                 let name = match stmt {
-                    ast::Stmt::AlterTable(alter) => text(alter.table_relation_name()?.syntax()),
-                    ast::Stmt::CreateIndex(index) => text(index.table_relation_name()?.syntax()),
-                    ast::Stmt::Update(update) => text(update.relation_name()?.syntax()),
-                    ast::Stmt::Delete(delete) => text(delete.relation_name()?.syntax()),
+                    ast::Stmt::AlterTable(alter) => altered(&alter)?,
+                    ast::Stmt::CreateIndex(index) => {
+                        text(index.table_relation_name()?.table_name_ref()?.syntax())
+                    }
+                    ast::Stmt::Update(update) => named(update.relation_name()?)?,
+                    ast::Stmt::Delete(delete) => named(delete.relation_name()?)?,
                     _ => return None,
                 };
-                let bare = match name.split_once(char::is_whitespace) {
-                    Some((only, table)) if only.eq_ignore_ascii_case("only") => table,
-                    _ => &name,
-                };
-                Some(crate::lint::canonical(bare.trim_end_matches('*')))
+                Some(crate::lint::canonical(&name))
             })
             .collect();
         tables.sort();
@@ -284,9 +300,20 @@ impl Migration {
     }
 
     /// Its syntax tree.
-    pub(crate) fn tree(&self) -> Parse<SourceFile> {
-        SourceFile::parse(&self.text)
+    pub(crate) fn tree(&self) -> &Parse<SourceFile> {
+        &self.tree
     }
+}
+
+/// The table that ALTER TABLE names, as it is spelled, without ONLY and `*`.
+pub(crate) fn altered(alter: &ast::AlterTable) -> Option<String> {
+    Some(text(
+        alter.table_relation_name()?.table_name_ref()?.syntax(),
+    ))
+}
+
+fn named(relation: ast::RelationName) -> Option<String> {
+    Some(text(relation.relation_name_ref()?.syntax()))
 }
 
 /// All files of a directory, in order. Files that don't end in `.sql`, and
@@ -431,12 +458,9 @@ fn backfill_of(stmt: &ast::Stmt, rows: u32) -> Result<Backfill, &'static str> {
     if returning || with {
         return Err("a back-fill takes neither WITH nor RETURNING");
     }
-    let table = table.ok_or(KIND)?;
-    let table = text(table.syntax());
-    let table = table.trim_end_matches('*').trim().to_owned();
-    let name = table.rsplit('.').next().unwrap_or(&table).to_owned();
+    let table = table.and_then(named).ok_or(KIND)?;
     let row = match alias {
-        None => name,
+        None => last_part(&table).to_owned(),
         Some(alias) => {
             let alias = alias.trim();
             let named = alias
@@ -447,22 +471,53 @@ fn backfill_of(stmt: &ast::Stmt, rows: u32) -> Result<Backfill, &'static str> {
     };
     let whole = text(node);
     let whole = whole.trim_end_matches(|c: char| c == ';' || c.is_whitespace());
+    // On lines of their own: what stands before may end in a comment.
     let before = match condition {
-        None => format!("{whole} WHERE "),
+        None => format!("{whole}\nWHERE "),
         Some(ast::WhereClauseOrCurrentOf::WhereClause(clause)) => {
             let expression = clause.expr().ok_or(KIND)?;
-            let start = start_of(node);
-            let at = start_of(clause.syntax()) - start;
-            format!("{}WHERE ({}) AND ", &whole[..at], text(expression.syntax()))
+            let at = start_of(clause.syntax()) - start_of(node);
+            let condition = text(expression.syntax());
+            format!("{}WHERE ({condition}\n) AND ", &whole[..at])
         }
         Some(_) => return Err("a back-fill has no cursor"),
     };
+    if !ends_in_its_condition(&before) {
+        return Err("its WHERE can't be narrowed to a chunk: write it plainer");
+    }
     Ok(Backfill {
         table,
         row,
         before,
         rows,
     })
+}
+
+/// Whether what is added to the text narrows the one statement's WHERE: a
+/// chunk that is not narrowed would be the whole table.
+fn ends_in_its_condition(before: &str) -> bool {
+    const ADDED: &str = "ringfence_chunk.a <= 1";
+    let parsed = SourceFile::parse(&format!("{before}{ADDED}"));
+    let mut stmts = parsed.tree().stmts();
+    let condition = match (stmts.next(), stmts.next()) {
+        (Some(ast::Stmt::Update(update)), None) => update.where_clause_or_current_of(),
+        (Some(ast::Stmt::Delete(delete)), None) => delete.where_clause_or_current_of(),
+        _ => None,
+    };
+    let Some(ast::WhereClauseOrCurrentOf::WhereClause(clause)) = condition else {
+        return false;
+    };
+    parsed.errors().is_empty() && text(clause.syntax()).ends_with(ADDED)
+}
+
+/// `"a.b"` of `public."a.b"`.
+fn last_part(name: &str) -> &str {
+    let mut quoted = false;
+    let dot = name.char_indices().filter(|(_, c)| {
+        quoted ^= *c == '"';
+        *c == '.' && !quoted
+    });
+    dot.last().map_or(name, |(at, _)| name[at + 1..].trim())
 }
 
 /// A node's text, without what surrounds it.
@@ -575,8 +630,9 @@ mod tests {
             StatementKind::Backfill(Backfill {
                 table: "app.people".into(),
                 row: "p".into(),
-                before: "update app.people p set n = lower(name) WHERE (n is null or n = '') AND "
-                    .into(),
+                before:
+                    "update app.people p set n = lower(name) WHERE (n is null or n = ''\n) AND "
+                        .into(),
                 rows: 50,
             })
         );
@@ -585,10 +641,37 @@ mod tests {
             StatementKind::Backfill(Backfill {
                 table: "logs".into(),
                 row: "logs".into(),
-                before: "delete from logs WHERE ".into(),
+                before: "delete from logs\nWHERE ".into(),
                 rows: CHUNK_ROWS,
             })
         );
+    }
+
+    #[test]
+    fn a_chunks_condition_is_no_part_of_a_comment() {
+        let before = |statement: &str| {
+            let text = format!("-- ringfence: no-transaction\n-- ringfence: backfill\n{statement}");
+            let file = parse(&text);
+            match &file.statements[0].kind {
+                StatementKind::Backfill(backfill) => {
+                    (backfill.before.clone(), backfill.row.clone())
+                }
+                kind => panic!("{kind:?}"),
+            }
+        };
+        for (statement, expected) in [
+            (
+                "delete from logs -- all of them\n;",
+                "delete from logs -- all of them\nWHERE ",
+            ),
+            (
+                "update only \"a.b\" set n = 1 -- why\n where n > 1 -- old\n or n < 0 -- new\n;",
+                "update only \"a.b\" set n = 1 -- why\n WHERE (n > 1 -- old\n or n < 0\n) AND ",
+            ),
+        ] {
+            assert_eq!(before(statement).0, expected);
+        }
+        assert_eq!(before("update only app.\"a.b\" set n = 1").1, "\"a.b\"");
     }
 
     #[test]

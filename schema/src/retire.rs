@@ -3,19 +3,12 @@
 //! the model without it, and each says on its own session which version it has
 //! loaded. Once all have, the removal changes nothing for them.
 
-use squawk_syntax::ast::{self, AstNode};
+use serde_json::json;
 use tokio_postgres::{Client, Error};
 
-use crate::migration::{Migration, Phase, text};
-
-/// What a file removes or renames.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Removal {
-    /// The table or view, as the statement spells it.
-    pub relation: String,
-    /// The column; none where it is the whole relation.
-    pub column: Option<String>,
-}
+use crate::migration::{Migration, Phase};
+pub use crate::removal::Removal;
+use crate::removal::{Found, of};
 
 /// A router's session that follows the schema.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,58 +30,21 @@ pub fn removals(file: &Migration) -> Vec<Removal> {
     if file.header.phase != Phase::Contract {
         return Vec::new();
     }
-    let mut found = Vec::new();
-    let whole = |relation: String| Removal {
-        relation,
-        column: None,
-    };
-    for stmt in file.tree().tree().stmts() {
-        match stmt {
-            ast::Stmt::AlterTable(alter) => {
-                let Some(table) = alter.table_relation_name() else {
-                    continue;
-                };
-                let table = text(table.syntax());
-                let table = table.trim_end_matches('*').trim().to_owned();
-                for action in alter.actions() {
-                    let column = match &action {
-                        ast::AlterTableAction::DropColumn(drop) => drop.column_name_ref(),
-                        ast::AlterTableAction::RenameColumn(rename) => rename.column_name_ref(),
-                        ast::AlterTableAction::TableRenameTo(_)
-                        | ast::AlterTableAction::SetSchema(_) => {
-                            found.push(whole(table.clone()));
-                            continue;
-                        }
-                        _ => continue,
-                    };
-                    found.extend(column.map(|column| Removal {
-                        relation: table.clone(),
-                        column: Some(text(column.syntax())),
-                    }));
-                }
-            }
-            ast::Stmt::DropTable(drop) => {
-                found.extend(
-                    drop.table_name_refs()
-                        .map(|name| whole(text(name.syntax()))),
-                );
-            }
-            _ => {}
-        }
-    }
+    let found = file.tree().tree().stmts().flat_map(|stmt| of(&stmt));
     found
+        .flat_map(|found| match found {
+            Found::Named(_, removals) => removals,
+            // The lint asked for a reason.
+            Found::Unseen(_) => Vec::new(),
+        })
+        .collect()
 }
 
 /// Hides what is to be removed. Returns the version from which on a loaded
 /// model is without it. Called again, it changes nothing.
 pub async fn hide(client: &Client, removals: &[Removal]) -> Result<i64, Error> {
-    let relations: Vec<&str> = removals.iter().map(|r| r.relation.as_str()).collect();
-    let columns: Vec<Option<&str>> = removals.iter().map(|r| r.column.as_deref()).collect();
     let row = client
-        .query_one(
-            "select ringfence.retire($1::text[], $2::text[])",
-            &[&relations, &columns],
-        )
+        .query_one("select ringfence.retire($1)", &[&json!(removals)])
         .await?;
     Ok(row.get(0))
 }
@@ -137,24 +93,42 @@ mod tests {
     #[test]
     fn removals_are_found_in_contract_files_alone() {
         let text = "-- ringfence: phase contract\n\
-            alter table app.people drop column \"Name\", drop column if exists age, add column b int;\n\
-            alter table people rename column x to y;\nalter table old rename to older;\n\
-            drop table if exists a, b.c cascade;\n";
+            alter table only app.people drop column \"Name\", drop column if exists age, add column b int;\n\
+            alter table people * rename column x to y;\nalter table old rename to older;\n\
+            drop table if exists a, b.c cascade;\ndrop view v;\nalter view w rename to w2;\n\
+            alter view w rename column k to l;\ndrop materialized view m;\n\
+            drop function f(a int, out b text, varchar(3)), g;\nalter function h() rename to i;\n\
+            drop routine r(int);\ndrop type t;\nalter view w set (security_invoker = true);\n";
         let file = Migration::parse("001_a.sql", text).unwrap();
-        let found: Vec<(String, Option<String>)> = removals(&file)
-            .into_iter()
-            .map(|removal| (removal.relation, removal.column))
-            .collect();
-        let column = |table: &str, column: &str| (table.to_owned(), Some(column.to_owned()));
+        let line = |removal: Removal| {
+            let name = removal.relation.or(removal.function).unwrap_or_default();
+            let column = removal.column.map(|column| format!(".{column}"));
+            let arguments = removal.arguments.map(|of| format!("({})", of.join(",")));
+            let cascade = if removal.cascade { " cascade" } else { "" };
+            format!(
+                "{name}{}{}{cascade}",
+                column.unwrap_or_default(),
+                arguments.unwrap_or_default()
+            )
+        };
+        let found: Vec<String> = removals(&file).into_iter().map(line).collect();
         assert_eq!(
             found,
             [
-                column("app.people", "\"Name\""),
-                column("app.people", "age"),
-                column("people", "x"),
-                ("old".to_owned(), None),
-                ("a".to_owned(), None),
-                ("b.c".to_owned(), None),
+                "app.people.\"Name\"",
+                "app.people.age",
+                "people.x",
+                "old",
+                "a cascade",
+                "b.c cascade",
+                "v",
+                "w",
+                "w.k",
+                "m",
+                "f(int,varchar(3))",
+                "g",
+                "h()",
+                "r(int)",
             ]
         );
         let expand = Migration::parse("001_a.sql", "alter table a drop column b;").unwrap();

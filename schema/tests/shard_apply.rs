@@ -63,9 +63,23 @@ async fn a_transactions_file_is_there_whole_or_not_at_all() {
     assert!(entries[0].done);
 
     // What is there already is recorded, not run.
-    let written = baseline(&session.0, "app", &[good, bad]).await.unwrap();
+    let files = [good, bad];
+    let written = baseline(&session.0, "app", &files).await.unwrap();
     assert_eq!(written, 1);
     assert_eq!(admin.value("select to_regclass('orders')").await, "");
+    // So is what was begun; a text that is not the one which was begun is not.
+    let begun = "update ringfence.migration set state = 'running', step = 1 where number = 2";
+    admin.run(begun).await;
+    assert_eq!(baseline(&session.0, "app", &files).await.unwrap(), 1);
+    let entries = history::read(&session.0, "app").await.unwrap();
+    assert_eq!(history::next(&files, &entries), Ok(None));
+    assert_eq!(entries[1].step, 3);
+    admin
+        .run(&format!(
+            "{begun}; update ringfence.migration set checksum = 'other' where number = 2"
+        ))
+        .await;
+    assert_eq!(baseline(&session.0, "app", &files).await.unwrap(), 0);
 }
 
 #[tokio::test]
@@ -115,6 +129,30 @@ async fn a_back_fill_meets_each_row_of_every_tenant_once_however_often_it_stops(
         admin.value("select rows from ringfence.migration").await,
         "50"
     );
+}
+
+#[tokio::test]
+async fn a_back_fill_takes_half_of_the_time_at_most() {
+    let shard = Shard::new().await;
+    shard
+        .with(&format!(
+            "{PEOPLE};
+             insert into people (tenant_id, id) select '{ACME}', n from generate_series(1, 6) n;
+             create function slow() returns trigger language plpgsql as $$
+               begin perform pg_sleep(0.05); return new; end $$;
+             create trigger slow before update on people for each row execute function slow()"
+        ))
+        .await;
+    let fill = file(
+        "001_fill.sql",
+        "-- ringfence: no-transaction\n-- ringfence: backfill rows 1\nupdate people set n = 1;",
+    );
+    let mut session = migrator(&shard).await;
+    let begun = std::time::Instant::now();
+    while !run(&mut session, &fill).await.unwrap().done {}
+    // 300 ms of work: a slower shard is given longer pauses.
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_millis(600), "{took:?}");
 }
 
 #[tokio::test]
@@ -245,6 +283,71 @@ async fn what_is_retired_is_in_no_model_and_can_be_shown_again() {
     retire::show(&session.0).await.unwrap();
     assert_eq!(columns().await, (all.into(), 1));
     assert!(schema::introspect::version(&admin.0).await.unwrap() > version);
+}
+
+#[tokio::test]
+async fn views_and_functions_are_retired_with_what_goes_by_cascade() {
+    let shard = Shard::new().await;
+    let admin = shard
+        .with(
+            "create table people (id int primary key, title text, age int);
+             select ringfence.distribute('people');
+             create view titled with (security_invoker = true) as select id, title from people;
+             create view aged with (security_invoker = true) as select id, age from people;
+             create view above with (security_invoker = true) as select id from titled;
+             create function f(a int) returns int language sql stable as 'select a';
+             create function f(a text) returns int language sql stable as 'select 1';
+             create function g() returns int language sql stable as 'select 2';
+             create function h() returns setof titled language sql stable as 'select * from titled'",
+        )
+        .await;
+    let session = migrator(&shard).await;
+    let left = async || {
+        let catalog = schema::introspect::load(&admin.0, &["public"])
+            .await
+            .unwrap();
+        let relations = catalog.relations.values().map(|r| r.name.name.as_str());
+        let functions = catalog
+            .functions
+            .values()
+            .flatten()
+            .map(|f| f.name.name.as_str());
+        let mut left: Vec<&str> = relations.chain(functions).collect();
+        left.sort_unstable();
+        left.join(" ")
+    };
+    assert_eq!(left().await, "above aged f f g h people titled");
+    for (statement, expected) in [
+        ("drop view aged;", "above f f g h people titled"),
+        ("drop function f(a text);", "above aged f g h people titled"),
+        (
+            "drop function g, if_not_there;",
+            "above aged f f h people titled",
+        ),
+        (
+            "alter function f(int) rename to k;",
+            "above aged f g h people titled",
+        ),
+        (
+            "alter view above rename to below;",
+            "aged f f g h people titled",
+        ),
+        (
+            "alter table only people drop column title cascade;",
+            "aged f f g people",
+        ),
+        ("drop view titled;", "aged f f g h people"),
+        (
+            "drop function f(no_such_type);",
+            "above aged f f g h people titled",
+        ),
+    ] {
+        let text = format!("-- ringfence: phase contract\n{statement}");
+        let removals = retire::removals(&file("001_less.sql", &text));
+        retire::hide(&session.0, &removals).await.unwrap();
+        assert_eq!(left().await, expected, "{statement}");
+        retire::show(&session.0).await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -48,6 +48,7 @@ pub fn routes(app: Arc<App>, metrics: PrometheusHandle) -> Router {
         )
         .route("/tenants/{tenant}/suspend", post(tenants::suspend))
         .route("/tenants/{tenant}/resume", post(tenants::resume))
+        .route("/tenants/{tenant}/import", post(tenants::import))
         .route("/tenants/{tenant}/keys", get(keys::list).post(keys::create))
         .route(
             "/tenants/{tenant}/limits",

@@ -16,6 +16,7 @@ use crate::config::Jobs;
 use crate::failpoint::Failpoints;
 use crate::job::News;
 use crate::job::metrics::JobMetrics;
+use crate::migrate::store::RunFiles;
 use crate::move_tenant::Watches;
 use crate::move_tenant::metrics::MoveMetrics;
 use crate::shard::Logins;
@@ -60,6 +61,8 @@ pub struct App {
     pub move_metrics: MoveMetrics,
     /// What is written while moves compare rows.
     pub watches: Watches,
+    /// The files of the migration that is under way.
+    pub run_files: RunFiles,
     /// Where tests let this worker die.
     pub failpoints: Failpoints,
 }

@@ -44,6 +44,7 @@ use crate::migrate::Migrate;
 use crate::move_tenant::Move;
 use crate::rebalance::Rebalance;
 use crate::tenant_delete::TenantDelete;
+use crate::tenant_import::TenantImport;
 use crate::tenant_restore::TenantRestore;
 
 /// Every kind of job.
@@ -52,6 +53,8 @@ use crate::tenant_restore::TenantRestore;
 pub enum Kind {
     /// Removes a tenant from everywhere.
     TenantDelete,
+    /// Loads an existing database's rows as a tenant's.
+    TenantImport,
     /// Applies a directory's files to all shards.
     Migrate,
     /// Moves tenants to another shard.
@@ -64,8 +67,9 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::TenantDelete,
+        Self::TenantImport,
         Self::Migrate,
         Self::Move,
         Self::Rebalance,
@@ -76,6 +80,7 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Self::TenantDelete => "tenant_delete",
+            Self::TenantImport => "tenant_import",
             Self::Migrate => "migrate",
             Self::Move => "move",
             Self::Rebalance => "rebalance",
@@ -91,7 +96,7 @@ impl Kind {
     /// As many run at once, on all workers together.
     pub fn at_once_max(self) -> i32 {
         match self {
-            Self::TenantDelete => 4,
+            Self::TenantDelete | Self::TenantImport => 4,
             Self::Migrate => 1,
             Self::Move => 16,
             Self::Rebalance => 1,
@@ -103,6 +108,7 @@ impl Kind {
     async fn drive(self, context: &Context, state: Value) {
         match self {
             Self::TenantDelete => runner::drive::<TenantDelete>(context, state).await,
+            Self::TenantImport => runner::drive::<TenantImport>(context, state).await,
             Self::Migrate => runner::drive::<Migrate>(context, state).await,
             Self::Move => runner::drive::<Move>(context, state).await,
             Self::Rebalance => runner::drive::<Rebalance>(context, state).await,

@@ -21,5 +21,6 @@ pub mod rebalance;
 pub mod reconcile;
 pub mod shard;
 pub mod tenant_delete;
+pub mod tenant_import;
 pub mod tenant_restore;
 pub mod traced;

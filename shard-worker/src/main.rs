@@ -131,6 +131,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         job_metrics: JobMetrics::new(),
         tracer: telemetry.tracer.clone(),
         faults: telemetry.faults.clone(),
+        run_files: Default::default(),
         move_metrics: MoveMetrics::new(),
         watches: Default::default(),
         failpoints: Failpoints(config.jobs.failpoint_file.clone()),

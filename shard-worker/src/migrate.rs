@@ -9,7 +9,8 @@
 //! ```
 //!
 //! What a contract file removes is hidden first, until no live router reads it
-//! any longer ([`schema::retire`]).
+//! any longer ([`schema::retire`]). However the run ends, what is still there is
+//! shown again.
 //!
 //! What each shard has is known by its own history alone
 //! ([`schema::history`]), written with each change. The states here say where
@@ -29,7 +30,7 @@ use serde_json::{Value, json};
 use crate::job::{Context, End, JobError, Login, Machine, Progress, Step, Unit};
 
 pub use error::Stop;
-pub use fleet::{catch_up, finished};
+pub use fleet::{catch_up, finished, sweep};
 pub use shard::ShardRun;
 
 /// What is to be applied.
@@ -107,7 +108,10 @@ impl Machine for Migrate {
             Self::Running { plan, shards } => run(context, plan, shards).await,
             Self::Finishing { plan, shards } => finish(context, plan, shards).await,
             Self::Done { shards } => Ok(Step::End(self.clone(), End::Done, matrix(shards))),
-            Self::Stopped { shards } => Ok(Step::End(self.clone(), End::Cancelled, matrix(shards))),
+            Self::Stopped { shards } => {
+                shard::reveal_all(context, shards).await;
+                Ok(Step::End(self.clone(), End::Cancelled, matrix(shards)))
+            }
         }
     }
 
@@ -124,7 +128,7 @@ impl Machine for Migrate {
 
 /// Nothing is changed before every shard has answered, and fits.
 async fn check(context: &Context, plan: &Plan) -> Result<Step<Migrate>, JobError> {
-    let files = store::files(context.control(), &plan.directory, plan.last).await?;
+    let files = store::files(context, plan).await?;
     let order = fleet::order(context.control(), plan.canary.as_deref()).await?;
     let mut shards = Vec::with_capacity(order.len());
     for wave in order.chunks(plan.parallel.max(fleet::ASKED_AT_ONCE)) {
@@ -134,7 +138,7 @@ async fn check(context: &Context, plan: &Plan) -> Result<Step<Migrate>, JobError
         for run in join_all(asked).await {
             match run {
                 Ok(run) => shards.push(run),
-                Err(stop) => return failed(&[], stop),
+                Err(stop) => return failed(context, &[], stop).await,
             }
         }
     }
@@ -157,7 +161,7 @@ async fn run(
             shards: shards.to_vec(),
         }));
     }
-    let files = store::files(context.control(), &plan.directory, plan.last).await?;
+    let files = store::files(context, plan).await?;
     let mut next = shards.to_vec();
     let working = wave
         .iter()
@@ -181,7 +185,7 @@ async fn run(
         }
     }
     match stopped {
-        Some(stop) => failed(&next, stop),
+        Some(stop) => failed(context, &next, stop).await,
         None => Ok(Step::Next(Migrate::Running {
             plan: plan.clone(),
             shards: next,
@@ -211,11 +215,17 @@ async fn finish(
     }))
 }
 
-fn failed(shards: &[ShardRun], stop: Stop) -> Result<Step<Migrate>, JobError> {
+async fn failed(
+    context: &Context,
+    shards: &[ShardRun],
+    stop: Stop,
+) -> Result<Step<Migrate>, JobError> {
     let problem = match stop {
         Stop::Job(error) => return Err(error),
         stop => stop.problem(),
     };
+    // What was hidden and is still there is shown again, on all that were under way.
+    shard::reveal_all(context, shards).await;
     let last = Migrate::Stopped {
         shards: shards.to_vec(),
     };

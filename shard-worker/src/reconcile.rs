@@ -19,7 +19,7 @@ use crate::move_tenant::janitor;
 use crate::shard::Address;
 
 const EVERY: Duration = Duration::from_secs(2);
-/// Leftovers of moves are looked for so often.
+/// Leftovers of moves and migrations are looked for so often.
 const SWEEP_EVERY: Duration = Duration::from_secs(20);
 /// Tenants admitted at once.
 const BATCH: i64 = 5_000;
@@ -34,7 +34,7 @@ pub async fn run(app: Arc<App>, stop: CancellationToken) {
         if Instant::now() >= sweep_at {
             sweep_at = Instant::now() + SWEEP_EVERY;
             if let Err(error) = sweep(&app).await {
-                tracing::warn!(error = %chain(&error), "leftovers of moves not all looked for");
+                tracing::warn!(error = %chain(&error), "leftovers not all looked for");
             }
         }
         tokio::select! {
@@ -44,11 +44,12 @@ pub async fn run(app: Arc<App>, stop: CancellationToken) {
     }
 }
 
-/// Removes what moves left behind; one worker at a time does.
+/// Removes what moves and migrations left behind; one worker at a time does.
 async fn sweep(app: &App) -> Result<(), Error> {
     let lease = SWEEP_EVERY * 2;
     if app.control.take_lease("janitor", &app.owner, lease).await? {
         janitor::sweep(app).await?;
+        migrate::sweep(app).await?;
     }
     Ok(())
 }

@@ -14,6 +14,12 @@ use uuid::Uuid;
 
 /// Longest wait for a connection to a node.
 const CONNECT_MAX: Duration = Duration::from_secs(3);
+/// A silent connection is asked whether it lives after this, so often, so many times.
+pub(crate) const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
+pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(3);
+pub(crate) const KEEPALIVE_RETRIES: u32 = 3;
+/// What was sent and not acknowledged for so long never arrived.
+pub(crate) const UNSENT_MAX: Duration = Duration::from_secs(20);
 /// Longest wait for a fence to be written.
 const FENCE_MAX: Duration = Duration::from_secs(10);
 /// Longest statement of a mover.
@@ -393,6 +399,11 @@ impl Logins {
             .dbname(&self.database)
             .application_name("ringfence-worker")
             .connect_timeout(CONNECT_MAX)
+            // A statement may run for hours; a server that is gone must not be waited for so long.
+            .keepalives_idle(KEEPALIVE_IDLE)
+            .keepalives_interval(KEEPALIVE_INTERVAL)
+            .keepalives_retries(KEEPALIVE_RETRIES)
+            .tcp_user_timeout(UNSENT_MAX)
             .target_session_attrs(wanted);
         if let Some(password) = password {
             config.password(password);

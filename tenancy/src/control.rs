@@ -21,7 +21,7 @@ pub use audit::{AuditFilter, AuditRow};
 pub use fleet::{MemberInfo, NewNode, NewShard, NodeInfo, Observation, Seen, ShardInfo};
 pub use keys::{KeyInfo, NewKey};
 pub use lifecycle::{
-    Forgotten, close_tenant, forget_import, forget_tenant, open_import, reopen_tenant,
+    Forgotten, begin_import, close_tenant, forget_import, forget_tenant, open_import, reopen_tenant,
 };
 pub use limits::{PlanInfo, TenantLimits};
 pub use moves::{Place, Resident, move_tenant};

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command as Process;
 
-use ::schema::adopt::{self, Adoption};
+use ::schema::adopt::{self, Adoption, Proposal, Role};
 use ::schema::apply::{Limits, advance};
-use ::schema::lint::{Known, Level, lint};
+use ::schema::lint::{Finding, Known, Level, Rule, lint};
 use ::schema::migration::Migration;
 use ::schema::shard::{RolePasswords, install};
 use clap::Subcommand;
@@ -39,7 +39,7 @@ const PROPOSALS: &[Column] = &[
     ("because", |t| show(&t["reason"])),
 ];
 
-/// Rules that matter where a table has rows, or where nobody says why.
+/// Rules that matter where a table has rows.
 const OF_ROWS: &[&str] = &[
     "column-type-rewrite",
     "constraint-scans",
@@ -49,7 +49,6 @@ const OF_ROWS: &[&str] = &[
     "key-blocks",
     "required-column",
     "set-not-null",
-    "table-unscoped",
 ];
 
 const MAKE: &str = "001_schema.sql";
@@ -123,13 +122,8 @@ fn read(from: &str) -> Result<String> {
         return std::fs::read_to_string(from).map_err(error::io(format!("read {from}")));
     }
     let dump = Process::new("pg_dump")
-        .args([
-            "--schema-only",
-            "--no-owner",
-            "--no-privileges",
-            "--dbname",
-            from,
-        ])
+        .args(["--schema-only", "--no-owner", "--no-privileges"])
+        .args(["--dbname", from])
         .output()
         .map_err(error::io("run pg_dump"))?;
     match dump.status.success() {
@@ -184,13 +178,15 @@ async fn on_scratch(
         "tried on a scratch server: the API would serve {served} tables and views"
     ));
     // Tables are new on every shard: what locks them holds nobody up.
-    let with_permissions = permitted(&make, &distribute);
+    let with_permissions = permitted(&make, &distribute, &adoption);
     write(folder, MAKE, &format!("{with_permissions}{sql}"))?;
     Ok(adoption)
 }
 
-/// Header lines for the rules that only matter where a table has rows already.
-fn permitted(make: &Migration, distribute: &Migration) -> String {
+/// Header lines for the rules that only matter where a table has rows already,
+/// and for each table that the proposal leaves out: whichever else is left
+/// unscoped stops the lint.
+fn permitted(make: &Migration, distribute: &Migration, adoption: &Adoption) -> String {
     let findings = lint(&[make.clone(), distribute.clone()], Known::new());
     let mut rules: Vec<&str> = findings
         .iter()
@@ -200,15 +196,21 @@ fn permitted(make: &Migration, distribute: &Migration) -> String {
         .collect();
     rules.sort_unstable();
     rules.dedup();
-    let line = |rule: &str| match rule {
-        "table-unscoped" => {
-            format!(
-                "-- ringfence: allow {rule} because 002 says which tables are left out, and why\n"
-            )
-        }
-        _ => format!("-- ringfence: allow {rule} because the tables are new\n"),
-    };
-    rules.into_iter().map(line).collect()
+    let mut lines: String = rules
+        .iter()
+        .map(|rule| format!("-- ringfence: allow {rule} because the tables are new\n"))
+        .collect();
+    let ignored = adoption.tables.iter().filter(|of| of.role == Role::Ignore);
+    for Proposal { table, reason, .. } in ignored {
+        lines.push_str(&format!(
+            "-- ringfence: allow table-unscoped for {table} because {reason}\n"
+        ));
+    }
+    let unlogged = |finding: &Finding| finding.rule == Rule::NotLogged;
+    if findings.iter().any(unlogged) {
+        lines.push_str("-- ringfence: allow not-logged because 002 leaves such tables out\n");
+    }
+    lines
 }
 
 async fn apply(client: &mut Client, file: &Migration) -> Result<()> {

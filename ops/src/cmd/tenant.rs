@@ -113,19 +113,32 @@ pub enum Command {
         #[arg(long, value_name = "DSN")]
         from: Option<String>,
     },
-    /// Make a new tenant of an archive: whole, or not at all.
+    /// Make a new tenant of an archive, or load an existing single-tenant database's
+    /// rows as those of a tenant that has none yet: whole, or not at all. What is not
+    /// loaded is named.
     Import {
         /// An archive that `export` has written.
+        #[arg(required_unless_present = "from", conflicts_with = "from")]
         file: Option<PathBuf>,
         /// The new tenant's slug [default: the archive's].
-        #[arg(long = "as", value_name = "NAME")]
+        #[arg(long = "as", value_name = "NAME", conflicts_with = "from")]
         slug: Option<String>,
         /// Its UUID [default: a new one].
-        #[arg(long)]
+        #[arg(long, conflicts_with = "from")]
         id: Option<Uuid>,
         /// Its shard [default: the ring's].
-        #[arg(long)]
+        #[arg(long, conflicts_with = "from")]
         shard: Option<String>,
+        /// The address of a database, as the workers reach it, such as
+        /// postgres://user:password@host/database.
+        #[arg(long, value_name = "DSN", requires = "tenant")]
+        from: Option<String>,
+        /// Slug or id of the tenant that gets its rows; it is not served meanwhile.
+        #[arg(long, requires = "from")]
+        tenant: Option<String>,
+        /// Show progress until it is over, then what was loaded.
+        #[arg(long, requires = "from")]
+        wait: bool,
     },
     /// Delete a tenant and all its data, for good. Its requests get 404 at once.
     Delete {
@@ -217,10 +230,21 @@ impl Command {
                 archive::export(admin, &tenant, &to, from.as_deref()).await
             }
             Self::Import {
+                from: Some(from),
+                tenant: Some(tenant),
+                wait,
+                ..
+            } => {
+                let body = json!({ "from": from });
+                let started = admin.post(&path(&tenant, "/import"), &body).await?;
+                Ok(job::record(job::started(admin, started, wait).await?))
+            }
+            Self::Import {
                 file,
                 slug,
                 id,
                 shard,
+                ..
             } => {
                 let file =
                     file.ok_or_else(|| Error::Usage("which archive? Name its file".into()))?;

@@ -1,10 +1,12 @@
 //! The text of a schema's dump as a migration: without what a shard has or
 //! decides itself, and with what is left out said.
 
+use std::collections::BTreeSet;
+
 use squawk_syntax::ast::AstNode;
 
 use super::Cleaned;
-use crate::migration::{line_of, start_of};
+use crate::migration::{line_of, start_of, too_deep};
 use squawk_syntax::SourceFile;
 
 /// What begins a statement that is left out, and why a reader should know.
@@ -74,9 +76,18 @@ pub(super) fn clean(dump: &str) -> Cleaned {
         .filter(|line| !line.starts_with('\\'))
         .map(|line| format!("{line}\n"))
         .collect();
+    if let Some(at) = too_deep(&dump) {
+        let line = line_of(&dump, at);
+        return Cleaned {
+            sql: String::new(),
+            remarks: Vec::new(),
+            problem: Some(format!("line {line}: nested too deep")),
+        };
+    }
     let parsed = SourceFile::parse(&dump);
     let mut sql = String::new();
     let mut remarks = Vec::new();
+    let mut services = BTreeSet::new();
     for stmt in parsed.tree().stmts() {
         let node = stmt.syntax();
         let range = node.text_range();
@@ -92,6 +103,10 @@ pub(super) fn clean(dump: &str) -> Cleaned {
         if upper.starts_with("ALTER ") && upper.contains(" OWNER TO ") {
             continue;
         }
+        if let Some(service) = SERVICES.iter().find(|service| is_of(&upper, service)) {
+            services.insert(*service);
+            continue;
+        }
         if let Some(service) = SERVICES.iter().find(|service| refers(&upper, service)) {
             remarks.push(format!(
                 "left out `{short}`: {service}* is a service's, and is not on the shards"
@@ -101,6 +116,9 @@ pub(super) fn clean(dump: &str) -> Cleaned {
         sql.push_str(own);
         sql.push_str(";\n\n");
     }
+    remarks.extend(services.iter().map(|service| {
+        format!("left out what is in {service}*: it is a service's, and is not on the shards")
+    }));
     let calls = ["auth.uid(", "auth.jwt(", "auth.role(", "auth.email("];
     if calls.iter().any(|call| sql.contains(call)) {
         sql.insert_str(0, SUPABASE);
@@ -118,7 +136,20 @@ pub(super) fn clean(dump: &str) -> Cleaned {
     }
 }
 
-/// A statement that makes, changes or refers to a service's table.
+/// A statement that makes or changes what is in a service's schema, or that schema.
+fn is_of(upper: &str, service: &str) -> bool {
+    let service = service.to_uppercase();
+    let schema = service.trim_end_matches('.');
+    let plain = upper.replace('"', "");
+    // Such as CREATE OR REPLACE FUNCTION auth.uid(): further on, others are named.
+    let mut words = plain.split(' ').take(5);
+    words.any(|word| word.starts_with(&service))
+        || plain == format!("CREATE SCHEMA {schema}")
+        || plain == format!("CREATE SCHEMA IF NOT EXISTS {schema}")
+        || plain.starts_with(&format!("COMMENT ON SCHEMA {schema} "))
+}
+
+/// A statement that refers to a service's table.
 fn refers(upper: &str, service: &str) -> bool {
     let service = service.to_uppercase();
     [" REFERENCES ", "TABLE ", "TABLE ONLY ", " ON ", "INTO "]
@@ -137,7 +168,8 @@ mod tests {
              CREATE SCHEMA public;\nCREATE TABLE public.people (id integer NOT NULL, owner uuid DEFAULT auth.uid());\n\
              ALTER TABLE public.people OWNER TO app;\nGRANT ALL ON TABLE public.people TO anon;\n\
              ALTER TABLE ONLY public.people ADD CONSTRAINT people_owner FOREIGN KEY (owner) REFERENCES auth.users(id);\n\
-             CREATE PUBLICATION supabase_realtime;\n",
+             CREATE PUBLICATION supabase_realtime;\nCREATE SCHEMA auth;\n\
+             CREATE FUNCTION auth.uid() RETURNS uuid LANGUAGE sql AS $$ select null $$;\nCREATE TABLE auth.users (id uuid);\n",
         );
         insta::assert_snapshot!(format!(
             "{}\n{}\n{:?}",

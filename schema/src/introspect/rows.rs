@@ -472,6 +472,7 @@ where n.nspname = any($1) and p.prokind = 'f'
   and t.oid not in ('pg_catalog.trigger'::regtype, 'pg_catalog.event_trigger'::regtype)
   and not exists (select from pg_catalog.pg_depend d
     where d.classid = 'pg_catalog.pg_proc'::regclass and d.objid = p.oid and d.deptype = 'e')
+  and not exists (select from ringfence.retired r where r.relid = p.oid and r.number = -1)
 order by n.nspname, p.proname, pg_catalog.pg_get_function_identity_arguments(p.oid)";
 
 const COMPOSITES: &str = "

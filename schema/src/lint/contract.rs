@@ -1,51 +1,41 @@
 //! Removals belong into the contract phase: what is dropped or renamed, the
-//! version before still reads.
+//! version before still reads. There, they must be told from the statements.
 
 use squawk_syntax::ast::{self, AstNode};
 use squawk_syntax::{Parse, SourceFile, SyntaxNode};
 
 use super::{Report, Rule};
 use crate::migration::{Migration, Phase, text};
+use crate::removal::{Found, of};
 
-/// Looks for removals in a file of the expand phase.
+/// Looks for removals in a file of the expand phase, and in one of the contract
+/// phase for those that can't be hidden first.
 pub(super) fn find(file: &Migration, tree: &Parse<SourceFile>, report: &mut Report<'_>) {
-    if file.header.phase == Phase::Contract {
-        return;
-    }
     for stmt in tree.tree().stmts() {
-        match stmt {
-            ast::Stmt::AlterTable(alter) => {
-                for action in alter.actions() {
-                    match &action {
-                        ast::AlterTableAction::DropColumn(_)
-                        | ast::AlterTableAction::RenameColumn(_)
-                        | ast::AlterTableAction::TableRenameTo(_)
-                        | ast::AlterTableAction::SetSchema(_) => removal(action.syntax(), report),
-                        _ => {}
-                    }
+        for found in of(&stmt) {
+            match (file.header.phase, found) {
+                (Phase::Expand, Found::Named(node, _) | Found::Unseen(node)) => {
+                    let what = format!("`{}` in the expand phase", short(&node));
+                    report.add(Rule::ContractDrop, &node, what);
                 }
+                (Phase::Contract, Found::Unseen(node)) => unseen(&node, report),
+                (Phase::Contract, Found::Named(..)) => {}
             }
-            ast::Stmt::DropTable(_)
-            | ast::Stmt::DropView(_)
-            | ast::Stmt::DropMaterializedView(_)
-            | ast::Stmt::DropFunction(_)
-            | ast::Stmt::DropRoutine(_)
-            | ast::Stmt::DropType(_)
-            | ast::Stmt::DropDomain(_)
-            | ast::Stmt::DropSchema(_)
-            | ast::Stmt::DropSequence(_) => removal(stmt.syntax(), report),
-            _ => {}
+        }
+        if let (Phase::Contract, ast::Stmt::Do(block)) = (file.header.phase, &stmt) {
+            unseen(block.syntax(), report);
         }
     }
 }
 
-fn removal(node: &SyntaxNode, report: &mut Report<'_>) {
+fn unseen(node: &SyntaxNode, report: &mut Report<'_>) {
+    let what = format!("`{}` does not say what readers lose", short(node));
+    report.add(Rule::ContractUnseen, node, what);
+}
+
+fn short(node: &SyntaxNode) -> String {
     let what = text(node);
     let what = what.trim_end_matches(';').split_whitespace();
-    let what = what.collect::<Vec<_>>().join(" ");
-    report.add(
-        Rule::ContractDrop,
-        node,
-        format!("`{what}` in the expand phase"),
-    );
+    let what: String = what.collect::<Vec<_>>().join(" ");
+    what.chars().take(120).collect()
 }

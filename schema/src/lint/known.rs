@@ -25,6 +25,8 @@ struct Table {
     kind: RelationKind,
     /// The file and line that make it; none where shards hold it already.
     made: Option<(String, u32)>,
+    /// It has an exclusion constraint without the tenant.
+    excludes: bool,
 }
 
 impl Known {
@@ -35,7 +37,11 @@ impl Known {
 
     /// With a table that shards hold already.
     pub fn with(mut self, name: &str, kind: RelationKind) -> Self {
-        let table = Table { kind, made: None };
+        let table = Table {
+            kind,
+            made: None,
+            excludes: false,
+        };
         self.tables.insert(canonical(name), table);
         self
     }
@@ -51,17 +57,33 @@ impl Known {
         let table = Table {
             kind: RelationKind::Plain,
             made: Some((file.to_owned(), line)),
+            excludes: false,
         };
         self.tables.entry(canonical(name)).or_insert(table);
     }
 
     pub(super) fn declare(&mut self, name: &str, kind: RelationKind) {
-        let made = None;
-        let table = Table { kind, made };
+        let table = Table {
+            kind,
+            made: None,
+            excludes: false,
+        };
         self.tables
             .entry(canonical(name))
             .and_modify(|table| table.kind = kind)
             .or_insert(table);
+    }
+
+    /// Notes an exclusion constraint without the tenant.
+    pub(super) fn exclude(&mut self, name: &str) {
+        if let Some(table) = self.tables.get_mut(&canonical(name)) {
+            table.excludes = true;
+        }
+    }
+
+    pub(super) fn excludes(&self, name: &str) -> bool {
+        let table = self.tables.get(&canonical(name));
+        table.is_some_and(|table| table.excludes)
     }
 
     pub(super) fn drop(&mut self, name: &str) {

@@ -66,6 +66,9 @@ rules! {
     ForeignKeyAcrossTenants, "foreign-key-across-tenants", Error,
         "A foreign key without the tenant would let one tenant's row refer to another's.",
         "After distributing both tables: foreign key (tenant_id, x) references other (tenant_id, id).";
+    ExclusionAcrossTenants, "exclusion-across-tenants", Error,
+        "An exclusion constraint without the tenant would let one tenant's rows shut out another's; ringfence.distribute() refuses it.",
+        "After distributing the table: exclude using gist (tenant_id with =, …), with the extension btree_gist.";
     RowSecurityOff, "row-security-off", Error,
         "Forced row level security is what keeps tenants apart on the shard itself.",
         "Leave it on; the migrator's own statements pass it.";
@@ -91,6 +94,9 @@ rules! {
     ContractDrop, "contract-drop", Error,
         "Applications and routers of the version before still read what is dropped or renamed.",
         "Expand first (add the new beside the old); put the removal into a file with `-- ringfence: phase contract`.";
+    ContractUnseen, "contract-unseen", Error,
+        "What a contract file removes is hidden from routers first; what this removes can't be told from the statement.",
+        "Name each table, column, view and function by DROP or RENAME, without CASCADE where it would reach further; or allow it with the reason why nobody reads it.";
 
     IndexBlocksWrites, "index-blocks-writes", Error,
         "CREATE INDEX holds up every write of the table until it is built.",

@@ -6,7 +6,7 @@ use squawk_syntax::ast::{self, AstNode};
 
 use super::known::canonical;
 use super::{Known, RelationKind, Report, Rule};
-use crate::migration::{line_of, start_of, text};
+use crate::migration::{altered, line_of, start_of, text};
 
 const TENANT: &str = "tenant_id";
 
@@ -26,10 +26,23 @@ pub(super) fn find(stmt: &ast::Stmt, known: &mut Known, report: &mut Report<'_>)
                 not_logged(create.persistence(), node, &table, report);
             }
         }
+        ast::Stmt::SelectInto(select) => {
+            let into = select.into_clause();
+            let name = into.as_ref().and_then(|into| into.table_name());
+            if let Some(table) = name.map(|name| text(name.syntax())) {
+                let line = line_of(&report.file.text, start_of(node));
+                known.create(&table, &report.file.file(), line);
+                not_logged(
+                    into.and_then(|into| into.persistence()),
+                    node,
+                    &table,
+                    report,
+                );
+            }
+        }
         ast::Stmt::AlterTable(alter) => {
-            let table = alter.table_relation_name();
-            if let Some(table) = table.and_then(|name| name.table_name_ref()) {
-                alter_table(alter, &text(table.syntax()), known, report);
+            if let Some(table) = altered(alter) {
+                alter_table(alter, &table, known, report);
             }
         }
         ast::Stmt::CreateIndex(index) if index.unique_token().is_some() => {
@@ -46,6 +59,24 @@ pub(super) fn find(stmt: &ast::Stmt, known: &mut Known, report: &mut Report<'_>)
                 let name = view.view().map(|view| text(view.syntax()));
                 let name = name.unwrap_or_default();
                 let what = format!("view {name} runs with its owner's rights");
+                report.add(Rule::ViewRunsAsOwner, node, what);
+            }
+        }
+        ast::Stmt::AlterView(view) => {
+            let off = match view.action() {
+                Some(ast::AlterViewAction::SetOptions(set)) => {
+                    let options = text(set.syntax());
+                    options.to_lowercase().contains("security_invoker") && !invoker(&options)
+                }
+                Some(ast::AlterViewAction::ResetOptions(reset)) => text(reset.syntax())
+                    .to_lowercase()
+                    .contains("security_invoker"),
+                _ => false,
+            };
+            if off {
+                let name = view.view_ref().map(|view| text(view.syntax()));
+                let name = name.unwrap_or_default();
+                let what = format!("view {name} would run with its owner's rights");
                 report.add(Rule::ViewRunsAsOwner, node, what);
             }
         }
@@ -114,7 +145,14 @@ fn declarations(node: &SyntaxNode, known: &mut Known, report: &mut Report<'_>) {
             .strip_prefix('\'')
             .and_then(|rest| rest.strip_suffix('\''))
         {
-            Some(table) => known.declare(&table.replace("''", "'"), kind),
+            Some(table) => {
+                let table = table.replace("''", "'");
+                if kind == RelationKind::Distributed && known.excludes(&table) {
+                    let what = format!("{table} has an exclusion constraint");
+                    report.add(Rule::ExclusionAcrossTenants, call.syntax(), what);
+                }
+                known.declare(&table, kind);
+            }
             None => {
                 let what =
                     format!("`{argument}` does not say which table, so nothing is known of it");
@@ -152,6 +190,9 @@ fn create_table(
             ast::TableArg::TableConstraint(ast::TableConstraint::ForeignKeyConstraint(key)) => {
                 foreign_key(&key, table, known, report);
             }
+            ast::TableArg::TableConstraint(ast::TableConstraint::ExcludeConstraint(_)) => {
+                known.exclude(table);
+            }
             _ => {}
         }
     }
@@ -164,6 +205,9 @@ fn alter_table(alter: &ast::AlterTable, table: &str, known: &mut Known, report: 
             ast::AlterTableAction::AddConstraint(add) => match add.constraint() {
                 Some(ast::Constraint::ForeignKeyConstraint(key)) => {
                     foreign_key(&key, table, known, report);
+                }
+                Some(ast::Constraint::ExcludeConstraint(exclude)) => {
+                    exclusion(&exclude, &node, table, known, report);
                 }
                 Some(ast::Constraint::UniqueConstraint(key)) => {
                     key_columns(key.index_parameters(), &node, table, known, report);
@@ -226,6 +270,12 @@ fn alter_table(alter: &ast::AlterTable, table: &str, known: &mut Known, report: 
                     format!("{table} would not be logged"),
                 );
             }
+            ast::AlterTableAction::AttachPartition(attach) => {
+                // A partition is what its table is.
+                if let Some(partition) = attach.table_name_ref() {
+                    known.drop(&text(partition.syntax()));
+                }
+            }
             ast::AlterTableAction::TableRenameTo(rename) => {
                 if let Some(name) = rename.table_name() {
                     known.rename(table, &text(name.syntax()));
@@ -284,6 +334,33 @@ fn key_columns(
     if known.kind(table) == RelationKind::Distributed && !is_tenant(&first) {
         let what = format!("a key of {table} begins with {first}");
         report.add(Rule::TenantFirst, node, what);
+    }
+}
+
+fn exclusion(
+    exclude: &ast::ExcludeConstraint,
+    node: &SyntaxNode,
+    table: &str,
+    known: &mut Known,
+    report: &mut Report<'_>,
+) {
+    let elements = exclude.constraint_exclusion_list();
+    let by_tenant = elements
+        .into_iter()
+        .flat_map(|list| list.constraint_exclusions())
+        .any(|element| {
+            let column = element.expr().map(|column| text(column.syntax()));
+            let operator = element.op().map(|operator| text(operator.syntax()));
+            column.is_some_and(|column| is_tenant(&column)) && operator.as_deref() == Some("=")
+        });
+    match known.kind(table) {
+        RelationKind::Distributed if !by_tenant => {
+            let what = format!("an exclusion constraint of {table}");
+            report.add(Rule::ExclusionAcrossTenants, node, what);
+        }
+        // Before it is distributed there is no tenant to name.
+        RelationKind::Plain => known.exclude(table),
+        RelationKind::Distributed | RelationKind::Reference => {}
     }
 }
 

@@ -157,6 +157,26 @@ fn removals_wait_for_the_contract_phase() {
         check(&[
             "alter table people drop column name, rename column a to b;\nalter table people rename to persons;",
             "drop table people;\ndrop view v;\ndrop function f(int);\ndrop type t;",
+            "alter view v rename to w;\nalter view v rename column a to b;\nalter function f() rename to g;\n\
+             alter table only people drop column name;\nalter type t rename to u;",
+            "-- ringfence: phase contract\ndrop schema app cascade;\ndrop type t cascade;\ndrop type u;\n\
+             drop view v cascade;\ndo $$ begin drop table people; end $$;\nalter type t rename value 'a' to 'b';",
+        ]),
+    );
+}
+
+#[test]
+fn no_way_of_making_a_table_or_a_key_goes_unseen() {
+    snapshot(
+        "ways",
+        check(&[
+            "create table a as select 1 as id;\nselect 1 as id into b;\nselect 2 as id into unlogged c;",
+            "create table d (id int primary key, at tstzrange, exclude using gist (at with &&));\n\
+             select ringfence.distribute('d');",
+            "alter table people add constraint e exclude using gist (at with &&);\n\
+             alter table people add constraint f exclude using gist (tenant_id with =, at with &&);",
+            "alter view v set (security_invoker = false);\nalter view v reset (security_invoker);\n\
+             alter view v set (security_invoker = true);",
         ]),
     );
 }
@@ -166,6 +186,17 @@ fn a_file_may_break_a_rule_and_says_why() {
     clean("-- ringfence: allow contract-drop because nobody used it\ndrop view v;");
     clean(
         "-- ringfence: allow table-unscoped because workers alone read it\ncreate table t (a int);",
+    );
+    clean(
+        "-- ringfence: allow table-unscoped for \"T\" because workers alone read it\ncreate table \"T\" (a int);",
+    );
+    // What is allowed for one table is not allowed for another.
+    assert_eq!(
+        check(&[
+            "-- ringfence: allow table-unscoped for t because workers alone read it\n\
+             create table t (a int);\ncreate table u (a int);"
+        ]),
+        "001_t.sql:3 error table-unscoped: public.u is neither distributed nor a reference table\n"
     );
     snapshot(
         "allowed",

@@ -11,6 +11,8 @@ use super::{
 pub struct Allowed {
     /// The rule's id.
     pub rule: String,
+    /// The one table for which it may be broken, as it is spelled; none: wherever.
+    pub table: Option<String>,
     /// Why it may.
     pub reason: String,
 }
@@ -73,12 +75,22 @@ pub(super) fn parse(file: &str, above: &str) -> Result<Header, MigrationError> {
             },
             "allow" => {
                 let (rule, reason) = rest.split_once(" because ").unwrap_or_default();
-                let (rule, reason) = (rule.trim(), reason.trim());
+                let (rule, table) = match rule.trim().split_once(" for ") {
+                    Some((rule, table)) => (rule.trim(), Some(table.trim())),
+                    None => (rule.trim(), None),
+                };
+                let reason = reason.trim();
                 if rule.is_empty() || reason.is_empty() {
                     return Err(problem("write `allow RULE because REASON`".into()));
                 }
+                if table.is_some() && rule != "table-unscoped" {
+                    return Err(problem(
+                        "only `allow table-unscoped for TABLE because REASON` names a table".into(),
+                    ));
+                }
                 header.allowed.push(Allowed {
                     rule: rule.to_owned(),
+                    table: table.map(str::to_owned),
                     reason: reason.to_owned(),
                 });
             }

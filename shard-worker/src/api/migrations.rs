@@ -82,10 +82,10 @@ pub(super) async fn apply(
         return Err(Error::BadRequest(format!("there is no shard {canary}")));
     }
     let mut files = parsed(&body.files)?;
-    let known = store::listed(&app.control, &directory)
+    let known = store::applied_numbers(&app.control, &directory)
         .await
         .map_err(Stop::from)?;
-    let applied = known.iter().filter(|(_, applied)| *applied).count() as u32;
+    let applied = known.len() as u32;
     if !body.contract && !body.baseline {
         hold_contract(&mut files, applied)?;
     }
@@ -147,14 +147,13 @@ pub(super) async fn plan(
 ) -> Result<Json<Status>, Error> {
     let Json(body) = body.map_err(|error| Error::BadRequest(error.body_text()))?;
     check_name(&directory)?;
-    let known = store::listed(&app.control, &directory)
+    let known = store::applied_numbers(&app.control, &directory)
         .await
         .map_err(Stop::from)?;
     let files: Vec<(Migration, bool)> = parsed(&body.files)?
         .into_iter()
         .map(|file| {
-            let mut known = known.iter();
-            let applied = known.any(|(known, applied)| known.number == file.number && *applied);
+            let applied = known.contains(&file.number);
             (file, applied)
         })
         .collect();

@@ -1,24 +1,32 @@
 //! `/admin/v1/tenants`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
-use tenancy::control::{ControlError, NewTenant, TenantInfo, TenantPage, close_tenant};
+use tenancy::control::{
+    ControlError, NewTenant, TenantInfo, TenantPage, begin_import, close_tenant,
+};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::actor;
 use crate::app::App;
 use crate::error::Error;
-use crate::job::{self, JobInfo, Kind, NewJob};
+use crate::job::{self, JobError, JobInfo, Kind, NewJob};
 use crate::reconcile;
 use crate::tenant_delete::TenantDelete;
+use crate::tenant_import::source::{self, Source};
+use crate::tenant_import::{TenantImport, plan};
 
 /// Most tenants that one bulk request makes.
 const BULK_MAX: u32 = 1_000_000;
+/// Longest look at the source of an import.
+const LOOK_MAX: Duration = Duration::from_secs(30);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -159,6 +167,64 @@ pub(super) async fn delete(
     transaction.commit().await.map_err(ControlError::Postgres)?;
     let job = job::store::show(&app.control, id).await?;
     Ok((StatusCode::ACCEPTED, Json(job)))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ImportFrom {
+    /// The address of the database.
+    from: String,
+}
+
+/// 202 with the job that loads a database's rows as this tenant's, which is
+/// not served meanwhile. What can be seen to go wrong is refused at once.
+pub(super) async fn import(
+    State(app): State<Arc<App>>,
+    Path(tenant): Path<String>,
+    body: Result<Json<ImportFrom>, JsonRejection>,
+) -> Result<(StatusCode, Json<JobInfo>), Error> {
+    let Json(body) = body.map_err(|error| Error::BadRequest(error.body_text()))?;
+    let known = app.control.tenant(&tenant).await?;
+    let looked = timeout(LOOK_MAX, look(&app, &known, &body.from)).await;
+    looked.map_err(|_| Error::BadRequest("the source did not answer in time".into()))??;
+    let sealed = source::seal(&app.keys, &body.from)
+        .map_err(|error| Error::BadRequest(error.to_string()))?;
+    let mut client = app.control.client().await?;
+    let transaction = client.transaction().await.map_err(ControlError::Postgres)?;
+    let shards = [known.shard];
+    job::store::refuse_beside(&transaction, &[Kind::Migrate], &shards).await?;
+    let before = begin_import(&transaction, &actor(), &tenant).await?;
+    let new = NewJob {
+        kind: Kind::TenantImport,
+        object: &before.slug,
+        tenant: Some(before.id),
+        shards: std::slice::from_ref(&before.shard),
+        state: &TenantImport::of(&before, sealed),
+    };
+    let id = job::store::insert(&transaction, &actor(), &new).await?;
+    transaction.commit().await.map_err(ControlError::Postgres)?;
+    let job = job::store::show(&app.control, id).await?;
+    Ok((StatusCode::ACCEPTED, Json(job)))
+}
+
+/// Whether the source can be reached, and its tables fit.
+async fn look(app: &App, tenant: &TenantInfo, from: &str) -> Result<(), Error> {
+    let refused = |error: JobError| match error {
+        error @ (JobError::Wait(_) | JobError::Unclear(_) | JobError::Refused(_)) => {
+            Error::BadRequest(error.to_string())
+        }
+        error => error.into(),
+    };
+    let source = Source::connect(app, from).await.map_err(refused)?;
+    let shards = app.control.shards().await?;
+    let shard = shards.iter().find(|shard| shard.id == tenant.shard);
+    let nodes = shard.map(reconcile::addresses).unwrap_or_default();
+    let session = app.logins.as_mover(&tenant.shard, &nodes).await?;
+    let plan = plan::read(&source, &session).await.map_err(refused)?;
+    match plan.problem() {
+        None => Ok(()),
+        Some(problem) => Err(Error::BadRequest(problem)),
+    }
 }
 
 pub(super) async fn suspend(

@@ -19,7 +19,7 @@ const PAGE_MAX: i64 = 500;
 /// Claimers queue for this lock, so that bounds hold exactly.
 const CLAIM_LOCK: i64 = 0x7269_6e67_0003;
 /// Who starts a job that excludes others queues for this lock.
-const START_LOCK: i64 = 0x7269_6e67_0006;
+pub const START_LOCK: i64 = 0x7269_6e67_0006;
 
 const COLUMNS: &str = "id, kind, object, tenant, shards, actor,
   case when status = 'open' and lease_until > now() then 'running'

@@ -1,16 +1,21 @@
 //! Which shards a run is about, and what a shard gets that joins them.
 
+use std::time::Duration;
+
 use schema::apply::{self, ApplyError, Limits};
 use schema::history;
 use schema::migration::Migration;
+use schema::retire;
 use tenancy::control::{Control, ControlError, ShardInfo};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_postgres::{Client, Transaction};
 
 use super::{Migrate, Plan, Stop, store};
 use crate::app::App;
-use crate::job::{Context, JobError};
+use crate::job::store::START_LOCK;
+use crate::job::{Context, JobError, Kind};
 use crate::reconcile;
+use crate::shard::ShardError;
 
 /// Shards that are asked side by side.
 pub(super) const ASKED_AT_ONCE: usize = 16;
@@ -18,7 +23,11 @@ pub(super) const ASKED_AT_ONCE: usize = 16;
 /// the ring holds it with others. So no shard joins with less than all.
 const FLEET_LOCK: i64 = 0x7269_6e67_0007;
 /// Longest catching up of a new shard.
-const CATCH_UP_MAX: std::time::Duration = std::time::Duration::from_secs(600);
+const CATCH_UP_MAX: Duration = Duration::from_secs(600);
+/// Longest look at what is hidden on a shard.
+const LOOK_MAX: Duration = Duration::from_secs(5);
+/// A pause for a lock, or for followers.
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// Shards that serve tenants, the canary first: the one that was named, or that
 /// with the fewest tenants.
@@ -95,12 +104,23 @@ pub async fn catch_up(app: &App, shard: &ShardInfo) -> Result<u32, Stop> {
     if all.is_empty() {
         return Ok(0);
     }
+    let until = Instant::now() + CATCH_UP_MAX;
+    let caught_up = timeout_at(until, lacking(app, shard, &all));
+    let slow = |_| Stop::Job(JobError::Shard(ShardError::Slow));
+    caught_up.await.map_err(slow)?
+}
+
+/// Applies all that the shard lacks; the caller bounds it.
+async fn lacking(
+    app: &App,
+    shard: &ShardInfo,
+    all: &[(String, Vec<Migration>)],
+) -> Result<u32, Stop> {
     let nodes = reconcile::addresses(shard);
     let client = app.logins.as_migrator(&shard.id, &nodes).await;
     let mut client = client.map_err(JobError::from)?;
-    let until = Instant::now() + CATCH_UP_MAX;
     let mut applied = 0;
-    for (directory, files) in &all {
+    for (directory, files) in all {
         let entries = history::read(&client, directory)
             .await
             .map_err(JobError::from)?;
@@ -115,7 +135,7 @@ pub async fn catch_up(app: &App, shard: &ShardInfo) -> Result<u32, Stop> {
             if known.is_some_and(|entry| entry.done) {
                 continue;
             }
-            whole(&mut client, &shard.id, directory, file, until).await?;
+            whole(&mut client, &shard.id, directory, file).await?;
             applied += 1;
         }
     }
@@ -128,20 +148,59 @@ async fn whole(
     shard: &str,
     directory: &str,
     file: &Migration,
-    until: Instant,
 ) -> Result<(), Stop> {
     let limits = Limits::default();
     loop {
         match apply::advance(client, directory, file, &limits).await {
             Ok(advance) if advance.done => return Ok(()),
-            Ok(_) | Err(ApplyError::Locked { .. }) if Instant::now() < until => {}
-            Ok(_) => {
-                return Err(Stop::Down {
-                    shard: shard.to_owned(),
-                    why: format!("{} takes too long", file.file()),
-                });
-            }
+            Ok(advance) if advance.lag.is_none() => {}
+            Ok(_) | Err(ApplyError::Locked { .. }) => tokio::time::sleep(PAUSE).await,
             Err(error) => return Err(super::shard::stop(shard, error)),
         }
     }
+}
+
+/// Shows again what runs have left hidden: their worker or the shard was away
+/// when they ended. While a run is under way nothing is touched, and none
+/// begins meanwhile.
+pub async fn sweep(app: &App) -> Result<(), JobError> {
+    for shard in app.control.shards().await? {
+        let nodes = reconcile::addresses(&shard);
+        let hidden = timeout(LOOK_MAX, async {
+            let client = app.logins.as_worker(&shard.id, &nodes).await?;
+            let hidden = "select exists (select from ringfence.retired)";
+            Ok::<bool, ShardError>(client.query_one(hidden, &[]).await?.get(0))
+        });
+        // One that does not answer is looked at the next time.
+        if matches!(hidden.await, Ok(Ok(true))) {
+            reveal_unless_running(app, &shard).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn reveal_unless_running(app: &App, shard: &ShardInfo) -> Result<(), JobError> {
+    let mut control = app.control.client().await?;
+    let transaction = control.transaction().await?;
+    transaction
+        .execute("select pg_advisory_xact_lock($1)", &[&START_LOCK])
+        .await?;
+    let running = transaction
+        .query_one(
+            "select exists (select from ringfence.job where kind = $1 and not done)",
+            &[&Kind::Migrate.name()],
+        )
+        .await?;
+    if !running.get::<_, bool>(0) {
+        let nodes = reconcile::addresses(shard);
+        let shown = timeout(LOOK_MAX, async {
+            let client = app.logins.as_migrator(&shard.id, &nodes).await?;
+            Ok::<(), ShardError>(retire::show(&client).await?)
+        });
+        if matches!(shown.await, Ok(Ok(()))) {
+            tracing::info!(shard = shard.id, "shown again what a migration had hidden");
+        }
+    }
+    transaction.commit().await?;
+    Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use schema::apply::{self, ApplyError, Limits};
 use schema::history;
 use schema::migration::Migration;
@@ -9,7 +10,7 @@ use schema::retire::{self, Removal};
 use serde::{Deserialize, Serialize};
 use tenancy::chain;
 use tenancy::members::Member;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_postgres::Client;
 
 use super::{Plan, Stop};
@@ -25,6 +26,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Longest wait for routers to load a model without what is to be removed.
 const READERS_MAX: Duration = Duration::from_secs(15);
+/// Longest wait for a shard that is to show again what was hidden.
+const REVEAL_MAX: Duration = Duration::from_secs(5);
 const READERS_LOOK: Duration = Duration::from_millis(100);
 /// A pause for followers to catch up.
 const LAG_PAUSE: Duration = Duration::from_millis(500);
@@ -133,12 +136,7 @@ pub(super) async fn advance(
 ) -> Result<ShardRun, Stop> {
     tokio::time::sleep(pause(run.tries)).await;
     let tries = run.tries + 1;
-    let outcome = within_bounds(context, plan, files, run, tries).await;
-    if matches!(&outcome, Err(stop) if !matches!(stop, Stop::Job(_))) {
-        // What was hidden and is still there is shown again.
-        let _ = reveal(context, &run.shard).await;
-    }
-    outcome
+    within_bounds(context, plan, files, run, tries).await
 }
 
 async fn within_bounds(
@@ -211,9 +209,13 @@ async fn worked(
         };
         now.file = Some(file.file());
         if plan.baseline {
-            history::baseline(&*session, &plan.directory, files)
+            let recorded = history::baseline(&*session, &plan.directory, files)
                 .await
                 .map_err(JobError::from)?;
+            if recorded == 0 {
+                let why = format!("{} can't be recorded as applied", file.file());
+                return Err(Stop::Order { place, why });
+            }
             continue;
         }
         let removals = retire::removals(file);
@@ -283,8 +285,20 @@ async fn unread(
     }
 }
 
+/// Shows again what is hidden on shards that a run leaves before their end, as
+/// far as they answer; of the others the reconciler does ([`super::sweep`]).
+pub(super) async fn reveal_all(context: &Context, shards: &[ShardRun]) {
+    let left = shards.iter().filter(|run| !run.done);
+    let shown = left.map(|run| timeout(REVEAL_MAX, reveal(context, &run.shard)));
+    for shown in join_all(shown).await {
+        if !matches!(shown, Ok(Ok(()))) {
+            tracing::info!("a shard does not show again yet what a migration hid");
+        }
+    }
+}
+
 /// Shows again what is hidden on a shard.
-pub(super) async fn reveal(context: &Context, shard: &str) -> Result<(), JobError> {
+async fn reveal(context: &Context, shard: &str) -> Result<(), JobError> {
     let session = context.session(shard, Login::Migrator).await?;
     Ok(retire::show(&session).await?)
 }

@@ -1,5 +1,7 @@
 //! The files in the control database.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use schema::migration::{Migration, checksum};
 use tenancy::control::{Actor, Control, ControlError};
 use tokio_postgres::Transaction;
@@ -7,14 +9,33 @@ use uuid::Uuid;
 
 use super::{Migrate, Plan, Stop};
 use crate::job::store::{insert, refuse_beside};
-use crate::job::{JobError, Kind, NewJob};
+use crate::job::{Context, JobError, Kind, NewJob};
+
+/// The files of the run that is under way, parsed once: they don't change
+/// while its job is open, and there is one such job at a time.
+#[derive(Default)]
+pub struct RunFiles(Mutex<Option<(Uuid, Arc<[Migration]>)>>);
+
+/// A job's files, in order.
+pub(super) async fn files(context: &Context, plan: &Plan) -> Result<Arc<[Migration]>, JobError> {
+    let job = context.job().id;
+    let run = || {
+        let RunFiles(kept) = &context.app().run_files;
+        kept.lock().unwrap_or_else(PoisonError::into_inner)
+    };
+    let kept = run().as_ref().filter(|(of, _)| *of == job).cloned();
+    if let Some((_, files)) = kept {
+        return Ok(files);
+    }
+    let files: Arc<[Migration]> = read(context.control(), &plan.directory, plan.last)
+        .await?
+        .into();
+    *run() = Some((job, files.clone()));
+    Ok(files)
+}
 
 /// A directory's files up to a number, in order.
-pub async fn files(
-    control: &Control,
-    directory: &str,
-    last: u32,
-) -> Result<Vec<Migration>, JobError> {
+async fn read(control: &Control, directory: &str, last: u32) -> Result<Vec<Migration>, JobError> {
     let rows = control
         .client()
         .await?
@@ -43,6 +64,20 @@ pub async fn listed(
         .await?;
     let listed = |row: &tokio_postgres::Row| Ok((parsed(row)?, row.get("applied")));
     rows.iter().map(listed).collect()
+}
+
+/// The numbers of files that all shards have.
+pub async fn applied_numbers(control: &Control, directory: &str) -> Result<Vec<u32>, JobError> {
+    let rows = control
+        .client()
+        .await?
+        .query(
+            "select number from ringfence.migration where directory = $1 and applied order by number",
+            &[&directory],
+        )
+        .await?;
+    let number = |row: &tokio_postgres::Row| row.get::<_, i32>(0).unsigned_abs();
+    Ok(rows.iter().map(number).collect())
 }
 
 /// What all shards have: files by directory, in the order in which the fleet got
@@ -76,6 +111,16 @@ fn parsed(row: &tokio_postgres::Row) -> Result<Migration, JobError> {
     Migration::parse(&file, row.get("text")).map_err(|error| JobError::State(error.to_string()))
 }
 
+/// What can't run beside a change of the schema. A retained move counts: the
+/// stream that keeps its way back would break where one side changes first, and
+/// what is kept for a day is not ended behind the operator's back.
+const BESIDE: [Kind; 4] = [
+    Kind::Migrate,
+    Kind::Move,
+    Kind::TenantImport,
+    Kind::TenantRestore,
+];
+
 /// Takes a directory's files in, and starts the job that applies them. What all
 /// shards have must be among them as it was; the rest may have changed.
 ///
@@ -95,7 +140,7 @@ pub async fn start(
         .await
         .map_err(control_error)?;
     let shards: Vec<String> = shards.iter().map(|row| row.get(0)).collect();
-    refuse_beside(&transaction, &[Kind::Migrate, Kind::Move], &shards)
+    refuse_beside(&transaction, &BESIDE, &shards)
         .await
         .map_err(JobError::from)?;
     take_in(&transaction, &plan.directory, files).await?;

@@ -4,4 +4,5 @@
 
 mod archive;
 mod delete;
+mod import;
 mod stage;

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use ops::local::Options;
 use reqwest::{Method, StatusCode};
 
 use crate::apply::GADGETS;
@@ -111,6 +112,11 @@ async fn a_change_that_waits_for_a_lock_holds_nobody_up() {
         (StatusCode::CONFLICT, &"RF413".into()),
         "{body}"
     );
+    // And no tenant moves meanwhile.
+    let other = if shard == "s1" { "s2" } else { "s1" };
+    let body = serde_json::json!({ "tenants": ["acme"], "to": other });
+    let (status, body) = stage.send(Method::POST, "moves", Some(body)).await;
+    assert_eq!(status, StatusCode::CONFLICT, "{body}");
 
     reader.batch_execute("rollback").await.unwrap();
     let job = stage.over(&id).await;
@@ -222,6 +228,29 @@ async fn nothing_is_removed_while_a_live_router_reads_it() {
             .unwrap();
         assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (1, 0));
     }
+    // Cancelled while it waits for the router: nothing stays hidden.
+    let id = begin().await;
+    let hidden = async |shard: &str| {
+        let client = stage.shard(shard).await;
+        let row = client
+            .query_one("select count(*) from ringfence.retired", &[])
+            .await
+            .unwrap();
+        row.get::<_, i64>(0)
+    };
+    let deadline = Instant::now() + crate::stage::SOON;
+    while hidden("s1").await == 0 {
+        assert!(Instant::now() < deadline);
+    }
+    stage
+        .send(
+            Method::POST,
+            &format!("jobs/{id}/cancel"),
+            Some(serde_json::json!({})),
+        )
+        .await;
+    assert_eq!(stage.over(&id).await["status"], "cancelled");
+    assert_eq!((hidden("s1").await, hidden("s2").await), (0, 0));
     stage.cluster.cont("router-1").unwrap();
 
     // Requests for all columns go on through the removal.
@@ -240,5 +269,105 @@ async fn nothing_is_removed_while_a_live_router_reads_it() {
     let answer = http.get(&url).header("apikey", &key).send().await.unwrap();
     assert_eq!(answer.status(), StatusCode::OK);
     assert!(!answer.text().await.unwrap().contains("title"));
+    stage.cluster.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_back_fill_waits_for_followers() {
+    let stage = Stage::of(Options {
+        shards: Some(1),
+        replicas: Some(1),
+        ..Stage::usual(5)
+    })
+    .await;
+    let client = stage.shard("s1").await;
+    let (acme, shard) = stage.tenant("acme").await;
+    stage.fill(&shard, acme, 2_000).await;
+    let waiting = async |is_behind: bool| {
+        let deadline = Instant::now() + crate::stage::SOON;
+        loop {
+            let lag = client
+                .query_one("select coalesce(ringfence.follower_lag(), -1)", &[])
+                .await
+                .unwrap();
+            let lag: i64 = lag.get(0);
+            if lag >= 0 && (lag > 16 << 20) == is_behind {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{lag}");
+        }
+    };
+    waiting(false).await;
+    // It lives, and replays nothing.
+    stage.cluster.stop("s1-replica1").unwrap();
+    client
+        .batch_execute(
+            "select pg_logical_emit_message(false, 'test', repeat('x', 1000000)) from generate_series(1, 24) n",
+        )
+        .await
+        .unwrap();
+    waiting(true).await;
+    let file = (
+        "001_minutes.sql",
+        "-- ringfence: no-transaction\n-- ringfence: backfill rows 100\n\
+         update activities set minutes = minutes + 1;\n",
+    );
+    let id = stage.begin(&[file]).await;
+    let deadline = Instant::now() + crate::stage::SOON;
+    loop {
+        let state = stage
+            .control()
+            .await
+            .query_one(
+                "select state::text from ringfence.job where id::text = $1",
+                &[&id],
+            )
+            .await
+            .unwrap();
+        let state: String = state.get(0);
+        if state.contains("waits for a follower") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{state}");
+    }
+    let filled = "select coalesce(max(rows), 0) from ringfence.migration";
+    let filled: i64 = client.query_one(filled, &[]).await.unwrap().get(0);
+    assert_eq!(filled, 0);
+    stage.cluster.cont("s1-replica1").unwrap();
+    assert_eq!(stage.over(&id).await["status"], "done");
+    stage.cluster.down().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_done_by_hand_is_recorded_though_a_file_was_begun() {
+    let stage = Stage::with(2, 5).await;
+    let file = (
+        "001_two.sql",
+        "-- ringfence: no-transaction\nalter table notes add column one int;\nalter table notes add column two int;\n",
+    );
+    let meddler = stage.shard("s1").await;
+    meddler
+        .batch_execute("alter table notes add column two int")
+        .await
+        .unwrap();
+    let job = stage.apply(&[file]).await;
+    assert_eq!(job["problem"]["code"], "RF514", "{job}");
+    assert_eq!(stage.states().await[0].1, "half");
+    for shard in ["s1", "s2"] {
+        let client = stage.shard(shard).await;
+        client
+            .batch_execute("alter table notes add column if not exists one int, add column if not exists two int")
+            .await
+            .unwrap();
+    }
+    let mut body = crate::apply::body(&[file]);
+    body["baseline"] = true.into();
+    let (status, job) = stage
+        .send(Method::POST, "migrations/app/apply", Some(body))
+        .await;
+    assert_eq!(status, StatusCode::ACCEPTED, "{job}");
+    let job = stage.over(job["id"].as_str().unwrap()).await;
+    assert_eq!(job["status"], "done", "{job}");
+    assert_eq!(stage.states().await, shards(&["current"; 2]));
     stage.cluster.down().await;
 }

@@ -134,6 +134,14 @@ async fn a_tenant_moves_there_and_back_while_it_is_used() {
     let (status, _) = stage.send(Method::POST, "moves", Some(again)).await;
     assert_eq!(status, StatusCode::CONFLICT);
     phase(&stage, &id, "retained").await;
+    // Changing the schema of one side would break the way back: what to do is said.
+    let file = json!({ "file": "001_a.sql", "text": "create table a (id int primary key);\nselect ringfence.distribute('a');" });
+    let body = json!({ "files": [file] });
+    let (status, body) = stage
+        .send(Method::POST, "migrations/app/apply", Some(body))
+        .await;
+    assert_eq!(status, StatusCode::CONFLICT, "{body}");
+    assert!(body["message"].as_str().unwrap().contains("move complete"));
     assert_served_by(&stage, acme, away, 2).await;
     writers.more(100).await;
 

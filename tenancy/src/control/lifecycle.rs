@@ -86,6 +86,31 @@ pub async fn forget_tenant(
     Ok(Forgotten { keys, issuers })
 }
 
+/// Takes a tenant out of service while rows are loaded for it: routers answer
+/// 404. Returns it as it was.
+pub async fn begin_import(
+    transaction: &Transaction<'_>,
+    actor: &Actor,
+    name: &str,
+) -> Result<TenantInfo, ControlError> {
+    let version = next_version(transaction, false).await?;
+    let before = find(transaction, name)
+        .await?
+        .ok_or_else(|| not_found(name))?;
+    let served = [TenantState::Active, TenantState::Suspended];
+    if !served.iter().any(|state| state.name() == before.state) {
+        return Err(ControlError::Conflict(format!(
+            "tenant {} is {}: rows are loaded for an active or suspended one",
+            before.slug, before.state
+        )));
+    }
+    set_state(transaction, before.id, TenantState::Importing, version).await?;
+    let was = serde_json::to_value(&before).ok();
+    let action = "tenant.import";
+    write_audit(transaction, actor, action, &before.slug, was, None, "begun").await?;
+    Ok(before)
+}
+
 /// Serves an imported tenant: its rows and its fence are on the shard.
 pub async fn open_import(
     transaction: &Transaction<'_>,

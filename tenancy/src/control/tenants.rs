@@ -46,7 +46,7 @@ pub struct TenantInfo {
     pub ring_shard: String,
     /// Its placement's number.
     pub epoch: i64,
-    /// `creating`, `active`, `suspended` or `deleted`.
+    /// `creating`, `active`, `suspended`, `importing` or `deleted`.
     pub state: String,
     /// When it was created, UTC.
     pub created_at: String,
@@ -177,13 +177,16 @@ impl Control {
             .collect())
     }
 
-    /// Suspended tenants, each with its shard.
+    /// Tenants whose fence is suspended, each with its shard: also those that get
+    /// rows of a database just now.
     pub async fn suspended_tenants(&self) -> Result<Vec<(Uuid, String)>, ControlError> {
         let rows = self
             .client()
             .await?
             .query(
-                "select id, shard from ringfence.tenant where state = 'suspended'",
+                "select id, shard from ringfence.tenant t where state = 'suspended'
+                   or state = 'importing' and exists (
+                     select from ringfence.job j where j.tenant = t.id and j.kind = 'tenant_import' and not j.done)",
                 &[],
             )
             .await?;

@@ -1,0 +1,132 @@
+//! What is looked at on the shard before and after rows are loaded.
+
+use schema::ident::QualifiedName;
+use schema::tenant_tables::{TenantForeignKey, TenantTable};
+use tokio_postgres::Client;
+use uuid::Uuid;
+
+use super::plan::LoadTable;
+use super::source::Source;
+use crate::job::JobError;
+
+/// Violations that are counted.
+const COUNTED: u32 = 1_000;
+
+/// Rows that are there already would be mixed with the source's.
+pub(super) async fn require_empty(
+    shard: &Client,
+    tables: &[LoadTable],
+    tenant: Uuid,
+) -> Result<(), JobError> {
+    for table in tables {
+        let (name, column) = (&table.name, &table.tenant_column);
+        let sql = format!("select exists (select from {name} where {column} = $1)");
+        if shard.query_one(&sql, &[&tenant]).await?.get(0) {
+            return Err(JobError::Refused(format!(
+                "the tenant has rows in {name} already: import into a new one"
+            )));
+        }
+    }
+    Ok(())
+}
+
+pub(super) async fn count(
+    shard: &Client,
+    table: &LoadTable,
+    tenant: Uuid,
+) -> Result<u64, JobError> {
+    let (name, column) = (&table.name, &table.tenant_column);
+    let sql = format!("select count(*) from {name} where {column} = $1");
+    let row = shard.query_one(&sql, &[&tenant]).await?;
+    Ok(row.get::<_, i64>(0).unsigned_abs())
+}
+
+/// Rows were loaded without foreign keys firing: each must hold.
+pub(super) async fn foreign_keys(
+    shard: &Client,
+    tables: &[&TenantTable],
+    tenant: Uuid,
+) -> Result<(), JobError> {
+    let mut broken = Vec::new();
+    for table in tables {
+        for key in &table.foreign_keys {
+            let row = shard
+                .query_one(&orphans_sql(table, key), &[&tenant])
+                .await?;
+            let orphans: i64 = row.get(0);
+            if orphans > 0 {
+                broken.push(format!(
+                    "{orphans}{} rows of {} refer by {} to what is not in {}",
+                    if orphans == i64::from(COUNTED) {
+                        " or more"
+                    } else {
+                        ""
+                    },
+                    table.name,
+                    key.name,
+                    key.table
+                ));
+            }
+        }
+    }
+    match broken.is_empty() {
+        true => Ok(()),
+        false => Err(JobError::Refused(broken.join("; "))),
+    }
+}
+
+fn orphans_sql(table: &TenantTable, key: &TenantForeignKey) -> String {
+    let set = key.columns.iter().map(|c| format!("c.{c} is not null"));
+    let equal = key.columns.iter().zip(&key.foreign_columns);
+    let equal = equal.map(|(column, of)| format!("p.{of} = c.{column}"));
+    format!(
+        "select count(*) from (select from {} c where c.{} = $1 and {}
+           and not exists (select from {} p where {}) limit {COUNTED}) orphan",
+        table.name,
+        table.tenant_column,
+        set.collect::<Vec<_>>().join(" and "),
+        key.table,
+        equal.collect::<Vec<_>>().join(" and ")
+    )
+}
+
+/// Raises sequences past the loaded values, and past what the source's gave.
+/// Returns how many there are.
+pub(super) async fn raise_sequences(
+    source: &Source,
+    shard: &Client,
+    tables: &[&TenantTable],
+    tenant: Uuid,
+) -> Result<usize, JobError> {
+    let given = source.sequences().await?;
+    let mut raised = 0;
+    for table in tables {
+        for column in &table.columns {
+            let Some(sequence) = &column.sequence else {
+                continue;
+            };
+            let sql = format!(
+                "select max({})::bigint from {} where {} = $1",
+                column.name, table.name, table.tenant_column
+            );
+            let highest: Option<i64> = shard.query_one(&sql, &[&tenant]).await?.get(0);
+            let last = given.iter().find(|(name, _)| name == sequence);
+            let last = last.map(|(_, last)| *last);
+            if let Some(past) = highest.max(last) {
+                raise(shard, sequence, past).await?;
+                raised += 1;
+            }
+        }
+    }
+    Ok(raised)
+}
+
+async fn raise(shard: &Client, sequence: &QualifiedName, past: i64) -> Result<(), JobError> {
+    shard
+        .execute(
+            "select ringfence.raise_sequence(to_regclass($1), $2)",
+            &[&sequence.to_string(), &past],
+        )
+        .await?;
+    Ok(())
+}
