@@ -86,6 +86,13 @@ impl Known {
         table.is_some_and(|table| table.excludes)
     }
 
+    /// A table becomes a partition: what it is, its table says.
+    pub(super) fn attach(&mut self, name: &str) {
+        if let Some(table) = self.tables.get_mut(&canonical(name)) {
+            table.made = None;
+        }
+    }
+
     pub(super) fn drop(&mut self, name: &str) {
         self.tables.remove(&canonical(name));
     }

@@ -273,7 +273,7 @@ fn alter_table(alter: &ast::AlterTable, table: &str, known: &mut Known, report: 
             ast::AlterTableAction::AttachPartition(attach) => {
                 // A partition is what its table is.
                 if let Some(partition) = attach.table_name_ref() {
-                    known.drop(&text(partition.syntax()));
+                    known.attach(&text(partition.syntax()));
                 }
             }
             ast::AlterTableAction::TableRenameTo(rename) => {

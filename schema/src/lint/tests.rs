@@ -69,6 +69,12 @@ fn safe_changes_pass() {
     clean(
         "create table t (id bigint primary key, n text unique);\nselect ringfence.distribute('t');",
     );
+    clean(
+        "create table t (id int, at date, primary key (id, at)) partition by range (at);\n\
+         create table t_1 (id int, at date);\nalter table only t attach partition t_1 default;\n\
+         alter table only t_1 add constraint t_1_key unique (id, at);\nselect ringfence.distribute('t');\n\
+         -- why: the tables are new\n",
+    );
     clean("create table public.\"T\" (id int);\nselect ringfence.reference('\"T\"'::regclass);");
     clean(
         "alter table people add constraint p foreign key (tenant_id, c) references companies (tenant_id, id) not valid;",
