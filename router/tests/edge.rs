@@ -11,7 +11,7 @@
 mod faults;
 #[path = "edge/profiles.rs"]
 mod profiles;
-#[path = "../../telemetry/tests/receiver/mod.rs"]
+#[path = "../../ops/telemetry/tests/receiver/mod.rs"]
 mod receiver;
 #[path = "edge/slow.rs"]
 mod slow;
