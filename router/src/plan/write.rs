@@ -156,8 +156,10 @@ impl<'a> Planner<'a> {
                 return Err(Error::Method(format!("{:?}", self.request.method)));
             }
         };
-        let conditions = match self.request.method {
-            Method::Patch | Method::Delete => self.write_conditions(relation)?,
+        let conditions = match (self.request.method, &change) {
+            // No row is touched, whatever its conditions say.
+            (_, Change::Update { columns, .. }) if columns.is_empty() => Level::default(),
+            (Method::Patch | Method::Delete, _) => self.write_conditions(relation)?,
             _ => Level::default(),
         };
         let precondition = self.precondition(relation)?;
