@@ -7,6 +7,8 @@
 //! on shared machines, so the CPU time per operation is printed beside them, by
 //! process.
 
+#[path = "bench/caches.rs"]
+mod caches;
 #[path = "bench/moves.rs"]
 mod moves;
 #[path = "bench/nodes.rs"]
@@ -41,6 +43,9 @@ struct Args {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    /// Measure the caches instead: hits of both levels, misses, writes.
+    #[arg(long)]
+    caches: bool,
     /// Measure moves of tenants instead: pauses, copies, many small ones.
     #[arg(long)]
     moves: bool,
@@ -291,6 +296,10 @@ async fn main() -> ExitCode {
 async fn run(args: Args) -> Result<(), Failure> {
     if args.moves {
         return moves::measure(args.tenants).await;
+    }
+    if args.caches {
+        caches::print(&caches::measure(&args).await?, args.json);
+        return Ok(());
     }
     eprintln!("· starting a cluster of one shard and one router");
     let cluster = Cluster::start(Options {

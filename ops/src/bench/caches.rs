@@ -1,0 +1,288 @@
+//! What an answer out of the caches costs, and a write that waits for them:
+//! beside a bare axum handler that returns the same bytes, and one that gets them
+//! from the same Redis Cluster (router/examples/bare_cache.rs).
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use comfy_table::Table;
+use comfy_table::presets::NOTHING;
+use ops::local::{Cluster, Content, Options};
+use serde_json::json;
+
+use super::{Args, Bench, Failure, READY_MAX, Sample, Work, median};
+
+/// One kind of answer.
+pub(crate) struct Cached {
+    what: &'static str,
+    sample: Sample,
+}
+
+const PAGE: Work = Work {
+    name: "10 rows of 3 columns",
+    path: "companies?select=id,name,industry&order=id&limit=10",
+    params: &[],
+    inserts: 0,
+    goal: None,
+};
+const BY_KEY: Work = Work {
+    name: "one row by key",
+    path: "companies?id=eq.{id}&select=id,name,industry",
+    params: &[],
+    inserts: 0,
+    goal: None,
+};
+const INSERT: Work = Work {
+    name: "insert of one row",
+    path: "companies",
+    params: &[],
+    inserts: 1,
+    goal: None,
+};
+
+/// Built by ops/bench.
+const BARE: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../target/release/examples/bare_cache"
+);
+
+/// Runs all of it, on clusters of its own.
+pub(crate) async fn measure(args: &Args) -> Result<Vec<Cached>, Failure> {
+    let mut all = in_memory(args).await?;
+    all.extend(in_redis(args).await?);
+    Ok(all)
+}
+
+async fn start(cache_bytes_max: Option<u64>) -> Result<Cluster, Failure> {
+    eprintln!("· starting a cluster of one shard and two routers, with caches");
+    Ok(Cluster::start(Options {
+        shards: Some(1),
+        replicas: Some(0),
+        routers: Some(2),
+        redis: Some(3),
+        caches: true,
+        cache_bytes_max,
+        fsync: true,
+        content: Content::Demo {
+            extra: 0,
+            rows: Some(2_000),
+        },
+        ..Options::default()
+    })
+    .await?)
+}
+
+/// Everything but the second level.
+async fn in_memory(args: &Args) -> Result<Vec<Cached>, Failure> {
+    let cluster = start(None).await?;
+    let bench = Bench::new(&cluster, args).await?;
+    let (body, tag) = answered_from(&bench, PAGE.path, "l1").await?;
+    let bare = Bare::start(&cluster, &body).await?;
+    let page = |file, headers: &[(&str, &str)]| bench.wrk_script(&PAGE, file, "/rest/v1/", headers);
+    let insert =
+        |file, headers: &[(&str, &str)]| bench.wrk_script(&INSERT, file, "/rest/v1/", headers);
+    let router = || (bench.router_pid, bench.url.clone());
+    let tag = tag.replace('"', "\\\"");
+    let mut sides = vec![
+        Side::new(
+            "read from the router's memory",
+            page("l1.lua", &[])?,
+            router(),
+        ),
+        Side::new(
+            "the same, 304",
+            page("304.lua", &[("If-None-Match", &tag)])?,
+            router(),
+        ),
+        Side::new(
+            "the same with no-store, from Postgres",
+            page("miss.lua", &[("Cache-Control", "no-store")])?,
+            router(),
+        ),
+    ];
+    if let Some(bare) = &bare {
+        let of = || (bare.child.id(), bare.url.clone());
+        let plain = |file, prefix| bench.wrk_script(&PAGE, file, prefix, &[]);
+        let same = plain("bare.lua", "/")?;
+        sides.push(Side::new("axum, the same bytes", same, of()));
+        let redis = plain("redis.lua", "/redis/")?;
+        sides.push(Side::new("axum, GET of Redis Cluster", redis, of()));
+    }
+    // Last in each round: they make the others' answers out of date.
+    let all = insert("all.lua", &[])?;
+    sides.push(Side::new("insert, seen by all", all, router()));
+    let own = insert("self.lua", &[("Prefer", "visibility=self")])?;
+    sides.push(Side::new("insert, visibility=self", own, router()));
+    let measured = by_turns(args, &bench, &sides);
+    drop(bare);
+    cluster.down().await;
+    measured
+}
+
+/// A router whose memory holds nothing: what it answers comes from Redis.
+async fn in_redis(args: &Args) -> Result<Vec<Cached>, Failure> {
+    let cluster = start(Some(0)).await?;
+    let bench = Bench::new(&cluster, args).await?;
+    let path = BY_KEY.path.replace("{id}", &bench.ids.0.to_string());
+    answered_from(&bench, &path, "l2").await?;
+    let script = bench.wrk_script(&BY_KEY, "l2.lua", "/rest/v1/", &[])?;
+    // Twice, so that Redis has the answers.
+    bench.wrk(&script, &bench.url)?;
+    bench.wrk(&script, &bench.url)?;
+    let router = (bench.router_pid, bench.url.clone());
+    let sides = [Side::new("read from Redis, one row", script, router)];
+    let measured = by_turns(args, &bench, &sides);
+    cluster.down().await;
+    measured
+}
+
+/// What is measured, by which script of wrk, and who answers it.
+struct Side {
+    what: &'static str,
+    script: PathBuf,
+    pid: u32,
+    url: String,
+}
+
+impl Side {
+    fn new(what: &'static str, script: PathBuf, (pid, url): (u32, String)) -> Self {
+        Self {
+            what,
+            script,
+            pid,
+            url,
+        }
+    }
+}
+
+fn by_turns(args: &Args, bench: &Bench<'_>, sides: &[Side]) -> Result<Vec<Cached>, Failure> {
+    let mut samples = vec![Vec::new(); sides.len()];
+    for round in 1..=args.rounds {
+        for (side, samples) in sides.iter().zip(&mut samples) {
+            eprintln!("· {}: round {round} of {}", side.what, args.rounds);
+            let run = || bench.wrk(&side.script, &side.url);
+            samples.push(bench.measured(side.pid, run)?);
+        }
+    }
+    let medians = sides.iter().zip(&samples).map(|(side, samples)| Cached {
+        what: side.what,
+        sample: median(samples),
+    });
+    Ok(medians.collect())
+}
+
+/// Asks until the answer comes from that level; its body and tag.
+async fn answered_from(
+    bench: &Bench<'_>,
+    path: &str,
+    level: &str,
+) -> Result<(String, String), Failure> {
+    let http = reqwest::Client::new();
+    let asked = async {
+        loop {
+            let url = format!("{}/rest/v1/{path}", bench.url);
+            let answer = http.get(url).header("apikey", &bench.key).send().await?;
+            let header = |name: &str| {
+                let value = answer.headers().get(name);
+                value
+                    .and_then(|value| value.to_str().ok())
+                    .unwrap_or_default()
+                    .to_owned()
+            };
+            let (from, tag) = (header("ringfence-cache"), header("etag"));
+            let body = answer.text().await?;
+            if from == level {
+                return Ok::<_, reqwest::Error>((body, tag));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    Ok(tokio::time::timeout(READY_MAX, asked)
+        .await
+        .map_err(|_| format!("no answer comes from {level}"))??)
+}
+
+/// The bare server.
+struct Bare {
+    child: Child,
+    url: String,
+}
+
+impl Bare {
+    /// None where it is not built.
+    async fn start(cluster: &Cluster, body: &str) -> Result<Option<Self>, Failure> {
+        if !Path::new(BARE).exists() {
+            eprintln!("· the bare server is not built: its rows are left out");
+            return Ok(None);
+        }
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?
+            .local_addr()?
+            .port();
+        let child = Command::new(BARE)
+            .arg(format!("127.0.0.1:{port}"))
+            .arg(body)
+            .args(cluster.redis_urls())
+            .env("REDIS_PASSWORD", cluster.redis_password())
+            .stdout(Stdio::null())
+            .spawn()?;
+        let bare = Self {
+            child,
+            url: format!("http://127.0.0.1:{port}"),
+        };
+        let ready = async {
+            let url = format!("{}/redis/", bare.url);
+            while !reqwest::get(&url)
+                .await
+                .is_ok_and(|answer| answer.status() == 200)
+            {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(READY_MAX, ready)
+            .await
+            .map_err(|_| "the bare server did not get ready")?;
+        Ok(Some(bare))
+    }
+}
+
+impl Drop for Bare {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Shows what was measured.
+pub(crate) fn print(all: &[Cached], as_json: bool) {
+    if as_json {
+        let rows = all.iter().map(|Cached { what, sample }| {
+            json!({ "what": what, "rate": sample.rate, "p50_ms": sample.p50_ms,
+                "p99_ms": sample.p99_ms, "service_us": sample.service_us,
+                "postgres_us": sample.postgres_us })
+        });
+        println!("{:#}", json!({ "caches": rows.collect::<Vec<_>>() }));
+        return;
+    }
+    let mut table = Table::new();
+    table.load_preset(NOTHING).set_header([
+        "CACHES",
+        "PER S",
+        "P50 MS",
+        "P99 MS",
+        "SERVICE µS",
+        "POSTGRES µS",
+    ]);
+    for Cached { what, sample } in all {
+        table.add_row([
+            (*what).to_owned(),
+            format!("{:.0}", sample.rate),
+            format!("{:.2}", sample.p50_ms),
+            format!("{:.2}", sample.p99_ms),
+            format!("{:.1}", sample.service_us),
+            format!("{:.1}", sample.postgres_us),
+        ]);
+    }
+    println!("{table}");
+}

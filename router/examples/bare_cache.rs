@@ -1,0 +1,42 @@
+//! What ./ops/bench compares answers out of the caches with: an axum handler that
+//! returns the same bytes, and one that gets them from Redis Cluster, without
+//! tenants, plans or proofs. `bare_cache ADDRESS BODY REDIS…`, with the password
+//! in `REDIS_PASSWORD`.
+
+#![allow(clippy::unwrap_used, reason = "a benchmark stops where it can't go on")]
+
+use axum::Router;
+use axum::http::header::CONTENT_TYPE;
+use axum::routing::get;
+use bytes::Bytes;
+use redis::AsyncCommands;
+use redis::cluster::ClusterClientBuilder;
+
+const KEY: &str = "ringfence-bench";
+
+#[tokio::main]
+async fn main() {
+    let mut args = std::env::args().skip(1);
+    let address = args.next().unwrap();
+    let body = Bytes::from(args.next().unwrap());
+    let builder = ClusterClientBuilder::new(args);
+    let builder = builder.password(std::env::var("REDIS_PASSWORD").unwrap_or_default());
+    let client = builder.build().unwrap();
+    let mut connection = client.get_async_connection().await.unwrap();
+    let _: () = connection.set(KEY, body.as_ref()).await.unwrap();
+    let json = [(CONTENT_TYPE, "application/json; charset=utf-8")];
+    let from_redis = move || {
+        let mut connection = connection.clone();
+        async move {
+            let body: Vec<u8> = connection.get(KEY).await.unwrap();
+            (json, body)
+        }
+    };
+    let same = move || async move { (json, body) };
+    let routes = Router::new()
+        .route("/redis/{*rest}", get(from_redis.clone()))
+        .route("/redis/", get(from_redis))
+        .fallback(get(same));
+    let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+    axum::serve(listener, routes).await.unwrap();
+}
