@@ -113,7 +113,9 @@ impl Cluster {
         if self.sync {
             // On every node, so that it holds for whichever is primary.
             let password = self.secrets.superuser();
-            try_join_all(nodes.iter().map(|node| wait_for_any(node, password))).await?;
+            let names: Vec<String> = nodes.iter().map(|n| format!("\"{}\"", n.name)).collect();
+            let any = format!("ANY 1 ({})", names.join(", "));
+            try_join_all(nodes.iter().map(|node| wait_for(node, &any, password))).await?;
         }
         Ok(())
     }
@@ -288,15 +290,16 @@ fn without_scheme(urls: Vec<String>) -> Vec<String> {
     urls.into_iter().map(bare).collect()
 }
 
-/// Has commits on a node wait until any standby has them on disk.
-async fn wait_for_any(node: &Node, password: &str) -> Result<()> {
+/// Has commits on a node wait for standbys of these names. Not for `*`: who
+/// captures changes or moves tenants would count as one that has them on disk.
+async fn wait_for(node: &Node, standbys: &str, password: &str) -> Result<()> {
     let client = connect(node, "postgres", password).await?;
     for statement in [
-        "alter system set synchronous_standby_names = 'ANY 1 (*)'",
-        "select pg_reload_conf()",
+        format!("alter system set synchronous_standby_names = '{standbys}'"),
+        "select pg_reload_conf()".to_owned(),
     ] {
         client
-            .batch_execute(statement)
+            .batch_execute(&statement)
             .await
             .map_err(failed(node, "making replication synchronous"))?;
     }
