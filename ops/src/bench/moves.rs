@@ -95,7 +95,9 @@ impl Stage {
         let deadline = Instant::now() + LONGEST;
         loop {
             let seen = self.admin.get(path, &[]).await?;
-            if seen["phase"] == wanted {
+            // The last step leads to its phase, and ends the job behind it.
+            let ends = matches!(wanted, "done" | "rolled_back" | "over");
+            if seen["phase"] == wanted && (!ends || seen["done"] == true) {
                 return Ok(seen);
             }
             if seen["done"] == true || seen["status"] == "stuck" || Instant::now() > deadline {
