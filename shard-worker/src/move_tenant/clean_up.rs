@@ -126,6 +126,15 @@ async fn end_sending(side: &Side, job: &Move, id: Uuid, way: Way) -> Result<(), 
             .await?;
     }
     let slot = names::stream(id, way);
+    // Whoever still receives is no subscription of ours: those are gone. It may
+    // be a former primary that came back after a failover.
+    side.client
+        .execute(
+            "select pg_terminate_backend(active_pid, 2000) from pg_replication_slots
+             where slot_name = $1 and active_pid is not null",
+            &[&slot],
+        )
+        .await?;
     side.client
         .execute(
             "select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = $1",
