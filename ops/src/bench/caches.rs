@@ -44,7 +44,7 @@ const INSERT: Work = Work {
 /// Built by ops/bench.
 const BARE: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
-    "/../target/release/examples/bare_cache"
+    "/../target/production/examples/bare_cache"
 );
 
 /// Runs all of it, on clusters of its own.
