@@ -24,15 +24,15 @@ async fn main() {
     let client = builder.build().unwrap();
     let mut connection = client.get_async_connection().await.unwrap();
     let _: () = connection.set(KEY, body.as_ref()).await.unwrap();
-    let json = [(CONTENT_TYPE, "application/json; charset=utf-8")];
+    const JSON: &str = "application/json; charset=utf-8";
     let from_redis = move || {
         let mut connection = connection.clone();
         async move {
             let body: Vec<u8> = connection.get(KEY).await.unwrap();
-            (json, body)
+            ([(CONTENT_TYPE, JSON)], body)
         }
     };
-    let same = move || async move { (json, body) };
+    let same = move || async move { ([(CONTENT_TYPE, JSON)], body) };
     let routes = Router::new()
         .route("/redis/{*rest}", get(from_redis.clone()))
         .route("/redis/", get(from_redis))
