@@ -707,6 +707,7 @@ mod tests {
             "fingerprint": "f", "server_major": 15, "relations": {}, "foreign_keys": [],
             "functions": {}, "computed_relationships": [], "schema_comments": {}, "roles": [],
             "reads_request_settings": false, "reads_claims": false, "hidden": [],
+            "media_handlers": [],
         });
         Arc::new(Model::new(Arc::new(
             serde_json::from_value(catalog).unwrap(),
