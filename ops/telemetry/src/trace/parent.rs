@@ -48,11 +48,18 @@ impl Parent {
             sampled: u8::from_str_radix(flags, 16).ok()? & 1 == 1,
             state: state
                 .and_then(|state| state.parse().ok())
+                .filter(has_keys)
                 .unwrap_or_default(),
         };
         let zero = found.trace == TraceId::INVALID || found.span == SpanId::INVALID;
         (!zero).then_some(found)
     }
+}
+
+/// Which the parser does not ask for.
+fn has_keys(state: &TraceState) -> bool {
+    let header = state.header();
+    !header.split(',').any(|member| member.starts_with('='))
 }
 
 fn is_hex(text: &str) -> bool {
