@@ -127,6 +127,9 @@ pub(super) struct RawAttribute {
 
 pub(super) async fn read(client: &Client, exposed: &[&str]) -> Result<Raw, Error> {
     let schemas = &[&exposed as &(dyn tokio_postgres::types::ToSql + Sync)];
+    // Over thousands of tables these look costly enough to be compiled, which
+    // takes longer than they do.
+    client.batch_execute("set jit = off").await?;
     let (
         server,
         relations,
