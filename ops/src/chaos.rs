@@ -266,24 +266,7 @@ impl Fault {
             Self::SlowNeighbour => Some(Crowd::Slow),
             Self::HugeNeighbour => Some(Crowd::Huge),
             Self::Overload => Some(Crowd::Overload),
-            Self::SwitchOver
-            | Self::PrimaryKill
-            | Self::PrimaryFreeze
-            | Self::PrimaryCut
-            | Self::ReplicaKill
-            | Self::ReplicaCut
-            | Self::RouterKill
-            | Self::ControlKill
-            | Self::WorkerKill
-            | Self::Cache
-            | Self::Move
-            | Self::MoveKill
-            | Self::Moves
-            | Self::MoveSource
-            | Self::MoveTarget
-            | Self::MoveRouter
-            | Self::MoveControl
-            | Self::Migrate => None,
+            _ => None,
         }
     }
 
@@ -296,21 +279,7 @@ impl Fault {
             Self::MoveTarget => Some(Victim::Target),
             Self::MoveRouter => Some(Victim::Router),
             Self::MoveControl => Some(Victim::Control),
-            Self::SwitchOver
-            | Self::PrimaryKill
-            | Self::PrimaryFreeze
-            | Self::PrimaryCut
-            | Self::ReplicaKill
-            | Self::ReplicaCut
-            | Self::RouterKill
-            | Self::ControlKill
-            | Self::WorkerKill
-            | Self::Cache
-            | Self::NoisyNeighbour
-            | Self::SlowNeighbour
-            | Self::HugeNeighbour
-            | Self::Overload
-            | Self::Migrate => None,
+            _ => None,
         }
     }
 

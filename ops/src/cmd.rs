@@ -151,7 +151,7 @@ impl Cli {
             Command::Issuer(command) => command.run(&admin()?, global.no_input).await,
             Command::Audit(audit) => audit.run(&admin()?).await,
             Command::Job(command) => command.run(&admin()?).await,
-            Command::Migrate(command) => command.run(admin, global.no_input, global.output).await,
+            Command::Migrate(command) => command.run(admin, global.no_input).await,
             Command::Plan(command) => command.run(&admin()?).await,
             Command::Move(command) => command.run(&admin()?, global.no_input).await,
             Command::Rebalance(command) => command.run(&admin()?, global.no_input).await,

@@ -13,6 +13,7 @@ pub mod drift;
 pub mod history;
 pub mod ident;
 pub mod introspect;
+pub mod key_range;
 pub mod lint;
 pub mod migration;
 mod removal;

@@ -34,7 +34,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-pub use context::{Context, Login, as_replica};
+pub use context::{Context, Login, as_replica, await_writes};
 pub use news::News;
 pub use retry::JobError;
 pub use runner::run;

@@ -27,7 +27,7 @@ use tenancy::placement::TenantState;
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
-use crate::job::{Context, End, JobError, Machine, Progress, Step, Unit};
+use crate::job::{Context, End, JobError, Machine, Progress, Step, Unit, await_writes};
 use crate::shard::ShardError;
 
 pub(crate) use rows::{BATCH, STEP, batch, estimate};
@@ -186,16 +186,7 @@ impl TenantDelete {
 async fn close(context: &Context, tenant: &Doomed) -> Result<Step<TenantDelete>, JobError> {
     let mut session = context.shard(&tenant.shard).await?;
     let transaction = session.transaction().await?;
-    // New writes don't queue behind this: they are told to try again.
-    transaction
-        .batch_execute("set local lock_timeout = '5s'")
-        .await?;
-    transaction
-        .execute(
-            "select pg_advisory_xact_lock(uuid_hash_extended($1, 0))",
-            &[&tenant.id],
-        )
-        .await?;
+    await_writes(&transaction, tenant.id).await?;
     rows::delete_fence(&transaction, context.job().id, tenant.id).await?;
     transaction.commit().await?;
     let all = context.control().shards().await?;

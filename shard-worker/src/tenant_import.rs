@@ -32,7 +32,7 @@ use tokio_postgres::Client;
 use uuid::Uuid;
 
 use crate::job::retry::Verdict;
-use crate::job::{Context, End, JobError, Machine, Problem, Progress, Step, Unit};
+use crate::job::{Context, End, JobError, Machine, Problem, Progress, Step, Unit, await_writes};
 use crate::reconcile;
 use plan::{Left, LoadTable};
 use source::Source;
@@ -235,16 +235,7 @@ impl Machine for TenantImport {
 async fn close(context: &Context, import: &Import) -> Result<Step<TenantImport>, JobError> {
     let mut session = context.shard(&import.shard).await?;
     let transaction = session.transaction().await?;
-    // New writes don't queue behind this: they are told to try again.
-    transaction
-        .batch_execute("set local lock_timeout = '5s'")
-        .await?;
-    transaction
-        .execute(
-            "select pg_advisory_xact_lock(uuid_hash_extended($1, 0))",
-            &[&import.tenant],
-        )
-        .await?;
+    await_writes(&transaction, import.tenant).await?;
     transaction
         .execute(
             "update ringfence.fence set suspended = true, changed_at = now()

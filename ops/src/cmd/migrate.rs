@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{Answer, job};
 use crate::admin::{Admin, segment};
 use crate::error::{self, Error, Result};
-use crate::output::{Column, Format, Output, show};
+use crate::output::{Column, Output, show};
 use crate::safety::confirm;
 
 /// Changes of the schema, on all shards.
@@ -149,12 +149,7 @@ const PLAN: &[Column] = &[
 
 impl Command {
     /// `admin` is called by those that need a server.
-    pub(super) async fn run(
-        self,
-        admin: impl Fn() -> Result<Admin>,
-        no_input: bool,
-        format: Format,
-    ) -> Answer {
+    pub(super) async fn run(self, admin: impl Fn() -> Result<Admin>, no_input: bool) -> Answer {
         match self {
             Self::New {
                 name,
@@ -167,7 +162,7 @@ impl Command {
                 let output = findings_output(&files, &findings);
                 match passes(&findings) {
                     true => Ok(output),
-                    false => checked(output, format, "the files break rules; none was run"),
+                    false => Ok(output.failed(Some("the files break rules; none was run".into()))),
                 }
             }
             Self::Plan { directory } => plan(&admin()?, &directory).await,
@@ -176,7 +171,7 @@ impl Command {
                 let status = directory.status(&admin()?).await?;
                 Ok(status_output(status))
             }
-            Self::Verify { directory } => verify(&admin()?, &directory, format).await,
+            Self::Verify { directory } => verify(&admin()?, &directory).await,
             Self::Baseline { directory, wait } => {
                 let files = directory.files()?;
                 let question = format!(
@@ -324,7 +319,7 @@ async fn apply(admin: &Admin, directory: &Directory, run: Run, no_input: bool) -
     Ok(job::record(job::started(admin, started, run.wait).await?))
 }
 
-async fn verify(admin: &Admin, directory: &Directory, format: Format) -> Answer {
+async fn verify(admin: &Admin, directory: &Directory) -> Answer {
     let files = directory.files()?;
     let status = directory.status(admin).await?;
     let mut wrong = problems(&status);
@@ -362,7 +357,7 @@ async fn verify(admin: &Admin, directory: &Directory, format: Format) -> Answer 
     };
     match wrong.is_empty() {
         true => Ok(output),
-        false => checked(output, format, "the shards are not as these files say"),
+        false => Ok(output.failed(Some("the shards are not as these files say".into()))),
     }
 }
 
@@ -498,12 +493,6 @@ fn findings_output(files: &[Migration], findings: &[Finding]) -> Output {
         findings.len() - errors
     ));
     output
-}
-
-/// Prints what was found, and fails with why.
-fn checked(output: Output, format: Format, why: &str) -> Answer {
-    output.print(format)?;
-    Err(Error::Checked(why.to_owned()))
 }
 
 fn bodies(files: &[Migration]) -> Vec<Value> {

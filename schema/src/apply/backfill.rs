@@ -5,7 +5,8 @@ use tokio_postgres::Client;
 
 use super::{ApplyError, Place};
 use crate::history::Entry;
-use crate::ident::{Ident, Literal};
+use crate::ident::Ident;
+use crate::key_range::{KeyColumn, joined, upper_sql, values};
 use crate::migration::{Backfill, Statement};
 
 /// Bytes that the slowest follower has still to replay.
@@ -14,12 +15,6 @@ pub(super) async fn lag(client: &Client) -> Result<Option<i64>, ApplyError> {
         .query_one("select ringfence.follower_lag()", &[])
         .await?;
     Ok(row.get(0))
-}
-
-/// A column of the key, and its type.
-struct KeyColumn {
-    name: Ident,
-    type_name: String,
 }
 
 /// One chunk; the step is passed where none is left. Rows that are added behind
@@ -42,7 +37,7 @@ pub(super) async fn chunk(
     let after = entry.after_key.as_deref();
     let transaction = client.transaction().await?;
     transaction.batch_execute(&place.bounds(true)).await?;
-    let upper = upper_sql(backfill, &key, after);
+    let upper = upper_sql(&backfill.table, &key, after, backfill.rows);
     let upper = match transaction.query_opt(&upper, &[]).await {
         Ok(upper) => upper,
         Err(error) => {
@@ -101,23 +96,6 @@ async fn key(client: &Client, table: &str) -> Result<Vec<KeyColumn>, ApplyError>
     Ok(rows.iter().map(column).collect())
 }
 
-/// The last key of the next chunk.
-fn upper_sql(backfill: &Backfill, key: &[KeyColumn], after: Option<&[String]>) -> String {
-    let names = joined(key, |column| column.name.to_string());
-    let texts = joined(key, |column| format!("{}::text", column.name));
-    // Qualified: the bare name would be the output's, and sorted as text.
-    let last = joined(key, |column| format!("chunk.{} desc", column.name));
-    let beyond = match after {
-        Some(after) => format!("where ({names}) > {}", values(key, after)),
-        None => String::new(),
-    };
-    format!(
-        "select {texts} from (select {names} from {} {beyond} order by {names} limit {}) chunk
-         order by {last} limit 1",
-        backfill.table, backfill.rows,
-    )
-}
-
 fn chunk_sql(
     backfill: &Backfill,
     key: &[KeyColumn],
@@ -134,18 +112,6 @@ fn chunk_sql(
         backfill.before,
         values(key, upper)
     )
-}
-
-fn values(key: &[KeyColumn], values: &[String]) -> String {
-    let typed = key.iter().zip(values);
-    let typed: Vec<String> = typed
-        .map(|(column, value)| format!("{}::{}", Literal(value), column.type_name))
-        .collect();
-    format!("({})", typed.join(", "))
-}
-
-fn joined(key: &[KeyColumn], text: impl Fn(&KeyColumn) -> String) -> String {
-    key.iter().map(text).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
@@ -166,7 +132,7 @@ mod tests {
         };
         let key = [column("tenant_id", "uuid"), column("id", "bigint")];
         let (after, upper) = (["a".to_owned(), "1".into()], ["b".to_owned(), "2".into()]);
-        insta::assert_snapshot!(upper_sql(&backfill, &key, Some(&after)), @r#"
+        insta::assert_snapshot!(upper_sql(&backfill.table, &key, Some(&after), backfill.rows), @r#"
         select "tenant_id"::text, "id"::text from (select "tenant_id", "id" from people where ("tenant_id", "id") > ('a'::uuid, '1'::bigint) order by "tenant_id", "id" limit 500) chunk
                  order by chunk."tenant_id" desc, chunk."id" desc limit 1
         "#);

@@ -124,24 +124,8 @@ impl Decoder {
         let mut rest = Bytes(bytes);
         match rest.u8()? {
             b'R' => self.describe(&mut rest)?,
-            b'I' => {
-                let table = rest.u32()?;
-                rest.expect(b"N")?;
-                self.row(table, &mut rest)?;
-            }
-            b'U' => {
-                let table = rest.u32()?;
-                // The old key comes only where it changed.
-                if rest.expect(b"KON")? != b'N' {
-                    self.row(table, &mut rest)?;
-                    rest.expect(b"N")?;
-                }
-                self.row(table, &mut rest)?;
-            }
-            b'D' => {
-                let table = rest.u32()?;
-                rest.expect(b"KO")?;
-                self.row(table, &mut rest)?;
+            kind @ (b'I' | b'U' | b'D') => {
+                each_row(kind, &mut rest, |table, rest| self.row(table, rest))?;
             }
             b'T' => self.truncate(&mut rest)?,
             // Types' names and origins change nothing.
@@ -223,6 +207,29 @@ fn uuid(format: u8, value: &[u8]) -> Option<TenantId> {
         _ => Uuid::try_parse_ascii(value).ok()?,
     };
     Some(TenantId(uuid))
+}
+
+/// Gives each row of an insert, update or delete to `row`, an old one first; it
+/// must read all of it.
+pub(crate) fn each_row(
+    kind: u8,
+    rest: &mut Bytes<'_>,
+    mut row: impl FnMut(u32, &mut Bytes<'_>) -> Result<(), DecodeError>,
+) -> Result<(), DecodeError> {
+    let table = rest.u32()?;
+    let kinds: &[u8] = match kind {
+        b'I' => b"N",
+        // The old key comes only where it changed.
+        b'U' => b"KON",
+        _ => b"KO",
+    };
+    let first = rest.expect(kinds)?;
+    row(table, rest)?;
+    if kind == b'U' && first != b'N' {
+        rest.expect(b"N")?;
+        row(table, rest)?;
+    }
+    Ok(())
 }
 
 /// What of a message has not been read.

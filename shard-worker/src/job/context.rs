@@ -204,3 +204,20 @@ pub async fn as_replica(transaction: &Transaction<'_>) -> Result<(), tokio_postg
         .batch_execute("set local session_replication_role = replica")
         .await
 }
+
+/// Waits until no write of the tenant is under way, and lets none begin before
+/// the transaction ends.
+///
+/// # Errors
+/// After 5 s; the step is tried again later.
+pub async fn await_writes(
+    transaction: &Transaction<'_>,
+    tenant: Uuid,
+) -> Result<(), tokio_postgres::Error> {
+    // New writes don't queue behind this: they are told to try again.
+    transaction
+        .batch_execute("set local lock_timeout = '5s'")
+        .await?;
+    let lock = "select pg_advisory_xact_lock(uuid_hash_extended($1, 0))";
+    transaction.execute(lock, &[&tenant]).await.map(drop)
+}

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::verify::Key;
 use super::{Move, Way, names};
-use crate::capture::decode::{Bytes, DecodeError};
+use crate::capture::decode::{Bytes, DecodeError, each_row};
 use crate::capture::slot::encryption;
 use crate::job::{Context, JobError};
 use crate::reconcile;
@@ -319,25 +319,10 @@ impl Keys {
         let mut rows = Vec::new();
         match rest.u8()? {
             b'R' => self.describe(&mut rest)?,
-            b'I' => {
-                let table = rest.u32()?;
-                rest.expect(b"N")?;
-                rows.extend(self.row(table, &mut rest)?);
-            }
-            b'U' => {
-                let table = rest.u32()?;
-                // The old key comes only where it changed.
-                if rest.expect(b"KON")? != b'N' {
-                    rows.extend(self.row(table, &mut rest)?);
-                    rest.expect(b"N")?;
-                }
-                rows.extend(self.row(table, &mut rest)?);
-            }
-            b'D' => {
-                let table = rest.u32()?;
-                rest.expect(b"KO")?;
-                rows.extend(self.row(table, &mut rest)?);
-            }
+            kind @ (b'I' | b'U' | b'D') => each_row(kind, &mut rest, |table, rest| {
+                rows.extend(self.row(table, rest)?);
+                Ok(())
+            })?,
             // TRUNCATE is not published; types and origins change nothing.
             _ => {}
         }

@@ -5,12 +5,12 @@ use std::pin::pin;
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
-use schema::ident::Literal;
+use schema::key_range::{joined, upper_sql, values};
 use tokio::time::Instant;
 use tokio_postgres::{Client, Transaction};
 use uuid::Uuid;
 
-use super::plan::{KeyColumn, LoadTable};
+use super::plan::LoadTable;
 use super::source::{Source, failed};
 use crate::job::{JobError, as_replica};
 
@@ -65,7 +65,8 @@ async fn chunk(
     let upper = match table.key.is_empty() {
         true => None,
         false => {
-            let upper = upper_sql(table, after);
+            let name = table.name.to_string();
+            let upper = upper_sql(&name, &table.key, after, CHUNK);
             let row = source.client.query_opt(&upper, &[]).await.map_err(failed)?;
             row.map(|row| {
                 (0..table.key.len())
@@ -219,22 +220,6 @@ async fn mark(shard: &Transaction<'_>, job: Uuid, item: &str, rows: u64) -> Resu
     Ok(())
 }
 
-/// The last key of the next chunk.
-fn upper_sql(table: &LoadTable, after: Option<&[String]>) -> String {
-    let names = joined(&table.key, |column| column.name.to_string());
-    let texts = joined(&table.key, |column| format!("chunk.{}::text", column.name));
-    let last = joined(&table.key, |column| format!("chunk.{} desc", column.name));
-    let beyond = match after {
-        Some(after) => format!("where ({names}) > {}", values(&table.key, after)),
-        None => String::new(),
-    };
-    format!(
-        "select {texts} from (select {names} from {} {beyond} order by {names} limit {CHUNK}) chunk
-         order by {last} limit 1",
-        table.name
-    )
-}
-
 fn out_sql(
     table: &LoadTable,
     tenant: Uuid,
@@ -267,21 +252,10 @@ fn in_sql(table: &LoadTable) -> String {
     )
 }
 
-fn values(key: &[KeyColumn], values: &[String]) -> String {
-    let typed = key.iter().zip(values);
-    let typed: Vec<String> = typed
-        .map(|(column, value)| format!("{}::{}", Literal(value), column.type_name))
-        .collect();
-    format!("({})", typed.join(", "))
-}
-
-fn joined(key: &[KeyColumn], text: impl Fn(&KeyColumn) -> String) -> String {
-    key.iter().map(text).collect::<Vec<_>>().join(", ")
-}
-
 #[cfg(test)]
 mod tests {
     use schema::ident::QualifiedName;
+    use schema::key_range::KeyColumn;
 
     use super::*;
 
@@ -298,10 +272,6 @@ mod tests {
             }],
         };
         let (after, upper) = (["7".to_owned()], ["9".to_owned()]);
-        insta::assert_snapshot!(upper_sql(&table, Some(&after)), @r#"
-        select chunk."id"::text from (select "id" from "public"."notes" where ("id") > ('7'::integer) order by "id" limit 20000) chunk
-                 order by chunk."id" desc limit 1
-        "#);
         insta::assert_snapshot!(out_sql(&table, Uuid::nil(), Some(&after), Some(&upper)), @r#"copy (select "id", "body", '00000000-0000-0000-0000-000000000000' from "public"."notes" where ("id") > ('7'::integer) and ("id") <= ('9'::integer)) to stdout"#);
         insta::assert_snapshot!(in_sql(&table), @r#"copy "public"."notes" ("id", "body", "tenant_id") from stdin"#);
     }

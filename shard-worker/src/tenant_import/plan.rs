@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use schema::ident::{Ident, QualifiedName};
+use schema::key_range::KeyColumn;
 use schema::tenant_tables::{TenantTable, tenant_tables};
 use serde::{Deserialize, Serialize};
 use tokio_postgres::Client;
@@ -40,15 +41,6 @@ pub struct SourceTable {
     pub generated: Vec<String>,
     /// Its primary key.
     pub key: Vec<KeyColumn>,
-}
-
-/// A column of a primary key.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KeyColumn {
-    /// Its name.
-    pub name: Ident,
-    /// `format_type()`.
-    pub type_name: String,
 }
 
 /// A table that is loaded.

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
 use schema::ident::{Literal, QualifiedName};
+use schema::key_range::KeyColumn;
 use tenancy::auth::KeyRing;
 use tenancy::chain;
 use tokio::time::timeout;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
-use super::plan::{KeyColumn, LoadTable, SourceTable};
+use super::plan::{LoadTable, SourceTable};
 use crate::app::App;
 use crate::job::JobError;
 use crate::job::retry::{Verdict, of_postgres};
