@@ -33,10 +33,10 @@ use crate::quota::{self, Quotas};
 use crate::retry::RetryBudget;
 use crate::shards::{Shards, Watching};
 
-/// Roles that keys and tokens may name, where the configuration names none.
 /// A router that starts is not ready before it has read all shards' schemas, for
 /// so long at most: one that is down must not keep it from the others' tenants.
 const FIRST_LOOKS_MAX: Duration = Duration::from_secs(3);
+/// Roles that keys and tokens may name, where the configuration names none.
 const ROLES: [&str; 3] = ["anon", "authenticated", "service_role"];
 /// Longest id that a client may give its request.
 const REQUEST_ID_MAX: usize = 64;
@@ -394,6 +394,12 @@ fn authenticator(config: &Config) -> anyhow::Result<Authenticator> {
         Some(roles) => roles.iter().map(|role| role.as_str().into()).collect(),
         None => ROLES.map(Arc::from).to_vec(),
     };
+    anyhow::ensure!(
+        auth.jwks_url
+            .as_deref()
+            .is_none_or(tenancy::control::is_safe_url),
+        "auth.jwks_url must be a URL of https, or of http on the router's own host"
+    );
     let anonymous_role = auth.anonymous_role.as_deref().unwrap_or("anon");
     Ok(Authenticator::new(AuthSettings {
         keys: KeyRing::new(config.key_secret()?.expose()),

@@ -348,7 +348,8 @@ pub struct Limits {
     pub headers_ms_max: u64,
     /// Time that a client has to send its body.
     pub body_ms_max: u64,
-    /// A client that takes nothing of what it is sent for so long is cut off.
+    /// A client that takes nothing of what it is sent for so long is cut off; one of
+    /// HTTP/2 that answers pings is not, so that those belong behind a proxy.
     pub send_ms_max: u64,
     /// Largest request body.
     pub body_bytes_max: usize,

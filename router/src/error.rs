@@ -236,9 +236,6 @@ pub enum Error {
     /// The body did not arrive in time.
     #[error("The request body did not arrive in time")]
     BodyTooSlow,
-    /// Two headers say where the body ends.
-    #[error("The request has both a Content-Length and a Transfer-Encoding")]
-    Framing,
     /// The header Idempotency-Key holds no key.
     #[error("The Idempotency-Key header is not a key")]
     IdempotencyKey {
@@ -539,8 +536,6 @@ impl Error {
                 ),
             Self::NoSchema => report(503, "PGRST002").header(RETRY_AFTER, "1"),
             Self::BodyTooSlow => report(408, "RF022").header(CONNECTION, "close"),
-            // What else came on this connection can't be told from the body.
-            Self::Framing => report(400, "RF023").header(CONNECTION, "close"),
             Self::BodyTooLarge { .. } => report(413, "PGRST102"),
             Self::IdempotencyKey { max } => report(400, "RF030").details(format!(
                 "It takes one value of 1 to {max} characters, ASCII and printable"

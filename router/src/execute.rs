@@ -660,12 +660,10 @@ impl<'a> FromSql<'a> for Raw<'a> {
         }))
     }
 
-    fn accepts(ty: &Type) -> bool {
-        use Type as T;
-        matches!(
-            *ty,
-            T::TEXT | T::VARCHAR | T::BYTEA | T::JSON | T::JSONB | T::XML
-        )
+    /// Any: a media type of the application's own can be of any type, and is sent
+    /// as Postgres sends it.
+    fn accepts(_: &Type) -> bool {
+        true
     }
 }
 

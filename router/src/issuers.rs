@@ -22,6 +22,8 @@ const EVERY_FAILED: Duration = Duration::from_secs(15);
 const COOL_DOWN: Duration = Duration::from_secs(10);
 /// Longest wait for a document.
 const FETCH_MAX: Duration = Duration::from_secs(3);
+/// Requests that wait for one URL; more are told at once that the key is unknown.
+const WAITING_MAX: usize = 64;
 /// Largest document.
 const BYTES_MAX: usize = 1 << 20;
 
@@ -33,11 +35,24 @@ pub struct Issuers {
     file: Option<PathBuf>,
     cool_down: Duration,
     urls: Mutex<HashMap<Box<str>, Arc<Url>>>,
+    /// Held by who writes the file.
+    writing: tokio::sync::Mutex<()>,
 }
 
 /// One URL's state; who fetches holds the lock, so that others wait for it.
-#[derive(Default)]
-struct Url(tokio::sync::Mutex<Looks>);
+struct Url {
+    looks: tokio::sync::Mutex<Looks>,
+    waiting: Semaphore,
+}
+
+impl Default for Url {
+    fn default() -> Self {
+        Self {
+            looks: tokio::sync::Mutex::default(),
+            waiting: Semaphore::new(WAITING_MAX),
+        }
+    }
+}
 
 #[derive(Default)]
 struct Looks {
@@ -89,6 +104,7 @@ impl Issuers {
             file,
             cool_down: COOL_DOWN,
             urls: Mutex::default(),
+            writing: tokio::sync::Mutex::default(),
         }))
     }
 
@@ -105,7 +121,7 @@ impl Issuers {
 
     async fn look_if_due(&self, url: &str) -> Instant {
         let state = self.url(url);
-        let mut looks = state.0.lock().await;
+        let mut looks = state.looks.lock().await;
         match looks.next {
             Some(next) if next > Instant::now() => next,
             _ => self.look(url, &mut looks).await,
@@ -115,11 +131,16 @@ impl Issuers {
     /// A token names a key of `url` that is not known: fetches its keys, if that
     /// was not done lately, or waits for who does.
     pub async fn ask(self: &Arc<Self>, url: &str, until: Instant) {
-        let (issuers, url) = (self.clone(), url.to_owned());
+        let state = self.url(url);
+        // Anybody can name an unknown key, and each of them has a place of the
+        // router's while it waits.
+        let Ok(_place) = state.waiting.try_acquire() else {
+            return;
+        };
+        let (issuers, state, url) = (self.clone(), state.clone(), url.to_owned());
         // In a task of its own: who asks and goes away must not have used up the turn.
         let look = tokio::spawn(async move {
-            let state = issuers.url(&url);
-            let mut looks = state.0.lock().await;
+            let mut looks = state.looks.lock().await;
             let lately = looks.asked.map(|asked| asked.elapsed());
             if lately.is_some_and(|lately| lately < issuers.cool_down) {
                 return;
@@ -171,9 +192,12 @@ impl Issuers {
         let Some(path) = self.file.clone() else {
             return;
         };
+        // One after another: they share the file beside.
+        let _alone = self.writing.lock().await;
         let texts = self.published.texts();
         let written = tokio::task::spawn_blocking(move || {
-            let beside = path.with_extension("new");
+            // Not `.new`: that is the snapshot's.
+            let beside = path.with_extension("keys-new");
             let text = serde_json::to_vec(&texts)?;
             std::fs::write(&beside, text)?;
             std::fs::rename(beside, path)

@@ -19,7 +19,7 @@ use axum::body::{Body, HttpBody as _};
 use axum::extract::{Request, State};
 use axum::response::Response;
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, TRANSFER_ENCODING};
+use http::header::{CONTENT_TYPE, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use telemetry::trace::{CHILDREN_MAX, Parent, Place};
@@ -71,7 +71,6 @@ pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
     };
     let answered = match path {
         _ if admitted.is_none() => Err(Error::Overloaded),
-        _ if is_framed_twice(&head.headers) => Err(Error::Framing),
         Some(_) => answer(&app, &incoming, body, &mut seen).await,
         None => Err(Error::Path),
     };
@@ -170,6 +169,8 @@ async fn answer(
 
     let mut moved = None;
     let mut held = None;
+    // Newer placements were waited for.
+    let mut refreshed = false;
     let mut replanned = false;
     let mut lost = 0;
     let mut answered_before = false;
@@ -315,13 +316,14 @@ async fn answer(
             }
             // Where a shard sent the request to, the tenant may not have arrived yet.
             Refused::Unknown if moved.is_some() => HoldReason::Moved,
-            Refused::Unknown if held.is_some() => return Err(Error::NoTenant),
+            Refused::Unknown if refreshed => return Err(Error::NoTenant),
             Refused::Unknown | Refused::Stale => HoldReason::StalePlacement,
             Refused::Fenced => HoldReason::Fenced,
             Refused::NoPrimary => HoldReason::NoPrimary,
         };
         let stay = seat(app, &mut held, &tenant, incoming.deadline)?;
         wait(app, stay, reason, &target).await?;
+        refreshed |= reason == HoldReason::StalePlacement;
         seen.stages.mark(Stage::Hold);
     }
 }
@@ -612,11 +614,6 @@ async fn read_body(
         Ok(Err(_)) => Err(Error::Body("the request body could not be read".into())),
         Err(_) => Err(Error::BodyTooSlow),
     }
-}
-
-/// Whether two readers could see its end in different places (RFC 9112, 6.1).
-fn is_framed_twice(headers: &HeaderMap) -> bool {
-    headers.contains_key(TRANSFER_ENCODING) && headers.contains_key(CONTENT_LENGTH)
 }
 
 /// The path behind the prefix; none where it is not below it.

@@ -17,7 +17,7 @@ mod write;
 
 use std::sync::Arc;
 
-use schema::catalog::{Catalog, Relation, Representation, Scope};
+use schema::catalog::{Catalog, Relation, Representation};
 use schema::ident::{Ident, QualifiedName};
 
 use crate::config::{Api, OpenApi};
@@ -400,7 +400,8 @@ impl<'a> Planner<'a> {
     /// Notes that the rows of `relation` matter.
     fn touch(&mut self, relation: &Relation) {
         self.relations.push(relation.name.clone());
-        self.opaque |= relation.scope == Scope::View;
+        // A view, or a policy, may call functions of the schema and read other tables.
+        self.opaque |= relation.uncacheable.is_some();
     }
 
     fn describe(self) -> Result<Plan, Error> {

@@ -692,7 +692,9 @@ impl Drop for Leased {
         {
             canceller.send();
         }
-        if self.in_flight || self.spoilt || self.node.takes_one_away() {
+        // First: one that is closed anyway is one less, too.
+        let is_one_too_many = self.node.takes_one_away();
+        if is_one_too_many || self.in_flight || self.spoilt {
             // Taken out of the pool, the connection closes here.
             drop(self.object.take().map(managed::Object::take));
         }

@@ -131,6 +131,7 @@ async fn keys_are_read_from_their_url_and_outlive_it() {
     issuer.publish(&[("1", &first)]);
     for unsafe_url in [
         "http://login.example/keys",
+        "http://localhost:1@login.example/keys",
         "ftp://login.example",
         "https://",
     ] {

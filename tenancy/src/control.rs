@@ -18,7 +18,9 @@ use serde_json::Value;
 use tokio_postgres::Transaction;
 
 pub use audit::{AuditFilter, AuditRow};
-pub use fleet::{MemberInfo, NewNode, NewShard, NodeInfo, Observation, Seen, ShardInfo};
+pub use fleet::{
+    MemberInfo, NewNode, NewShard, NodeInfo, Observation, Seen, ShardInfo, is_safe_url,
+};
 pub use keys::{KeyInfo, NewKey};
 pub use lifecycle::{
     Forgotten, begin_import, close_tenant, forget_import, forget_tenant, open_import, reopen_tenant,

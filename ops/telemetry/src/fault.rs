@@ -1,6 +1,7 @@
 //! Faults of our own, reported to Sentry: what nobody expected, in words that
-//! hold nothing of a request. There is no field for a header, a query string,
-//! a row or an error's free text, so none can be sent.
+//! hold nothing of a request. But for ids, of which a request's may be its
+//! client's choice, there is no field for a header, a query string, a row or an
+//! error's free text, so none can be sent.
 
 mod send;
 
@@ -94,6 +95,8 @@ impl Faults {
     }
 
     fn panicked(&self, panic: &PanicHookInfo<'_>) {
+        // First: to name a backtrace's functions takes long, and holds a lock.
+        let Some(on) = self.granted() else { return };
         let what = panic.payload().downcast_ref::<&'static str>();
         let at = panic.location().map(|location| {
             let file = inside(location.file());
@@ -110,15 +113,17 @@ impl Faults {
             tags: &[],
             trace: None,
         };
-        self.send(&fault, Some(frames));
+        on.outbox.put(on.event(&fault, Some(frames)));
     }
 
-    fn send(&self, fault: &Fault<'_>, frames: Option<Vec<Frame>>) {
-        let Some(on) = &self.0 else { return };
+    /// Where reports go, unless there were too many lately.
+    fn granted(&self) -> Option<&On> {
+        let on = self.0.as_deref()?;
         if on.budget.check().is_err() {
-            return on.outbox.drop_one();
+            on.outbox.drop_one();
+            return None;
         }
-        on.outbox.put(on.event(fault, frames));
+        Some(on)
     }
 }
 

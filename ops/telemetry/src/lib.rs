@@ -15,7 +15,8 @@ use std::time::Duration;
 
 use outbox::Post;
 use settings::{Dsn, Sentry, Traces};
-use tokio::time::{Instant, timeout_at};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use fault::Faults;
 use trace::Tracer;
@@ -90,9 +91,9 @@ impl Telemetry {
 
     /// Sends what is still queued, for `longest` at most.
     pub async fn finish(self, longest: Duration) {
-        let until = Instant::now() + longest;
-        for post in self.posts {
-            let _ = timeout_at(until, post.finish()).await;
-        }
+        // Side by side: a receiver that hangs must not take the other's time.
+        let mut posts: JoinSet<()> = self.posts.into_iter().map(Post::finish).collect();
+        let all = async { while posts.join_next().await.is_some() {} };
+        let _ = timeout(longest, all).await;
     }
 }

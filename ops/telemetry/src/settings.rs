@@ -15,7 +15,7 @@ pub struct Traces {
     /// Of the traces that begin here such a part is sampled, 0 to 1. Who sends a
     /// `traceparent` has decided for its own.
     pub sample_ratio: f64,
-    /// As many traces a second at most, whoever asks for them.
+    /// As many traces a second at most; callers that ask for theirs have half.
     pub per_second_max: u32,
 }
 

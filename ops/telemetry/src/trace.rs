@@ -34,6 +34,7 @@ pub struct Tracer(Option<Arc<On>>);
 struct On {
     ratio: f64,
     budget: DefaultDirectRateLimiter,
+    asked: DefaultDirectRateLimiter,
     scope: InstrumentationScope,
     outbox: Outbox<Collector>,
 }
@@ -81,9 +82,11 @@ impl Tracer {
         let collector = Collector::new(service, url, client)?;
         let (outbox, post) = Outbox::open(collector);
         let most = NonZeroU32::new(traces.per_second_max).unwrap_or(NonZeroU32::MIN);
+        let half = NonZeroU32::new(traces.per_second_max / 2).unwrap_or(NonZeroU32::MIN);
         let on = On {
             ratio: traces.sample_ratio,
             budget: RateLimiter::direct(Quota::per_second(most)),
+            asked: RateLimiter::direct(Quota::per_second(half)),
             scope: InstrumentationScope::builder(service.name)
                 .with_version(service.version)
                 .build(),
@@ -101,7 +104,7 @@ impl Tracer {
             None => fastrand::f64() < on.ratio,
         };
         let wanted = self.0.as_ref().filter(wanted);
-        let recorded = wanted.is_some_and(|on| on.grants());
+        let recorded = wanted.is_some_and(|on| on.grants(parent.is_some()));
         match parent {
             Some(parent) => Some(Place {
                 trace: parent.trace,
@@ -125,7 +128,7 @@ impl Tracer {
     /// The root of the trace that has this id: whoever knows it, in whichever
     /// process, finds the same place. Not zero in either half.
     pub fn root(&self, id: u128) -> Option<Place> {
-        let recorded = self.0.as_ref().is_some_and(|on| on.grants());
+        let recorded = self.0.as_ref().is_some_and(|on| on.grants(false));
         recorded.then(|| Place {
             trace: TraceId::from(id),
             // The lower half: as good as any, and known beforehand.
@@ -151,8 +154,10 @@ impl Tracer {
 }
 
 impl On {
-    fn grants(&self) -> bool {
-        let granted = self.budget.check().is_ok();
+    /// Within the budget, of which callers who ask for it by `traceparent` have
+    /// half: anybody can, and the draw's must not be used up by them.
+    fn grants(&self, asked: bool) -> bool {
+        let granted = (!asked || self.asked.check().is_ok()) && self.budget.check().is_ok();
         if !granted {
             self.outbox.drop_one();
         }

@@ -99,7 +99,9 @@ async fn the_draw_and_the_budget_are_kept() {
         place.unwrap().is_recorded()
     });
     let recorded = recorded.count();
-    assert!((5..50).contains(&recorded), "{recorded}");
+    assert!((2..50).contains(&recorded), "{recorded}");
+    // What they leave is the draw's.
+    assert!(telemetry.tracer.begin(None).is_some());
 }
 
 #[tokio::test]

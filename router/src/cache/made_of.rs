@@ -107,10 +107,12 @@ fn embedded(embed: &Embed) -> Result<(), NotKept> {
     }
 }
 
+/// A computed field, and a domain's own way to be shown and read, are functions of
+/// the schema.
 fn plain(field: &FieldRef) -> Result<(), NotKept> {
     match field.column {
-        ColumnRef::Column(_) => Ok(()),
-        ColumnRef::Computed(_) => Err(NotKept::Function),
+        ColumnRef::Column(_) if field.representation.is_none() => Ok(()),
+        ColumnRef::Column(_) | ColumnRef::Computed(_) => Err(NotKept::Function),
     }
 }
 

@@ -10,6 +10,8 @@ use telemetry::trace::{KeyValue, Span, SpanKind, Tracer};
 
 use super::{Did, RequestDone, Route};
 
+/// Bytes of a text that a span holds.
+const TEXT_BYTES_MAX: usize = 4 << 10;
 /// The stage in which Postgres works.
 const DATABASE: &str = "transaction";
 
@@ -28,7 +30,7 @@ fn whole(done: &RequestDone<'_>, clock: &Clock) -> Span {
     let mut attributes = vec![
         KeyValue::new("http.request.method", done.method.as_str().to_owned()),
         KeyValue::new("http.route", route),
-        KeyValue::new("url.path", done.path.to_owned()),
+        KeyValue::new("url.path", clipped(done.path)),
         KeyValue::new("http.response.status_code", i64::from(done.status.as_u16())),
         KeyValue::new(
             "http.response.body.size",
@@ -67,7 +69,7 @@ fn stage(did: &Did, done: &RequestDone<'_>, clock: &Clock) -> Span {
             attributes.push(KeyValue::new("db.namespace", shard.to_owned()));
         }
         if let Some(text) = done.statement {
-            attributes.push(KeyValue::new("db.query.text", text.to_owned()));
+            attributes.push(KeyValue::new("db.query.text", clipped(text)));
         }
     }
     Span {
@@ -81,6 +83,11 @@ fn stage(did: &Did, done: &RequestDone<'_>, clock: &Clock) -> Span {
         attributes,
         failed: None,
     }
+}
+
+/// Queues of spans are bounded in number: what is in one is, too.
+fn clipped(text: &str) -> String {
+    text[..text.floor_char_boundary(TEXT_BYTES_MAX)].to_owned()
 }
 
 /// A path with names in place of what differs.

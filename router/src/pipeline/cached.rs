@@ -122,10 +122,11 @@ pub(super) fn at_once(
         return None;
     }
     let shard = &front.question.shard;
-    let under = app
-        .cache
-        .under_lease_of_schema(shard, loaded.since)
-        .ok()??;
+    // A model that is too old is counted where the shard is asked.
+    let under = app.cache.under_lease(shard)?;
+    if !under.knows_schema(loaded.since) {
+        return None;
+    }
     let hit = app.cache.local(&front.question, &under, None)?;
     if too_large(&front.plan, &hit.entry.row, own).is_some() {
         return None;

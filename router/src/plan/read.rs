@@ -354,7 +354,10 @@ impl<'a> Planner<'a> {
         };
         self.touch(target);
         if let Link::Junction { name, .. } = &link {
-            self.relations.push(name.clone());
+            match relations.get(name) {
+                Some(junction) => self.touch(junction),
+                None => self.relations.push(name.clone()),
+            }
         }
         let source = match found {
             Found::Key(_) => Source::of(target),

@@ -152,8 +152,7 @@ fn clipped(text: &str) -> String {
     if text.len() <= SHOWN_BYTES_MAX {
         return text.to_owned();
     }
-    let fits = |end: &usize| text.is_char_boundary(*end);
-    let end = (0..=SHOWN_BYTES_MAX).rev().find(fits).unwrap_or_default();
+    let end = text.floor_char_boundary(SHOWN_BYTES_MAX);
     format!("{}...", &text[..end])
 }
 

@@ -98,10 +98,11 @@ pub fn parse(
         }
         "application/x-www-form-urlencoded" => {
             let pairs = super::query::decoded_pairs(&String::from_utf8_lossy(&body));
+            let text = Bytes::from(form_to_json(&pairs));
             Ok(Payload::Json(Json {
                 complete: true,
-                form: Some(pairs.clone()),
-                ..inspect(Bytes::from(form_to_json(&pairs)))?
+                form: Some(pairs),
+                ..inspect(text)?
             }))
         }
         "text/plain" if call => Ok(raw(body, RawKind::Text)),

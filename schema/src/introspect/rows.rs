@@ -503,7 +503,7 @@ where n.nspname = any($1) and t.typtype = 'd' and p.pronargs = 1 and a.aggkind =
   and (t.typname ~* '^[a-z0-9.-]+/[a-z0-9.+-]+$' or t.typname = '*/*')
   and (c.oid is not null or p.proargtypes[0] = 'pg_catalog.anyelement'::regtype)
   and not exists (select from pg_catalog.pg_proc f join pg_catalog.pg_roles o on o.oid = f.proowner
-    where f.oid in (a.aggtransfn, a.aggfinalfn) and f.prosecdef and (o.rolsuper or o.rolbypassrls))
+    where f.oid in (a.aggtransfn, a.aggfinalfn, a.aggcombinefn) and f.prosecdef and (o.rolsuper or o.rolbypassrls))
 order by 1, 2, 3";
 
 const REST: &str = r"

@@ -368,7 +368,11 @@ impl Control {
                 "a JWKS document is a JSON object".into(),
             ));
         }
-        if issuer.jwks_url.as_deref().is_some_and(|url| !is_safe(url)) {
+        if issuer
+            .jwks_url
+            .as_deref()
+            .is_some_and(|url| !is_safe_url(url))
+        {
             return Err(ControlError::Invalid(
                 "keys are read from a URL of https, or of http on the router's own host".into(),
             ));
@@ -469,13 +473,18 @@ impl Control {
 }
 
 /// Keys that somebody on the way could exchange are no keys.
-fn is_safe(url: &str) -> bool {
+pub fn is_safe_url(url: &str) -> bool {
     const LOCAL: [&str; 3] = ["http://127.0.0.1", "http://localhost", "http://[::1]"];
     let ends = |rest: &str| rest.is_empty() || rest.starts_with([':', '/']);
     let local = |prefix: &&str| url.strip_prefix(*prefix).is_some_and(ends);
     let plain = |c: char| !c.is_whitespace() && !c.is_control();
     let rest = url.strip_prefix("https://");
+    let authority = url.split("://").nth(1);
+    let authority = authority.and_then(|rest| rest.split(['/', '?', '#']).next());
+    // What stands before an @ only looks like the host.
+    let named = authority.is_some_and(|host| !host.contains('@'));
     url.chars().all(plain)
+        && named
         && (rest.is_some_and(|rest| rest.starts_with(|c: char| c.is_alphanumeric() || c == '['))
             || LOCAL.iter().any(local))
 }
