@@ -21,8 +21,10 @@ begin
       ('ringfence_router',   'login noinherit'),
       -- Without BYPASSRLS the initial copy of a move is silently empty.
       ('ringfence_mover',    'login replication bypassrls'),
-      -- What people ask of all shards (`ringfence query`): reads, nothing else.
-      ('ringfence_reader',   'nologin bypassrls'),
+      -- What people ask of all shards (`ringfence query`): reads, nothing else. It
+      -- logs in by itself: what another role had set it to would be undone by
+      -- `set_config('role', 'none')`, inside of any query.
+      ('ringfence_reader',   'login bypassrls'),
       ('ringfence_worker',   'login')
     ) as wanted (name, options)
   loop
@@ -30,20 +32,33 @@ begin
       execute format('create role %I %s', role.name, role.options);
     end if;
   end loop;
+  -- Where it is from before it logged in, and was a member of pg_monitor. Looked at
+  -- first: databases of one server that are installed at once would write the same rows.
+  if not (select r.rolcanlogin from pg_catalog.pg_roles r where r.rolname = 'ringfence_reader') then
+    alter role ringfence_reader login;
+  end if;
+  if exists (select from pg_catalog.pg_auth_members m
+      where m.roleid = 'pg_monitor'::regrole and m.member = 'ringfence_reader'::regrole) then
+    revoke pg_monitor from ringfence_reader;
+  end if;
 end
 $$;
 
 grant ringfence_api to anon, authenticated, service_role;
 grant anon, authenticated, service_role to ringfence_router;
 grant ringfence_owner to ringfence_migrator;
-grant pg_monitor to ringfence_worker, ringfence_reader;
+grant pg_monitor to ringfence_worker, ringfence_mover;
+-- Not pg_monitor, which also reads settings: a standby's hold the password that it
+-- replicates with.
+grant pg_read_all_stats, pg_stat_scan_tables to ringfence_reader;
+-- Workers of the release before log in as the mover, and become the reader.
 grant ringfence_reader to ringfence_mover;
 
 -- A temporary table would shadow a tenant table for the connection's next user.
 do $$
 begin
   execute format('revoke temporary, create on database %I from public', current_database());
-  execute format('grant connect on database %I to ringfence_router, ringfence_worker, ringfence_migrator, ringfence_mover', current_database());
+  execute format('grant connect on database %I to ringfence_router, ringfence_worker, ringfence_migrator, ringfence_mover, ringfence_reader', current_database());
 end
 $$;
 

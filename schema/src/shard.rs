@@ -51,7 +51,7 @@ pub struct RolePasswords {
     pub worker: Option<String>,
     /// `ringfence_migrator`.
     pub migrator: Option<String>,
-    /// `ringfence_mover`.
+    /// `ringfence_mover`, and `ringfence_reader`: who has it may do more already.
     pub mover: Option<String>,
 }
 
@@ -179,6 +179,7 @@ impl RolePasswords {
             ("ringfence_worker", &self.worker),
             ("ringfence_migrator", &self.migrator),
             ("ringfence_mover", &self.mover),
+            ("ringfence_reader", &self.mover),
         ]
         .into_iter()
         .filter_map(|(role, password)| Some((role, password.as_deref()?)))

@@ -132,7 +132,8 @@ pub struct Shards {
     pub worker_password_file: Option<PathBuf>,
     /// Password given to `ringfence_migrator`; `RINGFENCE_MIGRATOR_PASSWORD` overrides it.
     pub migrator_password_file: Option<PathBuf>,
-    /// Password given to `ringfence_mover`; `RINGFENCE_MOVER_PASSWORD` overrides it.
+    /// Password given to `ringfence_mover` and `ringfence_reader`;
+    /// `RINGFENCE_MOVER_PASSWORD` overrides it.
     pub mover_password_file: Option<PathBuf>,
 }
 

@@ -161,11 +161,11 @@ async fn ask_node(app: &App, node: &NodeInfo, ask: &Ask<'_>) -> Result<Rows, Sha
     Ok((columns, rows, truncated, replica))
 }
 
-/// A transaction that can't write, of a role that may only read. Returns
-/// whether the node is a replica.
+/// A transaction that can't write; its role may only read, too. Returns whether
+/// the node is a replica.
 async fn begin(client: &Client, ask: &Ask<'_>) -> Result<bool, ShardError> {
     let sql = format!(
-        "begin read only; set local role ringfence_reader; set local statement_timeout = {};
+        "begin read only; set local statement_timeout = {};
          set local lock_timeout = '2s'; set local idle_in_transaction_session_timeout = '5s'",
         ask.time_max.as_millis().max(1)
     );

@@ -341,10 +341,11 @@ impl Logins {
             .await
     }
 
-    /// A session on this very node, primary or not, for `ringfence_reader`'s role.
+    /// A session of `ringfence_reader` on this very node, primary or not. It logs
+    /// in as itself: a statement that gives its role up is left with the same one.
     pub async fn as_reader(&self, node: &Address) -> Result<Client, ShardError> {
         let password = self.roles.mover.as_deref();
-        self.connect(node, "ringfence_mover", password, TargetSessionAttrs::Any)
+        self.connect(node, "ringfence_reader", password, TargetSessionAttrs::Any)
             .await
     }
 

@@ -192,6 +192,10 @@ async fn looks(stage: &Stage, shard: &str) {
         "select 1; select 2",
         "select ringfence.move_switch('ringfence_move_00000000000040008000000000000009_0', false)",
         "select subconninfo from pg_subscription",
+        // Nobody is behind its role, nor shown what standbys log in with.
+        "select set_config('role', 'none', true), pg_drop_replication_slot('forgotten')",
+        "select current_setting('primary_conninfo')",
+        "select name from companies where name = $1",
         "select pg_sleep(1) from generate_series(1, 3) n; rollback",
     ] {
         let (status, answer) = ask(refused).await;
