@@ -189,8 +189,13 @@ impl Touched {
         memory.count
     }
 
-    pub(super) fn take(&self, keys_max: usize) -> BTreeMap<Place, BTreeSet<Key>> {
-        self.shared.lock().take(keys_max)
+    /// Some of it, at most so many keys, to be compared.
+    pub(super) fn take(&self, keys_max: usize) -> Taken<'_> {
+        let rows = self.shared.lock().take(keys_max);
+        Taken {
+            shared: &self.shared,
+            rows,
+        }
     }
 
     /// What is remembered of a tenant, by table.
@@ -219,6 +224,31 @@ impl Touched {
                 }
             }
             sleep(MARKER_LOOK).await;
+        }
+    }
+}
+
+/// Rows that are being compared. Unless they were found equal they are
+/// remembered again: their comparison may break off anywhere.
+pub(super) struct Taken<'a> {
+    shared: &'a Shared,
+    pub(super) rows: BTreeMap<Place, BTreeSet<Key>>,
+}
+
+impl Taken<'_> {
+    /// They are equal on both sides.
+    pub(super) fn compared(mut self) {
+        self.rows.clear();
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        let mut memory = self.shared.lock();
+        for (place, keys) in std::mem::take(&mut self.rows) {
+            for key in keys {
+                memory.insert(place.clone(), key);
+            }
         }
     }
 }
@@ -479,5 +509,24 @@ mod tests {
         assert_eq!(memory.count, 1);
         assert_eq!(count(&memory.take(5)), 1);
         assert!(memory.rows.is_empty());
+    }
+
+    #[test]
+    fn what_was_not_compared_to_its_end_is_remembered_again() {
+        let shared = Shared::default();
+        let place = (Uuid::nil(), "a".to_owned());
+        shared.lock().insert(place.clone(), vec!["1".to_owned()]);
+        let take = || Taken {
+            shared: &shared,
+            rows: shared.lock().take(10),
+        };
+        let broken_off = take();
+        assert_eq!(shared.lock().count, 0);
+        // It is written to again meanwhile.
+        shared.lock().insert(place, vec!["1".to_owned()]);
+        drop(broken_off);
+        assert_eq!(shared.lock().count, 1);
+        take().compared();
+        assert_eq!(shared.lock().count, 0);
     }
 }

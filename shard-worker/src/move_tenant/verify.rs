@@ -493,8 +493,8 @@ pub(super) async fn recheck(
             (table.name.schema.as_str() != "ringfence").then_some((moving, table))
         };
         let mut open: Vec<(&str, Comparison<'_>, BTreeSet<Key>)> = Vec::new();
-        for (place, keys) in taken {
-            if let Some((moving, table)) = of(&place) {
+        for (place, keys) in &taken.rows {
+            if let Some((moving, table)) = of(place) {
                 let comparison = Comparison {
                     context,
                     way: Way::Forward,
@@ -503,7 +503,7 @@ pub(super) async fn recheck(
                     table,
                     tenant: moving.id,
                 };
-                open.push((&moving.slug, comparison, keys));
+                open.push((&moving.slug, comparison, keys.clone()));
             }
         }
         for round in 0..ROUNDS {
@@ -535,6 +535,7 @@ pub(super) async fn recheck(
                 return Err(JobError::Refused(comparison.told(slug, &differ)));
             }
         }
+        taken.compared();
     }
     Ok(())
 }

@@ -307,6 +307,23 @@ async fn a_row_that_differs_stops_the_move_and_is_named() {
     let touch = "update activities set minutes = minutes + 1 where tenant_id = $1 and id = $2";
     let here = stage.shard(&home).await;
     here.execute(touch, &[&acme, &astray]).await.unwrap();
+    // Whoever holds it for longer than a comparison waits only puts that off.
+    here.batch_execute(&format!(
+        "begin; select from activities where tenant_id = '{acme}' and id = {astray} for update"
+    ))
+    .await
+    .unwrap();
+    loop {
+        let now = stage.get(&format!("moves/{id}")).await;
+        let problem = now["problem"]["message"].as_str().unwrap_or_default();
+        if problem.contains("lock timeout") {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "{now}");
+        assert_eq!(now["done"], false, "{now}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    here.batch_execute("rollback").await.unwrap();
     let failed = stage.over(&id).await;
     assert_eq!(failed["status"], "failed", "{failed}");
     let why = failed["problem"]["message"].as_str().unwrap();
