@@ -51,6 +51,8 @@ pub struct App {
     pub job_watchers: Arc<Semaphore>,
     /// Places of archives that are written or read.
     pub archives: Arc<Semaphore>,
+    /// Places of shards that are asked by SQL.
+    pub queries: Semaphore,
     /// What is counted of jobs.
     pub job_metrics: JobMetrics,
     /// Traces of the admin API's requests and of jobs.

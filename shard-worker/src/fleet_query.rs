@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::value::RawValue;
 use tenancy::chain;
 use tenancy::control::{NodeInfo, ShardInfo};
 use tokio::time::timeout;
@@ -21,6 +21,8 @@ use crate::shard::{Address, ShardError};
 pub const ROWS_MAX: usize = 10_000;
 /// Bytes of one shard's answer.
 const BYTES_MAX: usize = 8 << 20;
+/// Shards that are asked at once: each answer is held whole, beside captures and moves.
+pub const AT_ONCE_MAX: usize = 16;
 /// Longest statement, s.
 pub const SECONDS_MAX: u64 = 50;
 /// A replica that lags more is not asked, bytes.
@@ -49,8 +51,8 @@ pub struct Answer {
     pub role: String,
     /// The columns' names, in order.
     pub columns: Vec<String>,
-    /// Each row as an object.
-    pub rows: Vec<Value>,
+    /// Each row as an object, as Postgres wrote it.
+    pub rows: Vec<Box<RawValue>>,
     /// There are more rows.
     pub truncated: bool,
     /// How long it took, ms.
@@ -62,6 +64,9 @@ pub struct Answer {
 /// # Errors
 /// What the last node said.
 pub async fn ask(app: &App, shard: &ShardInfo, ask: &Ask<'_>) -> Result<Answer, Error> {
+    // Who waits for a place is gone when its own client gives up.
+    let place = app.queries.acquire().await;
+    let _place = place.map_err(|_| ShardError::Slow)?;
     let mut error = ShardError::NoPrimary {
         shard: shard.id.clone(),
         reason: "it has no nodes that can be asked".into(),
@@ -123,7 +128,7 @@ fn in_order(nodes: &[NodeInfo], primary: bool) -> Vec<&NodeInfo> {
     nodes
 }
 
-type Rows = (Vec<String>, Vec<Value>, bool, bool);
+type Rows = (Vec<String>, Vec<Box<RawValue>>, bool, bool);
 
 async fn ask_node(app: &App, node: &NodeInfo, ask: &Ask<'_>) -> Result<Rows, ShardError> {
     let address = Address {
@@ -141,22 +146,24 @@ async fn ask_node(app: &App, node: &NodeInfo, ask: &Ask<'_>) -> Result<Rows, Sha
         .collect();
     // A comment at its end must not swallow what follows.
     let text = ask.sql.trim().trim_end_matches(';');
+    // The server counts: what is too large must not be sent at all.
     let sql = format!(
-        "select row_to_json(answer)::text from (\n{text}\n) answer limit {}",
+        "select case when sum(octet_length(line)) over (rows unbounded preceding) <= {BYTES_MAX} then line end
+         from (select row_to_json(answer)::text as line from (\n{text}\n) answer limit {}) counted",
         ask.rows_max + 1
     );
     let none: [&(dyn ToSql + Sync); 0] = [];
     let stream = client.query_raw(&sql, none).await?;
     let mut stream = std::pin::pin!(stream);
-    let (mut rows, mut bytes, mut truncated) = (Vec::new(), 0, false);
+    let (mut rows, mut truncated) = (Vec::new(), false);
     while let Some(row) = stream.try_next().await? {
-        let json: &str = row.try_get(0)?;
-        bytes += json.len();
-        if rows.len() >= ask.rows_max || bytes > BYTES_MAX {
+        let json: Option<&str> = row.try_get(0)?;
+        let Some(json) = json.filter(|_| rows.len() < ask.rows_max) else {
             truncated = true;
             break;
-        }
-        rows.push(serde_json::from_str(json).unwrap_or(Value::Null));
+        };
+        let row = RawValue::from_string(json.to_owned());
+        rows.push(row.unwrap_or_else(|_| RawValue::NULL.to_owned()));
     }
     Ok((columns, rows, truncated, replica))
 }

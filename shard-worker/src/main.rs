@@ -16,7 +16,7 @@ use shard_worker::job::metrics::JobMetrics;
 use shard_worker::job::{self, News};
 use shard_worker::move_tenant::metrics::MoveMetrics;
 use shard_worker::shard::Logins;
-use shard_worker::{api, archive, forget, nodes, reconcile};
+use shard_worker::{api, archive, fleet_query, forget, nodes, reconcile};
 use telemetry::{Service, Telemetry};
 use tenancy::auth::KeyRing;
 use tenancy::changes;
@@ -128,6 +128,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         job_news: News::listen(control_config.clone(), control_tls.clone(), stop.clone()),
         job_watchers: Arc::new(Semaphore::new(config.jobs.watchers_max)),
         archives: Arc::new(Semaphore::new(archive::AT_ONCE_MAX)),
+        queries: Semaphore::new(fleet_query::AT_ONCE_MAX),
         job_metrics: JobMetrics::new(),
         tracer: telemetry.tracer.clone(),
         faults: telemetry.faults.clone(),

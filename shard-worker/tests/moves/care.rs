@@ -185,6 +185,14 @@ async fn looks(stage: &Stage, shard: &str) {
         (&many["truncated"], many["rows"].as_array().unwrap().len()),
         (&json!(true), 2)
     );
+    // A row that is larger than an answer may be is not sent.
+    let large = "select n, repeat('x', n * 10000000) as x from generate_series(0, 1) n";
+    let (status, some) = ask(large).await;
+    assert_eq!(status, StatusCode::OK, "{some}");
+    assert_eq!(
+        (&some["truncated"], &some["rows"]),
+        (&json!(true), &json!([{ "n": 0, "x": "" }]))
+    );
     for refused in [
         "delete from companies returning id",
         "with gone as (delete from companies returning id) select * from gone",
