@@ -190,7 +190,7 @@ async fn suffer(fault: Fault, args: &Args) -> Result<Seen, Failure> {
         None => "crm_day",
     };
     let mut load = load(&cluster, args, scenario, &report)?;
-    let (mut fresh, mut left) = (None, 0);
+    let (mut fresh, mut left, mut idle) = (None, 0, false);
     if fault == Fault::Cache {
         let lasts = Duration::from_secs(args.seconds.saturating_sub(5));
         fresh = Some(cache::suffer(&cluster, lasts).await?);
@@ -209,6 +209,7 @@ async fn suffer(fault: Fault, args: &Args) -> Result<Seen, Failure> {
             let told = moves::back_and_forth(&cluster, &plan).await?;
             eprintln!("· {name}: {told}");
             left = told.left;
+            idle = told.is_idle(victim);
         } else {
             fault.strike(&cluster).await?;
             tokio::time::sleep(third).await;
@@ -220,6 +221,7 @@ async fn suffer(fault: Fault, args: &Args) -> Result<Seen, Failure> {
         .map_err(|error| format!("the load tester wrote no report: {error}"))?;
     let mut seen = Seen::read(&serde_json::from_str(&text)?);
     seen.violations = seen.violations.saturating_add(left);
+    seen.idle = idle;
     if let Some(fresh) = fresh {
         eprintln!("· {name}: {fresh:?}");
         let stale = fresh.stale.load(std::sync::atomic::Ordering::Relaxed);

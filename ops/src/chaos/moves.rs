@@ -54,6 +54,13 @@ pub(super) struct Told {
     pub(super) left: usize,
 }
 
+impl Told {
+    /// Nothing was moved, or nobody died: it proves nothing.
+    pub(super) fn is_idle(&self, victim: Victim) -> bool {
+        self.moves == 0 || (victim != Victim::Nobody && self.kills == 0)
+    }
+}
+
 /// Moves the demo's tenants, each forward, then back by rollback or for good;
 /// kills meanwhile.
 pub(super) async fn back_and_forth(cluster: &Cluster, plan: &Plan) -> Result<Told, Failure> {
