@@ -25,6 +25,9 @@ use crate::reconcile;
 
 /// Keys that are remembered at most.
 pub(super) const ROWS_MAX: usize = 100_000;
+/// Events that are read ahead: whole rows, of any size. What is not read waits in
+/// Postgres.
+const BUFFERED: usize = 64;
 /// A reader that nobody asks any longer ends.
 const UNUSED_MAX: Duration = Duration::from_secs(180);
 /// How often it looks whether it is asked, and whether there is room again.
@@ -156,6 +159,7 @@ impl Touched {
         .with_port(primary.port)
         .with_tls(encryption(&logins.tls, &primary.host))
         .with_options(OPTIONS)
+        .with_buffer_size(BUFFERED)
         .with_application_name("ringfence-worker move");
         let opened = async {
             let mut replication = ReplicationClient::connect_gated(config).await?;
