@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use tenancy::chain;
 use tenancy::control::{NodeInfo, ShardInfo};
-use tokio::time::timeout;
+use tokio::time::timeout_at;
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
@@ -25,6 +25,8 @@ const BYTES_MAX: usize = 8 << 20;
 pub const AT_ONCE_MAX: usize = 16;
 /// Longest statement, s.
 pub const SECONDS_MAX: u64 = 50;
+/// Longest wait for logins and answers beside the statement, of all nodes together.
+const BESIDE_MAX: Duration = Duration::from_secs(8);
 /// A replica that lags more is not asked, bytes.
 const LAG_MAX: i64 = 16 << 20;
 /// A node's role that was seen longer ago is not believed, s.
@@ -62,22 +64,20 @@ pub struct Answer {
 /// Asks the first of the shard's nodes that answers, replicas first.
 ///
 /// # Errors
-/// What the last node said.
+/// What the last node said; what is wrong with the statement.
 pub async fn ask(app: &App, shard: &ShardInfo, ask: &Ask<'_>) -> Result<Answer, Error> {
     // Who waits for a place is gone when its own client gives up.
     let place = app.queries.acquire().await;
     let _place = place.map_err(|_| ShardError::Slow)?;
-    let mut error = ShardError::NoPrimary {
+    let mut error = Error::Shard(ShardError::NoPrimary {
         shard: shard.id.clone(),
         reason: "it has no nodes that can be asked".into(),
-    };
+    });
+    let until = tokio::time::Instant::now() + ask.time_max + BESIDE_MAX;
     for node in in_order(&shard.nodes, ask.primary) {
         let began = Instant::now();
-        let answered = timeout(
-            ask.time_max + Duration::from_secs(8),
-            ask_node(app, node, ask),
-        );
-        match answered.await.unwrap_or(Err(ShardError::Slow)) {
+        let answered = timeout_at(until, ask_node(app, node, ask)).await;
+        match answered.unwrap_or(Err(ShardError::Slow.into())) {
             Ok((columns, rows, truncated, is_replica)) => {
                 return Ok(Answer {
                     node: node.name.clone(),
@@ -89,9 +89,10 @@ pub async fn ask(app: &App, shard: &ShardInfo, ask: &Ask<'_>) -> Result<Answer, 
                 });
             }
             // The statement's own fault: another node would say the same.
-            Err(ShardError::Postgres(refused)) if !is_the_nodes(&refused) => {
+            Err(Error::Shard(ShardError::Postgres(refused))) if !is_the_nodes(&refused) => {
                 return Err(Error::BadRequest(refusal(&refused)));
             }
+            Err(Error::BadRequest(why)) => return Err(Error::BadRequest(why)),
             Err(other) => {
                 tracing::debug!(
                     node = node.name,
@@ -102,7 +103,7 @@ pub async fn ask(app: &App, shard: &ShardInfo, ask: &Ask<'_>) -> Result<Answer, 
             }
         }
     }
-    Err(error.into())
+    Err(error)
 }
 
 /// Replicas that were seen lately and are not far behind, then all others.
@@ -130,7 +131,7 @@ fn in_order(nodes: &[NodeInfo], primary: bool) -> Vec<&NodeInfo> {
 
 type Rows = (Vec<String>, Vec<Box<RawValue>>, bool, bool);
 
-async fn ask_node(app: &App, node: &NodeInfo, ask: &Ask<'_>) -> Result<Rows, ShardError> {
+async fn ask_node(app: &App, node: &NodeInfo, ask: &Ask<'_>) -> Result<Rows, Error> {
     let address = Address {
         host: node.host.clone(),
         port: node.port,
@@ -138,7 +139,14 @@ async fn ask_node(app: &App, node: &NodeInfo, ask: &Ask<'_>) -> Result<Rows, Sha
     let client = app.logins.as_reader(&address).await?;
     let replica = begin(&client, ask).await?;
     // By the extended protocol: one statement, whatever its text holds.
-    let described = client.prepare(ask.sql).await?;
+    let described = client
+        .prepare(ask.sql)
+        .await
+        .map_err(ShardError::Postgres)?;
+    if !described.params().is_empty() {
+        let why = "the statement has parameters, as $1: write their values";
+        return Err(Error::BadRequest(why.into()));
+    }
     let columns: Vec<String> = described
         .columns()
         .iter()
@@ -153,11 +161,12 @@ async fn ask_node(app: &App, node: &NodeInfo, ask: &Ask<'_>) -> Result<Rows, Sha
         ask.rows_max + 1
     );
     let none: [&(dyn ToSql + Sync); 0] = [];
-    let stream = client.query_raw(&sql, none).await?;
+    let stream = client.query_raw(&sql, none).await;
+    let stream = stream.map_err(ShardError::Postgres)?;
     let mut stream = std::pin::pin!(stream);
     let (mut rows, mut truncated) = (Vec::new(), false);
-    while let Some(row) = stream.try_next().await? {
-        let json: Option<&str> = row.try_get(0)?;
+    while let Some(row) = stream.try_next().await.map_err(ShardError::Postgres)? {
+        let json: Option<&str> = row.try_get(0).map_err(ShardError::Postgres)?;
         let Some(json) = json.filter(|_| rows.len() < ask.rows_max) else {
             truncated = true;
             break;
@@ -181,14 +190,15 @@ async fn begin(client: &Client, ask: &Ask<'_>) -> Result<bool, ShardError> {
     Ok(row.get(0))
 }
 
-/// Another node may do better: a lost connection, a conflict with replication,
-/// a node that starts or ends.
+/// Another node may do better: a lost connection, a login that it does not take
+/// (yet), a conflict with replication, a node that starts or ends.
 fn is_the_nodes(error: &tokio_postgres::Error) -> bool {
     match error.code() {
         None => true,
         Some(code) if *code == SqlState::T_R_SERIALIZATION_FAILURE => true,
         Some(code) => {
             code.code().starts_with("08")
+                || code.code().starts_with("28")
                 || code.code().starts_with("53")
                 || code.code().starts_with("57P")
         }
