@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tenancy::control::{Control, ShardInfo};
 use tokio::sync::{Mutex, MutexGuard, OwnedMutexGuard};
+use tokio::time::{Instant, sleep};
 use tokio_postgres::{Client, Transaction};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -18,8 +19,10 @@ use crate::app::App;
 use crate::reconcile;
 use crate::shard::ShardError;
 
-/// Longest wait for the end of a session that another worker left behind, ms.
-const TERMINATE_MAX_MS: i64 = 2_000;
+/// Longest wait for the end of a session that was left behind.
+const TERMINATE_MAX: Duration = Duration::from_secs(2);
+/// Between two looks whether it has ended: a cut-over may hold requests meanwhile.
+const TERMINATE_LOOK: Duration = Duration::from_millis(3);
 /// Longest wait for a statement that takes or looks for the job's lock.
 const LOCK_MAX: Duration = Duration::from_secs(5);
 
@@ -184,16 +187,27 @@ async fn lock(client: &Client, job: Uuid) -> Result<bool, tokio_postgres::Error>
     }
     client
         .execute(
-            "select pg_terminate_backend(l.pid, $2)
+            "select pg_terminate_backend(l.pid)
              from pg_locks l, hashtextextended('ringfence job ' || $1::uuid::text, 0) as key
              where l.locktype = 'advisory' and l.objsubid = 1 and l.granted
                and l.database = (select oid from pg_database where datname = current_database())
                and l.classid::bigint = (key >> 32) & 4294967295 and l.objid::bigint = key & 4294967295
                and l.pid <> pg_backend_pid()",
-            &[&job, &TERMINATE_MAX_MS],
+            &[&job],
         )
         .await?;
-    Ok(client.query_one(TRY, &[&job]).await?.get(0))
+    // Postgres' own wait for its end would look every 100 ms. It lets the lock go
+    // once what it had begun is undone.
+    let until = Instant::now() + TERMINATE_MAX;
+    loop {
+        if client.query_one(TRY, &[&job]).await?.get(0) {
+            return Ok(true);
+        }
+        if Instant::now() >= until {
+            return Ok(false);
+        }
+        sleep(TERMINATE_LOOK).await;
+    }
 }
 
 /// Sets what a mover's transaction needs: neither triggers nor foreign keys

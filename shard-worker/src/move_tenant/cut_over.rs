@@ -492,9 +492,12 @@ impl Crossing<'_> {
     /// New sessions: on the old ones a statement may still be under way.
     async fn refresh(&mut self) -> Result<(), JobError> {
         self.context.drop_sessions().await;
-        let (source, target) = (self.source.shard.clone(), self.target.shard.clone());
-        self.source = Side::open(self.context, &source).await?;
-        self.target = Side::open(self.context, &target).await?;
+        // Each has the old one ended, which is still held here; requests wait.
+        let (source, target) = tokio::join!(
+            Side::open(self.context, &self.source.shard),
+            Side::open(self.context, &self.target.shard)
+        );
+        (self.source, self.target) = (source?, target?);
         Ok(())
     }
 
