@@ -21,6 +21,11 @@ const CLAIM_LOCK: i64 = 0x7269_6e67_0003;
 /// Who starts a job that excludes others queues for this lock.
 pub const START_LOCK: i64 = 0x7269_6e67_0006;
 
+/// Tries of a job that was given back in order count up to here: enough for the
+/// longest wait and for those that are tried a few times. Only one that keeps
+/// killing its worker comes to the runner's bound; a shard may be down for days.
+const ATTEMPTS_KEPT: i32 = 100;
+
 const COLUMNS: &str = "id, kind, object, tenant, shards, actor,
   case when status = 'open' and lease_until > now() then 'running'
        when status = 'open' then 'waiting' else status end as status,
@@ -392,6 +397,7 @@ pub async fn leave(
         .await?
         .execute(
             "update ringfence.job set status = $4, lease_until = null,
+               attempt = least(attempt, $7),
                due_at = now() + $5 * interval '1 millisecond', problem = coalesce($6, problem),
                revision = revision + 1, changed_at = now()
              where id = $1 and lease_owner = $2 and revision = $3 and not done",
@@ -402,6 +408,7 @@ pub async fn leave(
                 &status,
                 &millis(wait),
                 &problem.map(|problem| json!(problem)),
+                &ATTEMPTS_KEPT,
             ],
         )
         .await?;

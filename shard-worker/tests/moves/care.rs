@@ -50,7 +50,24 @@ async fn trouble_on_the_way_is_waited_out_or_told() {
     let refused = until(&stage, &id, |m| m["problem"]["message"].is_string()).await;
     let why = refused["problem"]["message"].as_str().unwrap();
     assert!(why.contains("SSL error"), "{why}");
+    // However often it has been tried, it goes on being tried.
+    let control = stage.control().await;
+    let tried = "update ringfence.job set attempt = 900 where id = $1::text::uuid";
+    control.execute(tried, &[&id]).await.unwrap();
+    let deadline = Instant::now() + SOON;
+    loop {
+        let job = stage.get(&format!("jobs/{id}")).await;
+        let attempt = job["attempt"].as_i64().unwrap();
+        if attempt < 900 {
+            assert!(attempt >= 100, "{job}");
+            break;
+        }
+        assert!(Instant::now() < deadline, "{job}");
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
     std::fs::write(&trusted, right).unwrap();
+    let soon = "update ringfence.job set attempt = 1, due_at = now() where id = $1::text::uuid";
+    control.execute(soon, &[&id]).await.unwrap();
     phase(&stage, &id, "retained").await;
     assert_served_by(&stage, acme, away, 2).await;
     let plain: i64 = stage
@@ -104,7 +121,6 @@ async fn trouble_on_the_way_is_waited_out_or_told() {
     assert_eq!(tried["problem"], Value::Null, "{tried}");
     assert_served_by(&stage, acme, away, 2).await;
     // And the control database says something else than the shards.
-    let control = stage.control().await;
     let place = "update ringfence.tenant set epoch = $2 where id = $1";
     control.execute(place, &[&acme, &77_i64]).await.unwrap();
     locked.batch_execute("rollback").await.unwrap();
