@@ -38,6 +38,20 @@ struct Stream {
     errors: i64,
 }
 
+impl Stream {
+    /// Postgres tries again for ever what it can't copy or apply, and the source
+    /// keeps its log meanwhile.
+    fn require_sound(&self, target: &Side) -> Result<(), JobError> {
+        match self.errors > ERRORS_MAX {
+            false => Ok(()),
+            true => Err(JobError::Refused(format!(
+                "what is sent to shard {} could not be copied or applied {} times: its log says why",
+                target.shard, self.errors
+            ))),
+        }
+    }
+}
+
 /// Until all tables are copied.
 pub(super) async fn copy(
     context: &Context,
@@ -75,12 +89,7 @@ pub(super) async fn copy(
             failpoint(context, "copied");
             return Ok(job.next(State::verifying(Way::Forward)));
         }
-        if stream.errors > ERRORS_MAX {
-            return Err(JobError::Refused(format!(
-                "the copy to shard {} failed {} times: its log says why",
-                target.shard, stream.errors
-            )));
-        }
+        stream.require_sound(&target)?;
         if Instant::now() >= until {
             return Ok(job.next(State::Copying {
                 rows: stream.rows.unsigned_abs(),
@@ -118,6 +127,7 @@ pub(super) async fn catch_up(
         return Ok(job.next(State::verifying(Way::Forward)));
     };
     let stream = look(&target, &name).await?;
+    stream.require_sound(&target)?;
     if stream.ready < stream.tables {
         return Ok(job.next(State::Copying {
             rows: 0,
@@ -163,6 +173,12 @@ pub(super) async fn catch_up(
         way: Way::Forward,
         tries,
     }))
+}
+
+/// Refuses where what is sent to the target can't be applied there.
+pub(super) async fn require_applied(target: &Side, context: &Context) -> Result<(), JobError> {
+    let name = names::stream(context.job().id, Way::Forward);
+    look(target, &name).await?.require_sound(target)
 }
 
 /// Without its slot, as after a failover of the source, a stream has a hole.

@@ -19,6 +19,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
+use super::copy::require_applied;
 use super::side::Side;
 use super::touched::{ROWS_MAX, Touched};
 use super::{Checked, Move, Moving, State, Way, failpoint, names};
@@ -71,6 +72,9 @@ pub(super) async fn verify(
     let source = Side::open(context, from).await?;
     let target = Side::open(context, to).await?;
     alike(&source, &target).await?;
+    if way == Way::Forward {
+        require_applied(&target, context).await?;
+    }
     let tables = tenant_tables(&*source.client).await?;
     let id = context.job().id;
     let watches = &context.app().watches;
