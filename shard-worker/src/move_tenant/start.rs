@@ -79,11 +79,15 @@ pub async fn busy(
     let ids: Vec<Uuid> = tenants.iter().map(|tenant| tenant.id).collect();
     let rows = transaction
         .query(
-            "select t.slug from ringfence.tenant t where t.id = any($1) and exists (
-               select from ringfence.job j
-               left join lateral jsonb_array_elements(j.state -> 'plan' -> 'tenants') m on j.kind = 'move'
-               where not j.done and (j.tenant = t.id or (m ->> 'id')::uuid = t.id))
-             order by t.slug",
+            // Each open move's state is read once, not once for each tenant.
+            "with about as materialized (
+               select j.tenant as id from ringfence.job j where not j.done and j.tenant is not null
+               union
+               select (m ->> 'id')::uuid
+               from ringfence.job j, jsonb_array_elements(j.state -> 'plan' -> 'tenants') m
+               where not j.done and j.kind = 'move')
+             select t.slug from ringfence.tenant t
+             where t.id = any($1) and t.id in (select id from about) order by t.slug",
             &[&ids],
         )
         .await?;
