@@ -172,7 +172,9 @@ async fn keep(app: &App, hash: &str, plan: &Plan) -> Result<(), Error> {
     let client = app.control.client().await?;
     client
         .execute(
-            "with old as (delete from ringfence.rebalance_plan where created_at < now() - $3::text::interval)
+            // One that is being applied is read group by group.
+            "with old as (delete from ringfence.rebalance_plan p where p.created_at < now() - $3::text::interval
+               and not exists (select from ringfence.job j where j.kind = 'rebalance' and not j.done and j.object = p.hash))
              insert into ringfence.rebalance_plan (hash, plan) values ($1, $2)
              on conflict (hash) do update set created_at = now()",
             &[&hash, &plan, &PLANS_KEPT],
@@ -182,12 +184,12 @@ async fn keep(app: &App, hash: &str, plan: &Plan) -> Result<(), Error> {
     Ok(())
 }
 
-/// The plan of that hash.
+/// The plan of that hash, which is to be applied: it is kept as if it were new.
 pub async fn kept(app: &App, hash: &str) -> Result<Plan, Error> {
     let client = app.control.client().await?;
     let row = client
         .query_opt(
-            "select plan from ringfence.rebalance_plan where hash = $1",
+            "update ringfence.rebalance_plan set created_at = now() where hash = $1 returning plan",
             &[&hash],
         )
         .await
@@ -206,12 +208,19 @@ pub async fn kept(app: &App, hash: &str) -> Result<Plan, Error> {
 pub struct Rebalance {
     /// The plan's hash.
     pub hash: String,
-    /// Groups that are still to be started, the last one next.
-    pub waiting: Vec<Group>,
+    /// Groups of the plan.
+    #[serde(default)]
+    groups: usize,
+    /// Those of them that were gone through.
+    #[serde(default)]
+    groups_done: usize,
     /// Moves under way.
     pub running: Vec<Uuid>,
-    /// Tenants moved, or begun to be.
+    /// Tenants gone through: their moves began, or they stay.
     done: u64,
+    /// Tenants whose moves began.
+    #[serde(default)]
+    begun: u64,
     /// Tenants in all.
     total: u64,
     /// What could not be moved, and why.
@@ -228,9 +237,11 @@ impl Rebalance {
     pub fn of(hash: &str, plan: &Plan, at_once: usize, budget_ms: u64, keep_s: u64) -> Self {
         Self {
             hash: hash.to_owned(),
-            waiting: plan.groups.iter().rev().cloned().collect(),
+            groups: plan.groups.len(),
+            groups_done: 0,
             running: Vec::new(),
             done: 0,
+            begun: 0,
             total: plan.tenants as u64,
             failed: Vec::new(),
             at_once,
@@ -241,10 +252,45 @@ impl Rebalance {
         }
     }
 
+    /// Groups that are still to be started.
+    pub fn waiting(&self) -> usize {
+        self.groups.saturating_sub(self.groups_done)
+    }
+
     /// Seconds until the last move begins, if it goes on as in the first `seconds`.
     pub fn eta(&self, seconds: f64) -> Option<f64> {
-        let waiting: usize = self.waiting.iter().map(|group| group.tenants.len()).sum();
+        let waiting = match self.waiting() {
+            0 => 0,
+            _ => self.total.saturating_sub(self.done),
+        };
         (self.done > 0).then(|| seconds * waiting as f64 / self.done as f64)
+    }
+
+    /// The group that is to be started next; none: all were.
+    async fn next(&self, context: &Context) -> Result<Option<Group>, JobError> {
+        if self.waiting() == 0 {
+            return Ok(None);
+        }
+        let gone = || JobError::State(format!("plan {} is not kept any longer", self.hash));
+        let number = i32::try_from(self.groups_done).map_err(|_| gone())?;
+        let client = context.control().client().await?;
+        let row = client
+            .query_opt(
+                "select plan -> 'groups' -> $2::int from ringfence.rebalance_plan where hash = $1",
+                &[&self.hash, &number],
+            )
+            .await?;
+        let group: Option<Value> = row.ok_or_else(gone)?.get(0);
+        let group = serde_json::from_value(group.unwrap_or_default());
+        group
+            .map(Some)
+            .map_err(|error| JobError::State(error.to_string()))
+    }
+
+    /// This group is done with.
+    fn went_through(&mut self, group: &Group) {
+        self.groups_done += 1;
+        self.done += group.tenants.len() as u64;
     }
 
     /// Forgets the moves that are over or retained; notes those that failed.
@@ -315,13 +361,13 @@ impl Machine for Rebalance {
             .as_deref()
             == Some(Wish::Pause.name());
         if !paused && next.running.len() < next.at_once {
-            if let Some(group) = next.waiting.pop() {
+            if let Some(group) = next.next(context).await? {
                 return begin(context, next, &group).await;
             }
             if next.running.is_empty() {
                 next.over = true;
                 let result =
-                    json!({ "plan": next.hash, "tenants": next.done, "failed": next.failed });
+                    json!({ "plan": next.hash, "tenants": next.begun, "failed": next.failed });
                 let end = match next.cancelled {
                     true => End::Cancelled,
                     false => End::Done,
@@ -335,7 +381,7 @@ impl Machine for Rebalance {
     /// Moves under way come to their end.
     fn cancelled(&self) -> Option<Self> {
         (!self.cancelled).then(|| Self {
-            waiting: Vec::new(),
+            groups_done: self.groups,
             cancelled: true,
             ..self.clone()
         })
@@ -349,7 +395,7 @@ async fn begin(
     group: &Group,
 ) -> Result<Step<Rebalance>, JobError> {
     if let Some(why) = no_target(context, group).await? {
-        next.done += group.tenants.len() as u64;
+        next.went_through(group);
         next.failed.push(why);
         return Ok(Step::Next(next));
     }
@@ -366,7 +412,6 @@ async fn begin(
     let transaction = client.transaction().await?;
     store::lock_starts(&transaction).await?;
     if migrates(&transaction).await? {
-        next.waiting.push(group.clone());
         return Ok(Step::Later(next, LOOK));
     }
     // Who has another job stays; the others need not.
@@ -374,11 +419,14 @@ async fn begin(
     tenants.retain(|tenant| !busy.contains(&tenant.slug));
     next.failed
         .extend(busy.iter().map(|slug| has_another_job(slug)));
-    next.done += group.tenants.len() as u64;
+    next.went_through(group);
     let actor: &Actor = &context.job().actor;
     let how = (next.budget_ms, next.keep_s);
     match start(&transaction, actor, &tenants, &group.to, how).await {
-        Ok(started) => next.running.extend(started),
+        Ok(started) => {
+            next.running.extend(started);
+            next.begun += tenants.len() as u64;
+        }
         Err(ControlError::Conflict(why)) => {
             next.failed.push(why);
             return Ok(Step::Next(next));

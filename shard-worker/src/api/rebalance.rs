@@ -204,7 +204,7 @@ async fn describe(app: &App, job: JobInfo) -> Result<Status, Error> {
     Ok(Status {
         wish: store::wish(&app.control, job.id).await?,
         eta_seconds: (!job.done).then(|| read.eta(job.seconds)).flatten(),
-        waiting: read.waiting.len(),
+        waiting: read.waiting(),
         failed: read.failed,
         running,
         job,
