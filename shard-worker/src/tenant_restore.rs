@@ -15,7 +15,8 @@
 //! again, with the same archive: parts that are there are compared, not put.
 //! *Verifying* counts the rows, follows the foreign keys and raises the
 //! sequences. *CleaningUp* closes the import first, so that no part comes in
-//! behind it.
+//! behind it, and deletes nothing where the shard was never prepared: rows that
+//! an import was refused for are not its own.
 
 use std::time::Duration;
 
@@ -312,11 +313,14 @@ async fn clean_up(
 ) -> Result<Step<TenantRestore>, JobError> {
     let job = context.job().id;
     let mut session = context.shard(&arrival.shard).await?;
-    load::close(&session, job).await?;
+    // Noted in the transaction that saw no row of the tenant: without the note,
+    // what is there was there before, and may be all that is left of somebody.
+    let was_opened = load::close(&session, job).await?;
     let tables = tenant_tables(&*session).await?;
     let until = Instant::now() + STEP;
-    if let Swept::More { rows, expected } =
-        delete_for(&mut session, job, &tables, arrival.id, until).await?
+    if was_opened
+        && let Swept::More { rows, expected } =
+            delete_for(&mut session, job, &tables, arrival.id, until).await?
     {
         return Ok(Step::Next(TenantRestore::CleaningUp {
             arrival: arrival.clone(),

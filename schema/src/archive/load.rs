@@ -238,18 +238,19 @@ pub async fn refuse(client: &Client, job: Uuid, why: &ArchiveError) -> Result<()
     Ok(())
 }
 
-/// From here on no part is put: waits for those under way.
+/// From here on no part is put: waits for those under way. False where the
+/// import was never opened here: rows that are there are not its own.
 ///
 /// # Errors
 /// What the server said.
-pub async fn close(client: &Client, job: Uuid) -> Result<(), ArchiveError> {
-    client
+pub async fn close(client: &Client, job: Uuid) -> Result<bool, ArchiveError> {
+    let closed = client
         .execute(
             "update ringfence.import set state = 'closed' where job = $1",
             &[&job],
         )
         .await?;
-    Ok(())
+    Ok(closed > 0)
 }
 
 /// Removes what was noted.

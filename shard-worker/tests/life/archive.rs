@@ -176,6 +176,37 @@ async fn an_archive_comes_back_as_another_tenant() {
         nothing_left(&stage, &[again, acme]).await;
     }
 
+    // Rows of that id which are there already are not the import's to delete.
+    let lost = uuid::Uuid::new_v4();
+    let there = stage.shard(other).await;
+    let fence = "insert into ringfence.fence (tenant_id, epoch) values ($1, 1)";
+    there.execute(fence, &[&lost]).await.unwrap();
+    stage.fill(other, lost, 3).await;
+    let id = lost.to_string();
+    let refused = start(
+        &stage,
+        &[
+            "tenant",
+            "import",
+            text(&zst),
+            "--as",
+            "found",
+            "--id",
+            &id,
+            "--shard",
+            other,
+        ],
+    );
+    let refused = said(&refused.wait_with_output().await);
+    assert!(refused.contains("holds rows of tenant"), "{refused}");
+    let jobs = stage.get("jobs?kind=tenant_restore").await;
+    let job = stage.over(jobs["items"][0]["id"].as_str().unwrap()).await;
+    assert_eq!(job["object"], "found", "{job}");
+    assert_eq!(stage.rows(other, lost).await["public.activities"], 3);
+    let fence = "select from ringfence.fence where tenant_id = $1";
+    assert!(there.query_opt(fence, &[&lost]).await.unwrap().is_some());
+    nothing_left(&stage, &[again, acme, lost]).await;
+
     // Tables that differ are refused before a row comes in.
     for shard in ["s1", "s2"] {
         let sql = "alter table companies add column must text not null default ''; alter table companies alter column must drop default";
