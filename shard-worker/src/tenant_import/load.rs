@@ -81,7 +81,7 @@ async fn chunk(
     let mut rows = 0;
     if is_whole || upper.is_some() {
         let from = out_sql(table, tenant, after, upper.as_deref());
-        rows = pipe(source, &transaction, &from, &in_sql(table)).await?;
+        rows = pipe(source, &transaction, &from, &in_sql(table, tenant)).await?;
     }
     let name = table.name.to_string();
     mark(&transaction, job, &format!("{ROWS} {name}"), rows).await?;
@@ -242,13 +242,15 @@ fn out_sql(
     )
 }
 
-fn in_sql(table: &LoadTable) -> String {
+/// The source is not believed whose the rows are: others' are left out, and
+/// are missing where both sides are counted.
+fn in_sql(table: &LoadTable, tenant: Uuid) -> String {
     let columns = table.columns.iter().map(|column| format!("{column}, "));
     format!(
-        "copy {} ({}{}) from stdin",
+        "copy {} ({}{whose}) from stdin where {whose} = '{tenant}'",
         table.name,
         columns.collect::<String>(),
-        table.tenant_column
+        whose = table.tenant_column
     )
 }
 
@@ -273,6 +275,6 @@ mod tests {
         };
         let (after, upper) = (["7".to_owned()], ["9".to_owned()]);
         insta::assert_snapshot!(out_sql(&table, Uuid::nil(), Some(&after), Some(&upper)), @r#"copy (select "id", "body", '00000000-0000-0000-0000-000000000000' from "public"."notes" where ("id") > ('7'::integer) and ("id") <= ('9'::integer)) to stdout"#);
-        insta::assert_snapshot!(in_sql(&table), @r#"copy "public"."notes" ("id", "body", "tenant_id") from stdin"#);
+        insta::assert_snapshot!(in_sql(&table, Uuid::nil()), @r#"copy "public"."notes" ("id", "body", "tenant_id") from stdin where "tenant_id" = '00000000-0000-0000-0000-000000000000'"#);
     }
 }
