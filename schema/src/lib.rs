@@ -18,5 +18,6 @@ pub mod lint;
 pub mod migration;
 mod removal;
 pub mod retire;
+pub mod sequences;
 pub mod shard;
 pub mod tenant_tables;

@@ -17,3 +17,4 @@ mod shard_guard;
 mod shard_idempotency;
 mod shard_install;
 mod shard_isolation;
+mod shard_sequences;

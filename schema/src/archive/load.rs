@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::manifest::{ArchivedTable, Digests, Form, Manifest, PartDigest, find};
 use super::{ArchiveError, SETTINGS};
+use crate::sequences::{self, Raised};
 use crate::tenant_tables::{TenantTable, tenant_tables};
 
 /// Longest statement that puts a part's rows.
@@ -356,33 +357,15 @@ async fn raise(
     import: &Import,
     tables: &[TenantTable],
 ) -> Result<(), ArchiveError> {
-    let mut past: Vec<(String, i64)> = import.manifest.sequences.clone().into_iter().collect();
-    for table in tables {
-        for column in &table.columns {
-            let Some(sequence) = &column.sequence else {
-                continue;
-            };
-            let sql = format!(
-                "select max({})::bigint from {} where {} = $1",
-                column.name, table.name, table.tenant_column
-            );
-            let row = transaction.query_one(&sql, &[&import.tenant]).await?;
-            past.extend(
-                row.get::<_, Option<i64>>(0)
-                    .map(|max| (sequence.to_string(), max)),
-            );
-        }
+    let tables: Vec<&TenantTable> = tables.iter().collect();
+    let mut past = sequences::highest(transaction, &tables, import.tenant).await?;
+    past.extend(import.manifest.sequences.clone());
+    match sequences::raise(transaction, past).await? {
+        Raised::All(_) => Ok(()),
+        Raised::NearlyUsedUp(name) => Err(ArchiveError::Refused(format!(
+            "the archive's numbers would nearly use up sequence {name}, from which all tenants draw"
+        ))),
     }
-    let (names, past): (Vec<String>, Vec<i64>) = past.into_iter().unzip();
-    transaction
-        .execute(
-            "select ringfence.raise_sequence(to_regclass(s.name), s.past)
-             from unnest($1::text[], $2::bigint[]) s (name, past)
-             where to_regclass(s.name) is not null",
-            &[&names, &past],
-        )
-        .await?;
-    Ok(())
 }
 
 async fn begin(client: &mut Client, statement_ms: u32) -> Result<Transaction<'_>, ArchiveError> {

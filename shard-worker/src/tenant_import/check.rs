@@ -1,6 +1,6 @@
 //! What is looked at on the shard before and after rows are loaded.
 
-use schema::ident::QualifiedName;
+use schema::sequences::{self, Raised};
 use schema::tenant_tables::{TenantForeignKey, TenantTable};
 use tokio_postgres::Client;
 use uuid::Uuid;
@@ -97,36 +97,19 @@ pub(super) async fn raise_sequences(
     shard: &Client,
     tables: &[&TenantTable],
     tenant: Uuid,
-) -> Result<usize, JobError> {
+) -> Result<u64, JobError> {
+    let mut past = sequences::highest(shard, tables, tenant).await?;
+    let columns = tables.iter().flat_map(|table| &table.columns);
+    let own: Vec<_> = columns
+        .filter_map(|column| column.sequence.as_ref())
+        .collect();
     let given = source.sequences().await?;
-    let mut raised = 0;
-    for table in tables {
-        for column in &table.columns {
-            let Some(sequence) = &column.sequence else {
-                continue;
-            };
-            let sql = format!(
-                "select max({})::bigint from {} where {} = $1",
-                column.name, table.name, table.tenant_column
-            );
-            let highest: Option<i64> = shard.query_one(&sql, &[&tenant]).await?.get(0);
-            let last = given.iter().find(|(name, _)| name == sequence);
-            let last = last.map(|(_, last)| *last);
-            if let Some(past) = highest.max(last) {
-                raise(shard, sequence, past).await?;
-                raised += 1;
-            }
-        }
+    let given = given.into_iter().filter(|(name, _)| own.contains(&name));
+    past.extend(given.map(|(name, last)| (name.to_string(), last)));
+    match sequences::raise(shard, past).await? {
+        Raised::All(raised) => Ok(raised),
+        Raised::NearlyUsedUp(name) => Err(JobError::Refused(format!(
+            "the source's numbers would nearly use up sequence {name}, from which all tenants draw"
+        ))),
     }
-    Ok(raised)
-}
-
-async fn raise(shard: &Client, sequence: &QualifiedName, past: i64) -> Result<(), JobError> {
-    shard
-        .execute(
-            "select ringfence.raise_sequence(to_regclass($1), $2)",
-            &[&sequence.to_string(), &past],
-        )
-        .await?;
-    Ok(())
 }
