@@ -8,6 +8,8 @@ use super::{ArchiveError, DIGESTS, FORMAT, JSON_BYTES_MAX, MANIFEST, PART_BYTES,
 
 /// What zstd's frames begin with.
 const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+/// Largest entry that is passed over.
+const EXTRA_BYTES_MAX: usize = 64 << 10;
 
 /// A piece of an archive, in the order in which they come.
 #[derive(Debug)]
@@ -54,12 +56,20 @@ fn of_tar(
     let mut parts: Vec<PartDigest> = Vec::new();
     // The table and the number of the part before.
     let mut place = (0, 0);
-    for entry in archive.entries().map_err(unreadable)? {
+    // Raw: what extends a header would be read whole otherwise, however long it
+    // says that it is. Our own names fit into a header.
+    for entry in archive.entries().map_err(unreadable)?.raw(true) {
         let mut entry = entry.map_err(unreadable)?;
-        if entry.header().entry_type().is_dir() {
+        let kind = entry.header().entry_type();
+        let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        // As `tar` adds them when someone packs it anew.
+        if kind.is_dir() || kind.is_pax_local_extensions() || kind.is_pax_global_extensions() {
+            whole(&mut entry, &path, EXTRA_BYTES_MAX)?;
             continue;
         }
-        let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        if !kind.is_file() {
+            return Err(ArchiveError::Damaged(format!("{path} is no plain file")));
+        }
         // As `tar` writes it when someone packs it anew.
         let path = path.strip_prefix("./").unwrap_or(&path).to_owned();
         let max = match path.as_str() {
@@ -311,6 +321,45 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// An entry of another kind, as far as its header goes.
+    fn header(kind: tar::EntryType, size: u64) -> Vec<u8> {
+        let mut header = tar::Header::new_gnu();
+        header.set_path("extra").unwrap();
+        header.set_entry_type(kind);
+        header.set_size(size);
+        header.set_cksum();
+        header.as_bytes().to_vec()
+    }
+
+    #[test]
+    fn what_says_that_it_is_long_is_not_read() {
+        use tar::EntryType;
+        for kind in [
+            EntryType::GNULongName,
+            EntryType::GNULongLink,
+            EntryType::XHeader,
+            EntryType::XGlobalHeader,
+            EntryType::Directory,
+            EntryType::Regular,
+        ] {
+            // Zeros without end follow: reading them would not.
+            let from = header(kind, 1 << 40);
+            let endless = from.as_slice().chain(io::repeat(0));
+            let refused = read(endless, |_| Ok(())).unwrap_err();
+            assert!(matches!(refused, ArchiveError::Damaged(_)), "{refused}");
+        }
+        assert!(parts(&header(EntryType::Symlink, 0)).is_err());
+    }
+
+    #[test]
+    fn what_tar_adds_is_passed_over() {
+        let mut again = header(tar::EntryType::XGlobalHeader, 600);
+        again.extend([b'x'; 1024]);
+        again.extend(header(tar::EntryType::Directory, 0));
+        again.extend(archive(false));
+        assert_eq!(parts(&again).unwrap().len(), 3);
     }
 
     #[test]
