@@ -60,6 +60,13 @@ pub async fn export(
     compress: bool,
     on_primary: bool,
 ) -> Result<Export, Error> {
+    // Its fence may be there already, which is all that the shard looks at.
+    if tenant.state == TenantState::Importing.name() {
+        return Err(Error::Control(ControlError::Conflict(format!(
+            "tenant {} is being imported: its rows are not whole yet",
+            tenant.slug
+        ))));
+    }
     let slots = app.archives.clone();
     let slot = slots
         .try_acquire_owned()

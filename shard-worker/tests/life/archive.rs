@@ -132,6 +132,17 @@ async fn an_archive_comes_back_as_another_tenant() {
     let there = start(&stage, &["tenant", "export", "acme", "--to", text(&back)]);
     assert!(said(&there.wait_with_output().await).contains("is there already"));
 
+    // What is not whole yet is not written as if it were.
+    let importing = "update ringfence.tenant set state = $1 where slug = 'again'";
+    let control = stage.control().await;
+    control.execute(importing, &[&"importing"]).await.unwrap();
+    let half = folder.join("half.tar");
+    let refused = start(&stage, &["tenant", "export", "again", "--to", text(&half)]);
+    let refused = said(&refused.wait_with_output().await);
+    assert!(refused.contains("is being imported"), "{refused}");
+    assert!(!half.exists());
+    control.execute(importing, &[&"active"]).await.unwrap();
+
     // What is damaged is refused by the worker, too, and nothing is left of it.
     let bytes = std::fs::read(&plain).unwrap();
     let at = bytes.len() - bytes.len() / 4;
