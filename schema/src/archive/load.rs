@@ -138,7 +138,7 @@ pub async fn put(
     let lines = String::from_utf8(lines)
         .map_err(|_| ArchiveError::Damaged(format!("{} is not UTF-8", is.path)))?;
     let transaction = begin(client, PART_MAX_MS).await?;
-    require_open(&transaction, import.job).await?;
+    require_open(&transaction, import.job, SHARED).await?;
     let index = i32::try_from(place).unwrap_or(i32::MAX);
     let noted = transaction
         .execute(
@@ -185,7 +185,8 @@ pub async fn complete(
     digests: &Digests,
 ) -> Result<(), ArchiveError> {
     let transaction = begin(client, PART_MAX_MS).await?;
-    require_open(&transaction, import.job).await?;
+    // What is being put now would be in no digest.
+    require_open(&transaction, import.job, ALONE).await?;
     let noted = transaction
         .query(
             "select path, rows, bytes, convert_from(digest, 'UTF8') from ringfence.import_part
@@ -377,14 +378,21 @@ async fn begin(client: &mut Client, statement_ms: u32) -> Result<Transaction<'_>
     Ok(transaction)
 }
 
+/// Beside others that put parts.
+const SHARED: &str = "for share";
+/// Once those under way are done, and before others.
+const ALONE: &str = "for update";
+
 /// Holds the import open for this transaction.
-async fn require_open(client: &impl GenericClient, job: Uuid) -> Result<(), ArchiveError> {
-    let open = client
-        .query_opt(
-            "select from ringfence.import where job = $1 and state = 'open' and problem is null for share",
-            &[&job],
-        )
-        .await?;
+async fn require_open(
+    client: &impl GenericClient,
+    job: Uuid,
+    hold: &'static str,
+) -> Result<(), ArchiveError> {
+    let open = format!(
+        "select from ringfence.import where job = $1 and state = 'open' and problem is null {hold}"
+    );
+    let open = client.query_opt(&open, &[&job]).await?;
     open.map(|_| ()).ok_or(ArchiveError::Gone)
 }
 
