@@ -137,6 +137,12 @@ pub trait Machine: Serialize + DeserializeOwned + Clone + Send + Sync + 'static 
     fn abandoned(&self, _error: &JobError) -> Option<Self> {
         None
     }
+
+    /// What the audit log, which is kept for ever, has of a first state: no
+    /// secret, be it sealed, and nothing large.
+    fn audited(state: Value) -> Value {
+        state
+    }
 }
 
 /// How far a state is. Zeros where it can't be said.

@@ -112,8 +112,18 @@ pub struct Import {
     pub shard: String,
     /// Its state before.
     pub was: TenantState,
-    /// The source's address, sealed: it holds a password.
+    /// The source's address, sealed: it holds a password. Empty once the source
+    /// is not needed any longer: an ended job's row stays.
     pub source: String,
+}
+
+impl Import {
+    fn without_source(&self) -> Self {
+        Self {
+            source: String::new(),
+            ..self.clone()
+        }
+    }
 }
 
 /// A table, and how far it is.
@@ -158,7 +168,7 @@ impl TenantImport {
             | Self::Undone { .. } => return None,
         };
         Some(Self::Undoing {
-            import: import.clone(),
+            import: import.without_source(),
             tables,
             problem,
         })
@@ -228,6 +238,14 @@ impl Machine for TenantImport {
         let mut problem = error.problem(Verdict::End);
         problem.advice = "What was loaded is deleted again, and the tenant is as it was. Mend what the message names, then import again.".into();
         self.undoing(Some(problem))
+    }
+
+    fn audited(mut state: Value) -> Value {
+        let import = state.get_mut("import").and_then(Value::as_object_mut);
+        if let Some(import) = import {
+            import.remove("source");
+        }
+        state
     }
 }
 
@@ -355,7 +373,7 @@ async fn verify(
         .map(|table| json!({ "table": table.load.name.to_string(), "rows": table.rows }))
         .collect();
     Ok(Step::Next(TenantImport::Opening {
-        import: import.clone(),
+        import: import.without_source(),
         result: json!({
             "tenant": import.tenant,
             "slug": import.slug,

@@ -194,7 +194,7 @@ pub async fn insert<S: Machine>(
         })?;
     let id: Uuid = row.get(0);
     traced::began(id);
-    let after = json!({ "job": id, "state": state });
+    let after = json!({ "job": id, "state": S::audited(state) });
     let action = format!("{}.start", new.kind.name());
     write_audit(
         transaction,
