@@ -16,6 +16,7 @@ pub mod introspect;
 pub mod key_range;
 pub mod lint;
 pub mod migration;
+pub mod refused;
 mod removal;
 pub mod retire;
 pub mod sequences;

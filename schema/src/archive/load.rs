@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::manifest::{ArchivedTable, Digests, Form, Manifest, PartDigest, find};
 use super::{ArchiveError, SETTINGS};
+use crate::refused;
 use crate::sequences::{self, Raised};
 use crate::tenant_tables::{TenantTable, tenant_tables};
 
@@ -466,16 +467,9 @@ fn insert(table: &TenantTable, archived: &ArchivedTable) -> Result<String, Archi
 
 /// What a server says of rows that it does not take.
 fn of_rows(path: &str, error: tokio_postgres::Error) -> ArchiveError {
-    let Some(said) = error.as_db_error() else {
-        return ArchiveError::Postgres(error);
-    };
-    match said.code().code().get(..2) {
-        Some("22" | "23") => ArchiveError::Refused(format!(
-            "rows of {path} are refused: {} ({})",
-            said.message(),
-            said.code().code()
-        )),
-        _ => ArchiveError::Postgres(error),
+    match refused::of_row(&error) {
+        Some(why) => ArchiveError::Refused(format!("rows of {path} are refused: {why}")),
+        None => ArchiveError::Postgres(error),
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
 use schema::key_range::{joined, upper_sql, values};
+use schema::refused::of_row;
 use tokio::time::Instant;
 use tokio_postgres::{Client, Transaction};
 use uuid::Uuid;
@@ -128,17 +129,9 @@ async fn pipe(
 
 /// A row that the shard's constraints refuse: no try mends it.
 fn refused(error: tokio_postgres::Error) -> JobError {
-    match error.as_db_error() {
-        Some(why) if ["22", "23"].contains(&why.code().code().get(..2).unwrap_or_default()) => {
-            let details = [why.detail(), why.where_()];
-            let details: Vec<&str> = details.into_iter().flatten().collect();
-            JobError::Refused(format!(
-                "the shard refuses a row: {} ({})",
-                why.message(),
-                details.join("; ")
-            ))
-        }
-        _ => error.into(),
+    match of_row(&error) {
+        Some(why) => JobError::Refused(format!("the shard refuses a row: {why}")),
+        None => error.into(),
     }
 }
 

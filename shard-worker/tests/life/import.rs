@@ -240,6 +240,8 @@ async fn an_import_that_can_not_be_whole_leaves_nothing() {
     assert_eq!(job["status"], "failed", "{job}");
     let message = job["problem"]["message"].as_str().unwrap();
     assert!(message.contains("companies_name_check"), "{message}");
+    assert!(message.contains("COPY companies, line "), "{message}");
+    assert!(!message.contains('{'), "{message}");
     is_as_before().await;
 
     // A column that the shards lack.
