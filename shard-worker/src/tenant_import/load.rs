@@ -4,7 +4,7 @@
 use std::pin::pin;
 use std::time::Duration;
 
-use futures_util::{SinkExt, StreamExt};
+use futures_util::{SinkExt, TryStreamExt};
 use schema::key_range::{joined, upper_sql, values};
 use schema::refused::of_row;
 use tokio::time::Instant;
@@ -12,13 +12,15 @@ use tokio_postgres::{Client, Transaction};
 use uuid::Uuid;
 
 use super::plan::LoadTable;
-use super::source::{Source, failed};
+use super::source::{ANSWER_MAX, Source, answer};
 use crate::job::{JobError, as_replica};
 
 /// A job's state is written after so long.
 const STEP: Duration = Duration::from_millis(1_500);
 /// Rows of one transaction.
 const CHUNK: u32 = 20_000;
+/// Longest silence of the source within a chunk.
+const SILENCE_MAX: Duration = Duration::from_secs(120);
 /// Followers that are more bytes behind are waited for.
 const LAG_MAX: i64 = 16 << 20;
 const LAG_PAUSE: Duration = Duration::from_millis(250);
@@ -68,7 +70,7 @@ async fn chunk(
         false => {
             let name = table.name.to_string();
             let upper = upper_sql(&name, &table.key, after, CHUNK);
-            let row = source.client.query_opt(&upper, &[]).await.map_err(failed)?;
+            let row = answer(ANSWER_MAX, source.client.query_opt(&upper, &[])).await?;
             row.map(|row| {
                 (0..table.key.len())
                     .map(|n| row.get(n))
@@ -116,12 +118,11 @@ async fn pipe(
     shard
         .batch_execute("set local datestyle = 'ISO, YMD'; set local intervalstyle = 'postgres'")
         .await?;
-    let rows = source.client.copy_out(from).await.map_err(failed)?;
+    let rows = answer(SILENCE_MAX, source.client.copy_out(from)).await?;
     let mut rows = pin!(rows);
     let sink = shard.copy_in(into).await.map_err(refused)?;
     let mut sink = pin!(sink);
-    while let Some(bytes) = rows.next().await {
-        let bytes = bytes.map_err(failed)?;
+    while let Some(bytes) = answer(SILENCE_MAX, rows.try_next()).await? {
         sink.send(bytes).await.map_err(refused)?;
     }
     sink.finish().await.map_err(refused)

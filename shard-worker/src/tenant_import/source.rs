@@ -21,6 +21,8 @@ use crate::shard::{KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_RETRIES, UNSENT
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// Longest statement: a count, or a table without a primary key.
 pub(super) const STATEMENT_MAX: Duration = Duration::from_secs(30 * 60);
+/// Longest wait for what a statement gives; the source itself may stop it before.
+pub(super) const ANSWER_MAX: Duration = Duration::from_secs(STATEMENT_MAX.as_secs() + 60);
 /// What the key that seals addresses is derived for.
 const PURPOSE: &str = "ringfence import source";
 /// Longest address, in bytes.
@@ -94,10 +96,8 @@ impl Source {
             .keepalives_interval(KEEPALIVE_INTERVAL)
             .keepalives_retries(KEEPALIVE_RETRIES)
             .tcp_user_timeout(UNSENT_MAX);
-        let connected = timeout(CONNECT_MAX * 2, tls.connect(&config)).await;
-        let (client, connection) = connected
-            .map_err(|_| JobError::Wait("the source did not answer in time".into()))?
-            .map_err(failed)?;
+        let connected = answer(CONNECT_MAX * 2, tls.connect(&config)).await;
+        let (client, connection) = connected?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "connection to an import's source ended");
@@ -105,22 +105,19 @@ impl Source {
         });
         let source = Self { client };
         // The same texts whatever the source is set to; rows that a policy hides are an error.
-        source
-            .client
-            .batch_execute(&format!(
-                "set default_transaction_read_only = on; set row_security = off; set search_path = pg_catalog;
-                 set datestyle = 'ISO, YMD'; set intervalstyle = 'postgres'; set extra_float_digits = 3;
-                 set bytea_output = 'hex'; set statement_timeout = {}",
-                STATEMENT_MAX.as_millis()
-            ))
-            .await
-            .map_err(failed)?;
+        let settings = format!(
+            "set default_transaction_read_only = on; set row_security = off; set search_path = pg_catalog;
+             set datestyle = 'ISO, YMD'; set intervalstyle = 'postgres'; set extra_float_digits = 3;
+             set bytea_output = 'hex'; set statement_timeout = {}",
+            STATEMENT_MAX.as_millis()
+        );
+        answer(CONNECT_MAX, source.client.batch_execute(&settings)).await?;
         Ok(source)
     }
 
     /// What it holds.
     pub(super) async fn tables(&self) -> Result<Vec<SourceTable>, JobError> {
-        let rows = self.client.query(TABLES, &[]).await.map_err(failed)?;
+        let rows = answer(ANSWER_MAX, self.client.query(TABLES, &[])).await?;
         let table = |row: &tokio_postgres::Row| SourceTable {
             name: QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1)),
             kind: row.get::<_, &str>(2).into(),
@@ -142,13 +139,13 @@ impl Source {
 
     pub(super) async fn large_objects(&self) -> Result<i64, JobError> {
         let counted = "select count(*) from pg_largeobject_metadata";
-        let row = self.client.query_one(counted, &[]).await.map_err(failed)?;
+        let row = answer(ANSWER_MAX, self.client.query_one(counted, &[])).await?;
         Ok(row.get(0))
     }
 
     pub(super) async fn count(&self, table: &QualifiedName) -> Result<u64, JobError> {
         let sql = format!("select count(*) from {table}");
-        let row = self.client.query_one(&sql, &[]).await.map_err(failed)?;
+        let row = answer(ANSWER_MAX, self.client.query_one(&sql, &[])).await?;
         Ok(row.get::<_, i64>(0).unsigned_abs())
     }
 
@@ -167,7 +164,7 @@ impl Source {
             table.tenant_column,
             Literal(&tenant.to_string())
         );
-        let row = self.client.query_one(&sql, &[]).await.map_err(failed)?;
+        let row = answer(ANSWER_MAX, self.client.query_one(&sql, &[])).await?;
         match row.get(0) {
             false => Ok(()),
             true => Err(JobError::Refused(format!(
@@ -179,15 +176,9 @@ impl Source {
 
     /// The last numbers that its sequences gave.
     pub(super) async fn sequences(&self) -> Result<Vec<(QualifiedName, i64)>, JobError> {
-        let rows = self
-            .client
-            .query(
-                "select schemaname::text, sequencename::text, last_value from pg_sequences
-                 where last_value is not null",
-                &[],
-            )
-            .await
-            .map_err(failed)?;
+        let given = "select schemaname::text, sequencename::text, last_value from pg_sequences
+             where last_value is not null";
+        let rows = answer(ANSWER_MAX, self.client.query(given, &[])).await?;
         let sequence = |row: &tokio_postgres::Row| {
             let name = QualifiedName::new(row.get::<_, &str>(0), row.get::<_, &str>(1));
             (name, row.get(2))
@@ -196,8 +187,19 @@ impl Source {
     }
 }
 
+/// What the source says, if it says something in time: one that keeps the
+/// connection and is silent would hold the job, and the shard's transaction.
+pub(super) async fn answer<T>(
+    within: Duration,
+    said: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<T, JobError> {
+    let said = timeout(within, said).await;
+    said.map_err(|_| JobError::Wait("the source did not answer in time".into()))?
+        .map_err(failed)
+}
+
 /// What an error of the source means: it comes back, or a person looks.
-pub(super) fn failed(error: tokio_postgres::Error) -> JobError {
+fn failed(error: tokio_postgres::Error) -> JobError {
     match of_postgres(&error) {
         Verdict::Retry => JobError::Wait(format!("the source does not answer: {}", chain(&error))),
         Verdict::RetryFew | Verdict::Person | Verdict::End | Verdict::Leave => {
