@@ -318,16 +318,21 @@ async fn begin(
     };
     let mut client = app.control.client().await?;
     let transaction = client.transaction().await.map_err(ControlError::Postgres)?;
+    // Before the version's row, as whoever else starts a job.
+    job::store::lock_starts(&transaction).await?;
     let (tenant, is_new) = insert_tenant(&transaction, actor, &new, place).await?;
     if !is_new {
         return Err(exists(&tenant));
     }
+    // An archive's rows would come in behind what a migration has filled.
+    let shards = std::slice::from_ref(&tenant.shard);
+    job::store::refuse_beside(&transaction, &[Kind::Migrate], shards).await?;
     let state = TenantRestore::of(&tenant, manifest, digest);
     let job = NewJob {
         kind: Kind::TenantRestore,
         object: &tenant.slug,
         tenant: Some(tenant.id),
-        shards: std::slice::from_ref(&tenant.shard),
+        shards,
         state: &state,
     };
     let id = job::store::insert(&transaction, actor, &job).await?;

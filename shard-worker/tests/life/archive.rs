@@ -143,6 +143,17 @@ async fn an_archive_comes_back_as_another_tenant() {
     assert!(!half.exists());
     control.execute(importing, &[&"active"]).await.unwrap();
 
+    // Nor does one come in while a migration fills the rows that are there.
+    let migration = "insert into ringfence.job (kind, object, shards, state, status)
+         values ('migrate', 'app', '{s1,s2}', '{}', 'stuck') returning id";
+    let row = control.query_one(migration, &[]).await.unwrap();
+    let migration: uuid::Uuid = row.get(0);
+    let refused = start(&stage, &["tenant", "import", text(&zst), "--as", "beside"]);
+    let refused = said(&refused.wait_with_output().await);
+    assert!(refused.contains("(migrate app) is under way"), "{refused}");
+    let ended = "delete from ringfence.job where id = $1";
+    control.execute(ended, &[&migration]).await.unwrap();
+
     // What is damaged is refused by the worker, too, and nothing is left of it.
     let bytes = std::fs::read(&plain).unwrap();
     let at = bytes.len() - bytes.len() / 4;
