@@ -34,7 +34,7 @@ use crate::tenant_delete::{STEP, Swept, delete_for, delete_marks};
 
 /// How often the shard is looked at while rows come in.
 const LOOK: Duration = Duration::from_millis(400);
-/// An import without a new part for so long is given up.
+/// An import without a part for so long is given up.
 const IDLE_MAX_SECONDS: f64 = 900.0;
 
 /// The states.

@@ -36,7 +36,7 @@ pub struct Import {
     pub rows: u64,
     /// Bytes of them in the archive.
     pub bytes: u64,
-    /// Since the last part came in.
+    /// Since the last part came in, be it again.
     pub idle_seconds: f64,
 }
 
@@ -156,7 +156,17 @@ pub async fn put(
         )
         .await?;
     if noted == 0 {
-        return require_same(&transaction, import.job, is).await;
+        require_same(&transaction, import.job, is).await?;
+        // Who sends it again is at work: the job doesn't give up meanwhile.
+        transaction
+            .execute(
+                "update ringfence.import_part set at = clock_timestamp()
+                 where job = $1 and path = $2 and at < clock_timestamp() - interval '10 seconds'",
+                &[&import.job, &is.path],
+            )
+            .await?;
+        transaction.commit().await?;
+        return Ok(());
     }
     // As rows are replicated: neither triggers nor foreign keys fire. The
     // foreign keys are looked at once everything is there.
