@@ -2,6 +2,8 @@
 
 use std::fs::File;
 use std::io::{IsTerminal, Read, Write, stderr};
+use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -13,6 +15,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc::{Receiver, channel};
 use tokio::time::timeout;
 use tokio_postgres::NoTls;
+use tokio_postgres::config::{Host, SslMode};
 use uuid::Uuid;
 
 use super::{Answer, job};
@@ -104,7 +107,13 @@ impl Partial {
     }
 
     fn create(&self) -> Result<File> {
-        File::create(&self.path).map_err(io(format!("write {}", self.path.display())))
+        // A tenant's whole data: nobody else reads it, nor chooses by a link where
+        // it goes. Begun anew, it is another file.
+        let _ = std::fs::remove_file(&self.path);
+        let mut options = File::options();
+        options.write(true).create_new(true).mode(0o600);
+        let file = options.open(&self.path);
+        file.map_err(io(format!("write {}", self.path.display())))
     }
 
     /// Gives it its name, once it is on disk.
@@ -203,6 +212,7 @@ async fn from_server(admin: &Admin, tenant: &str, dsn: &str, partial: &Partial) 
     let mut config: tokio_postgres::Config = dsn
         .parse()
         .map_err(|error| Error::Usage(format!("--from is no connection string: {error}")))?;
+    refuse_in_clear(&config)?;
     if config.get_password().is_none()
         && let Ok(password) = std::env::var("PGPASSWORD")
     {
@@ -252,6 +262,27 @@ async fn from_server(admin: &Admin, tenant: &str, dsn: &str, partial: &Partial) 
         file: partial.path.clone(),
         source,
     })
+}
+
+/// What goes over a network without TLS, the password's check included, was
+/// asked for.
+fn refuse_in_clear(config: &tokio_postgres::Config) -> Result<()> {
+    let is_near = match config.get_hostaddrs() {
+        [] => config.get_hosts().iter().all(|host| match host {
+            Host::Unix(_) => true,
+            Host::Tcp(name) => {
+                name == "localhost" || name.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+            }
+        }),
+        addresses => addresses.iter().all(IpAddr::is_loopback),
+    };
+    match is_near || config.get_ssl_mode() == SslMode::Disable {
+        true => Ok(()),
+        false => Err(Error::Usage(
+            "--from is read without TLS: name a server on this host, or a tunnel to it; on a network that you trust, say sslmode=disable"
+                .into(),
+        )),
+    }
 }
 
 /// Who a tenant is; shards know ids only.
@@ -482,6 +513,23 @@ mod tests {
         );
         progress.total = 0;
         assert_eq!(progress.line(2.0), "export acme: 50.0 MB, 25.0 MB/s");
+    }
+
+    #[test]
+    fn another_hosts_rows_come_in_clear_only_where_that_was_said() {
+        for (dsn, is_taken) in [
+            ("host=127.0.0.1 user=postgres", true),
+            ("postgres://postgres@[::1]/app", true),
+            ("host=localhost,/run/postgresql user=postgres", true),
+            ("host=db.example user=postgres", false),
+            ("host=localhost hostaddr=192.0.2.1 user=postgres", false),
+            ("host=localhost,192.0.2.1 user=postgres", false),
+            ("host=db.example sslmode=require", false),
+            ("host=db.example sslmode=disable", true),
+        ] {
+            let taken = refuse_in_clear(&dsn.parse().unwrap());
+            assert_eq!(taken.is_ok(), is_taken, "{dsn}");
+        }
     }
 
     #[test]

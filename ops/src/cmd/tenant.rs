@@ -108,8 +108,8 @@ pub enum Command {
         /// The archive: a tar file of NDJSON, compressed where it ends in .zst.
         #[arg(long, value_name = "FILE")]
         to: PathBuf,
-        /// Read from this Postgres server, which need not be of the fleet, such as a restored copy.
-        /// Its password may stand in PGPASSWORD.
+        /// Read from this Postgres server, which need not be of the fleet, such as a restored copy:
+        /// without TLS, so one on this host or behind a tunnel. Its password may stand in PGPASSWORD.
         #[arg(long, value_name = "DSN")]
         from: Option<String>,
     },

@@ -1,6 +1,7 @@
 //! A tenant goes out as an archive and comes back as another, the same to the
 //! last byte, though workers die; what is damaged leaves nothing behind.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -36,6 +37,7 @@ async fn an_archive_comes_back_as_another_tenant() {
         stage.rows(&shard, acme).await.values().sum::<i64>()
     );
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
+    assert_eq!(plain.metadata().unwrap().mode() & 0o777, 0o600);
     let (manifest, digests) = contents(&plain);
     assert!(digests.parts.len() > 3, "{}", digests.parts.len());
     assert_eq!(manifest.tenant.slug.as_deref(), Some("acme"));
