@@ -156,6 +156,17 @@ async fn a_tenant_comes_back_as_it_was_before_a_mistake() {
         to,
     ];
     assert!(said(&backup(&earlier).output().unwrap()).contains("no base backup"));
+    // What is no time is not handed to Postgres.
+    let quoted = [
+        "restore",
+        "--folder",
+        folder,
+        "--at",
+        "2999-01-01' #",
+        "--to",
+        to,
+    ];
+    assert!(said(&backup(&quoted).output().unwrap()).contains("--at is no time"));
     succeeded(
         &backup(&["prune", "--folder", folder, "--keep", "1"])
             .output()
