@@ -38,10 +38,7 @@ const WANTED: &str = r#"
 ///
 /// # Errors
 /// What the server said.
-pub async fn raise(
-    client: &impl GenericClient,
-    past: Vec<(String, i64)>,
-) -> Result<Raised, Error> {
+pub async fn raise(client: &impl GenericClient, past: Vec<(String, i64)>) -> Result<Raised, Error> {
     let (names, past): (Vec<String>, Vec<i64>) = past.into_iter().unzip();
     let over = format!(
         "{WANTED}

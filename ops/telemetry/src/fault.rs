@@ -76,7 +76,9 @@ impl Faults {
 
     /// Reports a fault, unless there were too many lately.
     pub fn report(&self, fault: &Fault<'_>) {
-        self.send(fault, None);
+        if let Some(on) = self.granted() {
+            on.outbox.put(on.event(fault, None));
+        }
     }
 
     /// Also reports each panic of this process: its place in the program and the
