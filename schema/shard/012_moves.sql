@@ -194,12 +194,146 @@ language sql volatile security definer set search_path = pg_catalog, pg_temp as 
       where a.backend_type = 'client backend' and a.state = 'active' and a.pid <> pg_backend_pid())
 $$;
 
+-- Steps of a cut-over, for all tenants of a group: each is one transaction, on disk
+-- once it is answered, whatever the server's default is. Their settings are local
+-- to it: none has a SET clause, which would undo them.
+
+create or replace function ringfence.move_durable() returns void
+language plpgsql as $$
+begin
+  if current_setting('synchronous_commit') in ('off', 'local') then
+    perform set_config('synchronous_commit', 'on', true);
+  end if;
+end
+$$;
+
+-- All fences were changed, or none is.
+create or replace function ringfence.move_require(changed bigint, tenants uuid[]) returns void
+language plpgsql as $$
+begin
+  if changed <> cardinality(tenants) then
+    raise exception using errcode = 'RF015', message = 'a fence was changed meanwhile';
+  end if;
+end
+$$;
+
+-- Holds the requests of tenants that are active at these epochs, or were held
+-- already. Their writes under way end first, waited for so long at most; a marker is
+-- written behind all of them.
+create or replace function ringfence.move_close(
+  tenants uuid[], epochs bigint[], marker uuid, job uuid, way text, wait_ms integer
+) returns void
+language plpgsql as $$
+declare
+  changed bigint;
+begin
+  perform ringfence.move_durable();
+  perform set_config('lock_timeout', wait_ms::text, true);
+  -- New writes don't queue behind this: they are told to try again.
+  perform pg_advisory_xact_lock(uuid_hash_extended(t, 0)) from unnest(tenants) t;
+  update ringfence.fence f set state = 'fenced', changed_at = now()
+  from unnest(tenants, epochs) u (tenant, epoch)
+  where f.tenant_id = u.tenant and f.epoch = u.epoch and f.state in ('active', 'fenced');
+  get diagnostics changed = row_count;
+  perform ringfence.move_require(changed, tenants);
+  insert into ringfence.move_marker (id, job, way) values (marker, move_close.job, move_close.way);
+end
+$$;
+
+-- Names the shard that has the tenants from the next epoch on, and sends nothing more.
+create or replace function ringfence.move_leave(
+  tenants uuid[], epochs bigint[], target text, publications text[]
+) returns void
+language plpgsql as $$
+declare
+  changed bigint;
+begin
+  perform ringfence.move_durable();
+  update ringfence.fence f set state = 'moved', epoch = u.epoch + 1, target_shard = target,
+    target_epoch = u.epoch + 1, changed_at = now()
+  from unnest(tenants, epochs) u (tenant, epoch)
+  where f.tenant_id = u.tenant and f.epoch = u.epoch and f.state = 'fenced';
+  get diagnostics changed = row_count;
+  perform ringfence.move_require(changed, tenants);
+  perform ringfence.move_switch(p, false) from unnest(publications) p;
+end
+$$;
+
+-- Serves tenants whose fences were prepared at these epochs, and sends what they write.
+create or replace function ringfence.move_activate(
+  tenants uuid[], epochs bigint[], suspended boolean[], publications text[]
+) returns void
+language plpgsql as $$
+declare
+  changed bigint;
+begin
+  perform ringfence.move_durable();
+  perform ringfence.move_switch(p, true) from unnest(publications) p;
+  update ringfence.fence f set state = 'active', suspended = u.suspended, changed_at = now()
+  from unnest(tenants, epochs, move_activate.suspended) u (tenant, epoch, suspended)
+  where f.tenant_id = u.tenant and f.epoch = u.epoch and f.state = 'fenced';
+  get diagnostics changed = row_count;
+  perform ringfence.move_require(changed, tenants);
+end
+$$;
+
+-- Waits until a marker has come in, so long at most; false: it has not.
+create or replace function ringfence.move_arrived(marker uuid, wait_ms integer) returns boolean
+language plpgsql volatile as $$
+declare
+  began timestamptz := clock_timestamp();
+  waited double precision;
+begin
+  loop
+    if exists (select from ringfence.move_marker m where m.id = marker) then
+      return true;
+    end if;
+    waited := extract(epoch from clock_timestamp() - began);
+    if waited * 1000 >= wait_ms then
+      return false;
+    end if;
+    -- The longer it takes, the less often it looks.
+    perform pg_sleep(least(greatest(waited / 20, 0.0005), 0.05));
+  end loop;
+end
+$$;
+
 -- Physical standbys that stream, and have not got the log up to there on disk.
 create or replace function ringfence.standbys_behind(lsn pg_lsn) returns bigint
 language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
   select count(*) from pg_stat_replication r
   where r.state = 'streaming' and (r.flush_lsn is null or r.flush_lsn < lsn)
     and not exists (select from pg_replication_slots s where s.active_pid = r.pid and s.slot_type = 'logical')
+$$;
+
+-- Rows that came in are on disk some time after they are there; where standbys wait
+-- for them, at once.
+create or replace function ringfence.move_flush() returns void
+language plpgsql as $$
+begin
+  if ringfence.standbys_behind('FFFFFFFF/FFFFFFFF') > 0 then
+    perform ringfence.move_durable();
+    perform pg_logical_emit_message(true, 'ringfence', 'flush');
+  end if;
+end
+$$;
+
+-- Waits until all streaming standbys have on disk what is on disk here by now, so
+-- long at most; false: one has not.
+create or replace function ringfence.move_on_standbys(wait_ms integer) returns boolean
+language plpgsql volatile as $$
+declare
+  lsn pg_lsn := pg_current_wal_flush_lsn();
+  began timestamptz := clock_timestamp();
+begin
+  while ringfence.standbys_behind(lsn) > 0 loop
+    if clock_timestamp() - began >= wait_ms * interval '1 millisecond' then
+      return false;
+    end if;
+    perform pg_sleep(0.0005);
+  end loop;
+  return true;
+end
 $$;
 
 -- Why a table can't be moved row by row, for each that can't.
@@ -215,7 +349,7 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
     join pg_class c on c.oid = l.oid
     where r.kind = 'distributed'
   ), identity as (
-    select l.*, i.indexrelid,
+    select l.*, i.indexrelid, i.indkey, i.indnkeyatts,
       exists (select from unnest(i.indkey::int2[]) k(num)
         join pg_attribute a on a.attrelid = l.oid and a.attnum = k.num where a.attname = l.tenant_column) as has_tenant
     from leaf l
@@ -227,6 +361,15 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
   union all
   select i.oid::regclass::text, 'its replica identity leaves out the tenant'
   from identity i where i.indexrelid is not null and not i.has_tenant
+  union all
+  select l.oid::regclass::text, 'its rows can''t be compared: it has no primary key'
+  from leaf l where not exists (select from pg_index p where p.indrelid = l.oid and p.indisprimary)
+  union all
+  -- Of a deleted row the log brings the identity's columns only.
+  select i.oid::regclass::text, 'its replica identity has other columns than its primary key'
+  from identity i join pg_index p on p.indrelid = i.oid and p.indisprimary
+  where i.indexrelid is not null
+    and not (p.indkey::int2[])[0:p.indnkeyatts - 1] <@ (i.indkey::int2[])[0:i.indnkeyatts - 1]
   union all
   select l.oid::regclass::text, 'it is not logged' from leaf l where l.relpersistence <> 'p'
   union all
@@ -241,10 +384,18 @@ $$;
 revoke all on function ringfence.move_publish(text, uuid, boolean), ringfence.move_publish_markers(text, uuid, text),
   ringfence.move_switch(text, boolean), ringfence.move_unpublish(text), ringfence.move_subscribe(text, text, text[], boolean),
   ringfence.move_unsubscribe(text), ringfence.move_enable(text, boolean), ringfence.move_progress(text), ringfence.move_sequences(), ringfence.move_look(), ringfence.move_load(),
+  ringfence.move_durable(), ringfence.move_require(bigint, uuid[]),
+  ringfence.move_close(uuid[], bigint[], uuid, uuid, text, integer), ringfence.move_leave(uuid[], bigint[], text, text[]),
+  ringfence.move_activate(uuid[], bigint[], boolean[], text[]), ringfence.move_arrived(uuid, integer),
+  ringfence.move_flush(), ringfence.move_on_standbys(integer),
   ringfence.standbys_behind(pg_lsn), ringfence.move_refusals(), ringfence.move_name(text), ringfence.move_published(boolean)
   from public;
 grant execute on function ringfence.move_publish(text, uuid, boolean), ringfence.move_publish_markers(text, uuid, text),
   ringfence.move_switch(text, boolean), ringfence.move_unpublish(text), ringfence.move_subscribe(text, text, text[], boolean),
   ringfence.move_unsubscribe(text), ringfence.move_enable(text, boolean), ringfence.move_progress(text), ringfence.move_sequences(), ringfence.move_look(), ringfence.move_load(),
+  ringfence.move_durable(), ringfence.move_require(bigint, uuid[]),
+  ringfence.move_close(uuid[], bigint[], uuid, uuid, text, integer), ringfence.move_leave(uuid[], bigint[], text, text[]),
+  ringfence.move_activate(uuid[], bigint[], boolean[], text[]), ringfence.move_arrived(uuid, integer),
+  ringfence.move_flush(), ringfence.move_on_standbys(integer),
   ringfence.standbys_behind(pg_lsn), ringfence.move_refusals()
   to ringfence_mover;

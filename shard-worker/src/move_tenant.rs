@@ -13,8 +13,8 @@
 //!     └────────► Undoing ◄──────┴────────────┘   Retained ◄─► Verifying(back)
 //!                   │                                    │
 //!                   │                        ┌───────────┤
-//!                   │                        │ rollback      │ complete, or time is over
-//!                   │                        ▼               │
+//!                   │               rollback │ ▲ rows differ │ complete, or time is over
+//!                   │                        ▼ │             │
 //!                   │                CuttingOver(back)       │
 //!                   ▼                        ▼               ▼
 //!                CleaningUp(undone | rolled back | done): streams end, then the
@@ -171,7 +171,7 @@ pub enum State {
         /// Why the last one was, or why none is begun.
         why: Option<String>,
     },
-    /// Tenants change shards, one after another.
+    /// Tenants change shards, some at once.
     CuttingOver {
         /// Which way.
         way: Way,
@@ -296,6 +296,14 @@ impl Plan {
             keep_s,
         }
     }
+
+    /// The shards that a cut-over goes from and to.
+    fn ends(&self, way: Way) -> (&str, &str) {
+        match way {
+            Way::Forward => (&self.from, &self.to),
+            Way::Back => (&self.to, &self.from),
+        }
+    }
 }
 
 impl Move {
@@ -345,27 +353,25 @@ impl Move {
         }
     }
 
-    /// Rows are compared, or were: what is written since must be known until
-    /// the tenants are on the target.
-    fn compares(&self) -> bool {
-        let way = Way::Forward;
+    /// The way that rows were compared, or are, or will be: what is written since must
+    /// be known until the tenants have gone it.
+    fn compares(&self) -> Option<Way> {
         match self.state {
-            State::Verifying { way: at, .. } | State::CuttingOver { way: at, .. } => at == way,
-            State::CatchingUp { .. } => true,
+            State::Verifying { way, .. } | State::CuttingOver { way, .. } => Some(way),
+            State::CatchingUp { .. } => Some(Way::Forward),
+            State::Retained { .. } => Some(Way::Back),
             State::Planned
             | State::Preparing
             | State::Copying { .. }
-            | State::Retained { .. }
             | State::Undoing { .. }
             | State::CleaningUp { .. }
-            | State::Over { .. } => false,
+            | State::Over { .. } => None,
         }
     }
 
     async fn advance(&self, context: &Context) -> Result<Step<Self>, JobError> {
-        if !self.compares() {
-            context.app().watches.forget(context.job().id);
-        }
+        let watches = &context.app().watches;
+        watches.keep(context.job().id, self.compares());
         match &self.state {
             State::Planned => prepare::check(context, self).await,
             State::Preparing => prepare::prepare(context, self).await,

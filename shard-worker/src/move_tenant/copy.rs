@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use schema::tenant_tables::tenant_tables;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::prepare::same_schema;
 use super::side::Side;
@@ -122,7 +122,7 @@ pub(super) async fn catch_up(
     }
     require_slot(&source, context).await?;
     same_schema(&source, &target).await?;
-    let Some(touched) = context.app().watches.get(context.job().id) else {
+    let Some(touched) = context.app().watches.get(context.job().id, Way::Forward) else {
         // What was written since rows were compared is not known here.
         return Ok(job.next(State::verifying(Way::Forward)));
     };
@@ -136,21 +136,9 @@ pub(super) async fn catch_up(
         }));
     }
     for _ in 0..MARKERS {
-        let began = Instant::now();
-        let way = names::way(Way::Forward);
-        let marker = source.mark(context.job().id, way).await?;
-        let arrived = target.wait_for_marker(marker, Duration::from_millis(1));
-        match timeout(MARKER_MAX, arrived).await {
-            Ok(arrived) => arrived?,
-            Err(_) => {
-                return Err(JobError::Wait(format!(
-                    "shard {} is more than {} s behind",
-                    target.shard,
-                    MARKER_MAX.as_secs()
-                )));
-            }
-        }
-        let took = began.elapsed();
+        let took = source
+            .arrive_on(&target, context.job().id, Way::Forward, MARKER_MAX)
+            .await?;
         if took > QUICK {
             return not_yet(format!("changes take {} ms", took.as_millis()), AGAIN);
         }
@@ -158,7 +146,8 @@ pub(super) async fn catch_up(
     alike(&source, &target).await?;
     let tables = tenant_tables(&*source.client).await?;
     let sides = (&source, &target, &tables[..]);
-    recheck(context, job, &touched, sides, Instant::now() + RECHECK_MAX).await?;
+    let until = Instant::now() + RECHECK_MAX;
+    recheck(context, job, Way::Forward, &touched, sides, until).await?;
     let written = touched.len();
     if written > HELD_MAX {
         let why = format!("{written} rows were written to and are to be compared again");

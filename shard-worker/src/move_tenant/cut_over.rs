@@ -1,6 +1,7 @@
-//! Cut-overs, one tenant after another, and how they are undone. All decisions
-//! are [`super::crossing`]'s; here they are done, within a budget.
+//! Cut-overs, a group of tenants after another, and how they are undone. All
+//! decisions are [`super::crossing`]'s; here they are done, within a budget.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,19 +9,22 @@ use schema::tenant_tables::{TenantTable, tenant_tables};
 use tenancy::changes::HOLDING;
 use tenancy::control::{Place, move_tenant};
 use tokio::time::{Instant, timeout, timeout_at};
+use uuid::Uuid;
 
-use super::crossing::{self, Fence, Next, Seen, Undo};
+use super::crossing::{self, Contradiction, Fence, Next, Seen, Undo};
 use super::side::Side;
 use super::touched::Touched;
 use super::verify::{alike, compare_held, recheck};
 use super::{
-    BUDGET_MAX_MS, Checked, Ended, Move, Moving, State, Way, again, failpoint, names, now_s,
+    BUDGET_MAX_MS, Checked, Ended, Move, Moving, PAUSED_LOOK, State, Way, Wish, again, failpoint,
+    names, now_s, wish,
 };
-use crate::job::{Context, JobError, Step};
+use crate::job::{Context, JobError, Step, store};
 use crate::shard::ShardError;
 
-/// Between two looks for a marker while requests are held.
-const LOOK: Duration = Duration::from_micros(700);
+/// Most tenants that change shards at once. Where they took too long together,
+/// each goes by itself.
+const GROUP_MAX: usize = 50;
 /// A stream that takes longer for one marker is not quick enough.
 const QUICK: Duration = Duration::from_millis(150);
 /// Longest comparison of rows that were written to, before anybody is held.
@@ -28,17 +32,13 @@ const RECHECK_MAX: Duration = Duration::from_secs(1);
 /// Longest wait for one statement of an undo.
 const UNDO_MAX: Duration = Duration::from_secs(10);
 
-/// A tenant's way from one shard to another.
+/// Tenants' way from one shard to another, all at once.
 struct Crossing<'a> {
     context: &'a Context,
     way: Way,
-    tenant: &'a Moving,
+    members: Vec<Member<'a>>,
     source: Side,
     target: Side,
-    /// The tenant's publication on the source.
-    out: String,
-    /// That on the target.
-    back: String,
     /// Routers may have had cached answers since before the source was closed.
     captured: bool,
     /// What was written since rows were compared; none: it is not known.
@@ -47,28 +47,43 @@ struct Crossing<'a> {
     tables: Vec<TenantTable>,
     /// When requests began to be held; none: they are not.
     closed: Option<Instant>,
-    /// When the source's fence was seen committed: no router has begun a lease
-    /// since that leaves it out.
+    /// When the source's fences were seen committed: no router has begun a lease
+    /// since that leaves them out.
     fenced: Option<Instant>,
+    /// What was written behind the last of the tenants' writes.
+    marker: Option<Uuid>,
+    /// What was done while requests were held, and when it was done.
+    done: Vec<(&'static str, Instant)>,
 }
 
-/// How a try ended.
+/// One of them.
+struct Member<'a> {
+    tenant: &'a Moving,
+    /// Its publication on the source.
+    out: String,
+    /// That on the target.
+    back: String,
+}
+
+/// How a try ended; epochs are the source's, in the group's order.
 enum Tried {
     Crossed {
         pause: Option<Duration>,
     },
     Undone {
-        epoch: i64,
+        epochs: Vec<i64>,
         why: String,
     },
     /// Undone, since rows differ.
     Differs {
-        epoch: i64,
+        epochs: Vec<i64>,
         why: String,
     },
+    /// None was begun.
+    Paused,
 }
 
-/// One tenant's cut-over; or, where all have crossed, what comes then.
+/// One group's cut-over; or, where all have crossed, what comes then.
 pub(super) async fn cut_over(
     context: &Context,
     job: &Move,
@@ -76,55 +91,61 @@ pub(super) async fn cut_over(
     tries: u32,
 ) -> Result<Step<Move>, JobError> {
     let crossed = way == Way::Forward;
-    let waiting = job
-        .plan
-        .tenants
-        .iter()
-        .position(|tenant| tenant.crossed != crossed);
-    let Some(index) = waiting else {
-        let mut next = job.clone();
-        next.state = match way {
-            Way::Forward => {
-                next.retained_until = now_s() + job.plan.keep_s;
-                State::Retained {
-                    until: next.retained_until,
-                }
-            }
-            Way::Back => State::CleaningUp {
-                why: Ended::RolledBack,
-                rows: 0,
-            },
-        };
-        return Ok(Step::Next(next));
-    };
-    let tenant = &job.plan.tenants[index];
-    let (from, to) = ends(job, way);
-    let tried = attempt(context, job, way, index).await?;
+    let tenants = job.plan.tenants.iter().enumerate();
+    let group: Vec<usize> = tenants
+        .filter(|(_, tenant)| tenant.crossed != crossed)
+        .map(|(index, _)| index)
+        .take(if tries == 0 { GROUP_MAX } else { 1 })
+        .collect();
+    if group.is_empty() {
+        return Ok(Step::Next(all_crossed(job, way)));
+    }
+    let (from, to) = job.plan.ends(way);
+    let tried = attempt(context, job, way, &group).await?;
     let mut next = job.clone();
-    let after = match &tried {
-        Tried::Crossed { .. } => Place {
-            shard: to,
-            epoch: tenant.epoch + 1,
-        },
-        Tried::Undone { epoch, .. } | Tried::Differs { epoch, .. } => Place {
+    let mut changed: Vec<(Uuid, Place<'_>, Place<'_>)> = Vec::new();
+    for (position, index) in group.iter().enumerate() {
+        let tenant = &job.plan.tenants[*index];
+        let before = Place {
             shard: from,
-            epoch: *epoch,
-        },
+            epoch: tenant.epoch,
+        };
+        let after = match &tried {
+            Tried::Crossed { .. } => Place {
+                shard: to,
+                epoch: tenant.epoch + 1,
+            },
+            Tried::Undone { epochs, .. } | Tried::Differs { epochs, .. } => Place {
+                shard: from,
+                epoch: epochs.get(position).copied().unwrap_or(tenant.epoch),
+            },
+            Tried::Paused => before,
+        };
+        next.plan.tenants[*index].epoch = after.epoch;
+        if before != after {
+            changed.push((tenant.id, before, after));
+        }
+    }
+    let slugs = || {
+        let slugs = group.iter().map(|i| job.plan.tenants[*i].slug.as_str());
+        slugs.collect::<Vec<_>>().join(", ")
     };
-    next.plan.tenants[index].epoch = after.epoch;
     let step = match tried {
         Tried::Crossed { pause } => {
-            next.plan.tenants[index].crossed = crossed;
-            if let Some(pause) = pause {
-                let ms = (pause.as_secs_f64() * 1e6).round() / 1e3;
-                next.plan.tenants[index].pauses_ms.push(ms);
+            for index in &group {
+                let tenant = &mut next.plan.tenants[*index];
+                tenant.crossed = crossed;
+                if let Some(pause) = pause {
+                    let ms = (pause.as_secs_f64() * 1e6).round() / 1e3;
+                    tenant.pauses_ms.push(ms);
+                }
+                context.app().move_metrics.crossed(pause);
             }
-            context.app().move_metrics.crossed(pause);
             next.state = State::CuttingOver { way, tries: 0 };
             Step::Next(next.clone())
         }
         Tried::Undone { why, .. } => {
-            tracing::info!(tenant = tenant.slug, why, tries, "cut-over undone");
+            tracing::info!(tenants = slugs(), why, tries, "cut-over undone");
             context.app().move_metrics.undone();
             next.state = match way {
                 Way::Forward => State::CatchingUp {
@@ -139,28 +160,62 @@ pub(super) async fn cut_over(
             Step::Later(next.clone(), again(tries))
         }
         Tried::Differs { why, .. } => {
-            tracing::error!(tenant = tenant.slug, why, "shards differ: cut-over undone");
+            tracing::error!(tenants = slugs(), why, "shards differ: cut-over undone");
             context.app().move_metrics.undone();
             next.checked = Some(Checked {
                 rows: job.checked.as_ref().map_or(0, |checked| checked.rows),
                 differ: Some(why.clone()),
             });
-            next.state = next.given_up(Ended::Failed(why));
+            next.state = match way {
+                Way::Forward => next.given_up(Ended::Failed(why)),
+                Way::Back => {
+                    let (control, id) = (context.control(), context.job().id);
+                    store::clear_wish(control, id, Wish::RollBack.name()).await?;
+                    retained(&mut next)
+                }
+            };
             Step::Next(next.clone())
         }
+        Tried::Paused => {
+            let why = Some("it is paused".into());
+            Step::Later(job.to(State::CatchingUp { tries, why }), PAUSED_LOOK)
+        }
     };
-    let before = Place {
-        shard: from,
-        epoch: tenant.epoch,
-    };
-    if before != after {
+    if !changed.is_empty() {
         failpoint(context, "control");
         let mut client = context.control().client().await?;
         let transaction = client.transaction().await?;
-        move_tenant(&transaction, &context.job().actor, tenant.id, before, after).await?;
+        for (tenant, before, after) in changed {
+            move_tenant(&transaction, &context.job().actor, tenant, before, after).await?;
+        }
         context.commit(transaction, &next).await?;
     }
     Ok(step)
+}
+
+fn all_crossed(job: &Move, way: Way) -> Move {
+    let mut next = job.clone();
+    next.state = match way {
+        Way::Forward => {
+            next.retained_until = 0;
+            retained(&mut next)
+        }
+        Way::Back => State::CleaningUp {
+            why: Ended::RolledBack,
+            rows: 0,
+        },
+    };
+    next
+}
+
+/// The way back is open, for as long as it was to be kept.
+fn retained(job: &mut Move) -> State {
+    if job.retained_until == 0 {
+        job.retained_until = now_s() + job.plan.keep_s;
+    }
+    State::Retained {
+        until: job.retained_until,
+    }
 }
 
 /// Takes back what a move has begun, before any of its tenants is on the target.
@@ -170,35 +225,50 @@ pub(super) async fn undo(
     why: &Ended,
 ) -> Result<Step<Move>, JobError> {
     failpoint(context, "undoing");
-    for index in 0..job.plan.tenants.len() {
-        let mut crossing = match open(context, job, Way::Forward, index).await {
+    let all: Vec<usize> = (0..job.plan.tenants.len()).collect();
+    for group in all.chunks(GROUP_MAX) {
+        let mut crossing = match open(context, job, Way::Forward, group).await {
             Ok(crossing) => crossing,
             // A target that can't be reached must not keep the source closed.
             Err(error) => {
-                release(context, job, Way::Forward, index).await?;
+                release(context, job, Way::Forward, group).await?;
                 return Err(error);
             }
         };
         let seen = crossing.seen().await?;
-        let untouched = seen.source == Fence::Active(crossing.tenant.epoch)
-            && (seen.out.is_none() || seen.back.is_none());
-        if untouched {
-            // It came to nothing, or is being cleaned up: nobody was ever held.
+        let mut seen = seen.iter();
+        crossing.members.retain(|member| {
+            // Else it came to nothing, or is being cleaned up: nobody was ever held.
+            seen.next().is_some_and(|seen| {
+                seen.source != Fence::Active(member.tenant.epoch)
+                    || (seen.out.is_some() && seen.back.is_some())
+            })
+        });
+        if crossing.members.is_empty() {
             continue;
         }
-        let epoch = crossing.take_back().await?;
-        if epoch != job.plan.tenants[index].epoch {
-            let mut next = job.clone();
-            next.plan.tenants[index].epoch = epoch;
+        let epochs = crossing.take_back().await?;
+        let mut next = job.clone();
+        let mut changed = Vec::new();
+        for (member, epoch) in crossing.members.iter().zip(epochs) {
+            let tenant = next.plan.tenants.iter_mut();
+            let tenant = tenant.filter(|tenant| tenant.id == member.tenant.id).last();
+            if let Some(tenant) = tenant.filter(|tenant| tenant.epoch != epoch) {
+                changed.push((tenant.id, tenant.epoch, epoch));
+                tenant.epoch = epoch;
+            }
+        }
+        if !changed.is_empty() {
             let mut client = context.control().client().await?;
             let transaction = client.transaction().await?;
             let place = |epoch| Place {
                 shard: &job.plan.from,
                 epoch,
             };
-            let (before, after) = (place(job.plan.tenants[index].epoch), place(epoch));
-            let tenant = job.plan.tenants[index].id;
-            move_tenant(&transaction, &context.job().actor, tenant, before, after).await?;
+            for (tenant, before, after) in changed {
+                let (before, after) = (place(before), place(after));
+                move_tenant(&transaction, &context.job().actor, tenant, before, after).await?;
+            }
             context.commit(transaction, &next).await?;
             return Ok(Step::Next(next));
         }
@@ -209,16 +279,21 @@ pub(super) async fn undo(
     }))
 }
 
-async fn attempt(context: &Context, job: &Move, way: Way, index: usize) -> Result<Tried, JobError> {
+async fn attempt(
+    context: &Context,
+    job: &Move,
+    way: Way,
+    group: &[usize],
+) -> Result<Tried, JobError> {
     let budget = Duration::from_millis(job.plan.budget_ms.min(BUDGET_MAX_MS));
-    let tried = match open(context, job, way, index).await {
+    let tried = match open(context, job, way, group).await {
         Ok(mut crossing) => crossing.run(job, budget).await,
         Err(error) => Err(error),
     };
     if tried.is_err() {
         // What can be opened again without the other side is.
         context.drop_sessions().await;
-        release(context, job, way, index).await?;
+        release(context, job, way, group).await?;
     }
     tried
 }
@@ -227,57 +302,55 @@ async fn open<'a>(
     context: &'a Context,
     job: &'a Move,
     way: Way,
-    index: usize,
+    group: &[usize],
 ) -> Result<Crossing<'a>, JobError> {
-    let (from, to) = ends(job, way);
+    let (from, to) = job.plan.ends(way);
     let id = context.job().id;
     let source = Side::open(context, from).await?;
     let target = Side::open(context, to).await?;
     let captured = source.look().await?.captured;
-    let tables = match way {
-        Way::Forward => {
-            alike(&source, &target).await?;
-            tenant_tables(&*source.client).await?
-        }
-        Way::Back => Vec::new(),
+    alike(&source, &target).await?;
+    let tables = tenant_tables(&*source.client).await?;
+    let member = |index: &usize| Member {
+        tenant: &job.plan.tenants[*index],
+        out: names::tenant(id, *index, way),
+        back: names::tenant(id, *index, way.opposite()),
     };
     Ok(Crossing {
-        touched: context.app().watches.get(id),
+        touched: context.app().watches.get(id, way),
         tables,
         context,
         way,
-        tenant: &job.plan.tenants[index],
+        members: group.iter().map(member).collect(),
         source,
         target,
-        out: names::tenant(id, index, way),
-        back: names::tenant(id, index, way.opposite()),
         captured,
         closed: None,
         fenced: None,
+        marker: None,
+        done: Vec::new(),
     })
 }
 
-/// Serves a held tenant again from its source alone: as long as its changes
-/// are still sent, nothing but its fence has been changed there, and the target
+/// Serves held tenants again from their source alone: as long as their changes
+/// are still sent, nothing but their fences has been changed there, and the target
 /// can't be activated.
-async fn release(context: &Context, job: &Move, way: Way, index: usize) -> Result<(), JobError> {
-    let (from, _) = ends(job, way);
-    let tenant = &job.plan.tenants[index];
+async fn release(context: &Context, job: &Move, way: Way, group: &[usize]) -> Result<(), JobError> {
+    let (from, _) = job.plan.ends(way);
     let source = Side::open(context, from).await?;
-    let out = names::tenant(context.job().id, index, way);
-    let (fence, _, out) = source.fence(tenant.id, &out).await?;
-    if fence == Fence::Fenced(tenant.epoch) && out == Some(true) {
-        source.reopen(tenant.id, tenant.epoch, tenant.epoch).await?;
+    let tenants = group.iter().map(|index| &job.plan.tenants[*index]);
+    let ids: Vec<Uuid> = tenants.clone().map(|tenant| tenant.id).collect();
+    let job = context.job().id;
+    let out = group.iter().map(|index| names::tenant(job, *index, way));
+    let fences = source.fences(&ids, &out.collect::<Vec<_>>()).await?;
+    let held = tenants.zip(fences).filter(|(tenant, (fence, _, out))| {
+        *fence == Fence::Fenced(tenant.epoch) && *out == Some(true)
+    });
+    let (held, epochs): (Vec<Uuid>, Vec<i64>) = held.map(|(t, _)| (t.id, t.epoch)).unzip();
+    if !held.is_empty() {
+        source.reopen(&held, &epochs, &epochs).await?;
     }
     Ok(())
-}
-
-/// The shards that a cut-over goes from and to.
-fn ends(job: &Move, way: Way) -> (&str, &str) {
-    match way {
-        Way::Forward => (&job.plan.from, &job.plan.to),
-        Way::Back => (&job.plan.to, &job.plan.from),
-    }
 }
 
 impl Crossing<'_> {
@@ -285,88 +358,83 @@ impl Crossing<'_> {
         // Most of it before anybody is held.
         let sequences = self.source.sequences().await?;
         self.target.raise_sequences(&sequences).await?;
-        let epoch = self.tenant.epoch;
-        match self.not_quick(job).await {
+        match self.not_yet(job).await {
             Ok(None) => {}
-            Ok(Some(why)) => return Ok(Tried::Undone { epoch, why }),
-            Err(JobError::Refused(why)) => return Ok(Tried::Differs { epoch, why }),
+            Ok(Some(not_yet)) => return Ok(not_yet),
+            Err(JobError::Refused(why)) => {
+                let epochs = self.epochs();
+                return Ok(Tried::Differs { epochs, why });
+            }
             Err(error) => return Err(error),
         }
         let began = Instant::now();
+        let Ok(seen) = timeout(UNDO_MAX, self.seen()).await else {
+            return Err(ShardError::Slow.into());
+        };
+        // Nobody else changes anything: this job's sessions have its locks.
+        let mut seen = seen?;
         loop {
-            let look_until = match self.closed {
-                // Who is held waits for this look, too.
-                Some(closed) => closed + budget,
-                None => Instant::now() + UNDO_MAX,
-            };
-            let Ok(seen) = timeout_at(look_until, self.seen()).await else {
-                if self.closed.is_none() {
-                    return Err(ShardError::Slow.into());
-                }
-                return self.give_up(job, "looking at the shards").await;
-            };
-            let seen = seen?;
-            let next = crossing::next(&seen, self.tenant.epoch).map_err(stop)?;
-            if matches!(seen.source, Fence::Fenced(_) | Fence::Moved(_)) {
+            let next = self.next(&seen).map_err(stop)?;
+            if seen
+                .iter()
+                .any(|seen| !matches!(seen.source, Fence::Active(_)))
+            {
                 self.fenced.get_or_insert_with(Instant::now);
                 // Someone before may have closed it.
                 self.closed.get_or_insert(began);
             }
-            let until = self.closed.unwrap_or(began) + budget;
+            let until = self.closed.unwrap_or_else(Instant::now) + budget;
             let done = match next {
                 Next::Over => {
                     let pause = self.closed.map(|closed| closed.elapsed());
+                    self.tell();
                     return Ok(Tried::Crossed { pause });
                 }
                 Next::Undo => Err(Stopped::OverBudget("an undo had begun")),
                 // The budget is for who is held: arming holds nobody.
                 Next::Arm => self.arm().await.map_err(Stopped::from),
-                Next::Close => self.close().await,
-                Next::Drain if self.way == Way::Forward && self.touched.is_none() => {
+                Next::Close => self.close(budget).await,
+                Next::Leave if self.touched.is_none() => {
                     Err(Stopped::OverBudget("comparing what another worker knew of"))
                 }
-                Next::Drain => bounded(until, "draining", self.drain(until)).await,
-                Next::TurnBack => {
-                    failpoint(self.context, "drained");
-                    let on = self.target.switch(&self.back, true);
-                    bounded(until, "turning the stream", on).await
-                }
-                Next::Leave => {
-                    failpoint(self.context, "turned");
-                    let epoch = self.tenant.epoch;
-                    let to = &self.target.shard;
-                    let left = self
-                        .source
-                        .leave(self.tenant.id, seen.source, to, epoch + 1);
-                    bounded(until, "leaving", left).await
-                }
-                Next::Activate => {
-                    failpoint(self.context, "left");
-                    bounded(until, "waiting for standbys and caches", self.settle()).await
-                }
-            };
-            // Not bounded: whether it was done must be known.
-            let done = match (next, done) {
-                (Next::Activate, Ok(())) => {
-                    let suspended = self.source.fence(self.tenant.id, &self.out).await?.1;
-                    let epoch = self.tenant.epoch + 1;
-                    let active = self.target.activate(self.tenant.id, epoch, suspended).await;
-                    failpoint(self.context, "activated");
-                    active.map_err(Stopped::from)
-                }
-                (_, done) => done,
+                Next::Leave => self.leave(until).await,
+                Next::Activate => self.activate(until).await,
             };
             match done {
-                Ok(()) => {}
+                Ok(()) => {
+                    let members = self.members.iter().zip(&seen);
+                    seen = members
+                        .map(|(member, seen)| crossing::after(seen, next, member.tenant.epoch))
+                        .collect();
+                }
                 Err(Stopped::OverBudget(why)) => return self.give_up(job, why).await,
                 Err(Stopped::Differs(why)) => {
                     self.refresh().await?;
-                    let epoch = self.take_back().await?;
-                    return Ok(Tried::Differs { epoch, why });
+                    let epochs = self.take_back().await?;
+                    return Ok(Tried::Differs { epochs, why });
                 }
                 Err(Stopped::Error(error)) => return Err(error),
             }
         }
+    }
+
+    /// What comes next of all of them. They go step by step together: where they
+    /// are not equally far one was being taken back.
+    fn next(&self, seen: &[Seen]) -> Result<Next, Contradiction> {
+        let mut step = None;
+        for (member, seen) in self.members.iter().zip(seen) {
+            let own = crossing::next(seen, member.tenant.epoch)?;
+            step = match step {
+                None => Some(own),
+                Some(step) if step == own => Some(step),
+                // Arming again changes nothing.
+                Some(Next::Arm | Next::Close) if matches!(own, Next::Arm | Next::Close) => {
+                    Some(Next::Arm)
+                }
+                Some(_) => Some(Next::Undo),
+            };
+        }
+        Ok(step.unwrap_or(Next::Over))
     }
 
     /// It took too long: the source serves again.
@@ -376,116 +444,195 @@ impl Crossing<'_> {
             "{why} took too long: requests were held for {held} ms of {} ms",
             job.plan.budget_ms
         );
+        self.tell();
         self.refresh().await?;
-        let epoch = self.take_back().await?;
-        Ok(Tried::Undone { epoch, why })
+        let epochs = self.take_back().await?;
+        Ok(Tried::Undone { epochs, why })
     }
 
-    /// Nobody is held for a stream that stands still: why it is not begun. One
-    /// that was held before is drained, or not, by what the shards show.
-    async fn not_quick(&self, job: &Move) -> Result<Option<String>, JobError> {
-        let (fence, _, _) = self.source.fence(self.tenant.id, &self.out).await?;
-        if !matches!(fence, Fence::Active(_)) {
+    /// Nobody is held for a stream that stands still: why it is not begun. Who was
+    /// held before is drained, or not, by what the shards show.
+    async fn not_yet(&mut self, job: &Move) -> Result<Option<Tried>, JobError> {
+        let (ids, out) = (self.ids(), self.out());
+        let fences = self.source.fences(&ids, &out).await?;
+        if fences
+            .iter()
+            .any(|(fence, _, _)| !matches!(fence, Fence::Active(_)))
+        {
             return Ok(None);
         }
-        if self.way == Way::Forward {
-            let Some(touched) = &self.touched else {
+        let undone = |why: String| {
+            let epochs = self.epochs();
+            Ok(Some(Tried::Undone { epochs, why }))
+        };
+        let (context, way) = (self.context, self.way);
+        let touched = match (&self.touched, way) {
+            (Some(touched), _) => touched.clone(),
+            (None, Way::Forward) => {
                 let why = "what was written since rows were compared is not known here";
-                return Ok(Some(why.into()));
-            };
-            let sides = (&self.source, &self.target, &self.tables[..]);
-            let until = Instant::now() + RECHECK_MAX;
-            recheck(self.context, job, touched, sides, until).await?;
+                return undone(why.into());
+            }
+            // What is written from now on is compared.
+            (None, Way::Back) => context.app().watches.begin(context, job, way).await?,
+        };
+        if way == Way::Forward && wish(context).await? == Some(Wish::Pause) {
+            return Ok(Some(Tried::Paused));
         }
-        let way = names::way(self.way);
-        let marker = self.source.mark(self.context.job().id, way).await?;
-        match timeout(QUICK, self.target.wait_for_marker(marker, LOOK)).await {
-            Ok(arrived) => arrived.map(|()| None),
-            Err(_) => Ok(Some(format!(
+        let sides = (&self.source, &self.target, &self.tables[..]);
+        let until = Instant::now() + RECHECK_MAX;
+        recheck(context, job, way, &touched, sides, until).await?;
+        let marker = self.source.mark(context.job().id, names::way(way)).await?;
+        if !self.target.arrived(marker, QUICK).await? {
+            return undone(format!(
                 "what shard {} sends does not arrive on {} within {} ms: no cut-over is begun",
                 self.source.shard,
                 self.target.shard,
                 QUICK.as_millis()
-            ))),
+            ));
         }
+        self.touched = Some(touched);
+        Ok(None)
     }
 
-    async fn seen(&self) -> Result<Seen, JobError> {
-        let id = self.tenant.id;
-        let (source, target) = tokio::join!(
-            self.source.fence(id, &self.out),
-            self.target.fence(id, &self.back)
-        );
-        let ((source, _, out), (target, _, back)) = (source?, target?);
-        Ok(Seen {
+    async fn seen(&self) -> Result<Vec<Seen>, JobError> {
+        let ids = self.ids();
+        let out = self.out();
+        let back = self.back();
+        let (source, target) = tokio::try_join!(
+            self.source.fences(&ids, &out),
+            self.target.fences(&ids, &back)
+        )?;
+        let both = source.into_iter().zip(target);
+        let seen = both.map(|((source, _, out), (target, _, back))| Seen {
             source,
             target,
             out,
             back,
-        })
+        });
+        Ok(seen.collect())
     }
 
     async fn arm(&self) -> Result<(), JobError> {
         failpoint(self.context, "begun");
-        let armed = self.target.arm(self.tenant.id, self.tenant.epoch + 1);
-        armed.await?;
+        self.target.arm(&self.ids(), &self.epochs()).await?;
         failpoint(self.context, "armed");
         Ok(())
     }
 
-    async fn close(&mut self) -> Result<(), Stopped> {
-        self.closed = Some(Instant::now());
-        self.source.close(self.tenant.id, self.tenant.epoch).await?;
+    async fn close(&mut self, budget: Duration) -> Result<(), Stopped> {
+        let now = Instant::now();
+        self.closed.get_or_insert(now);
+        let (ids, epochs) = (self.ids(), self.epochs());
+        let marker = (self.context.job().id, names::way(self.way));
+        let closed = async { self.source.close(&ids, &epochs, marker, budget).await };
+        let marker = bounded(now + budget, "ending writes", closed).await?;
+        self.marker = Some(marker);
         self.fenced = Some(Instant::now());
+        self.note("closed");
         failpoint(self.context, "closed");
         Ok(())
     }
 
-    /// Writes under way end, all of them arrive, no number is given twice, what
-    /// was written since rows were compared is equal; and the source sends no
-    /// more: the proof that it was so.
-    async fn drain(&self, until: Instant) -> Result<(), JobError> {
-        let job = self.context.job().id;
-        let way = names::way(self.way);
-        let left = until.saturating_duration_since(Instant::now());
-        let marker = self
-            .source
-            .mark_when_written(self.tenant.id, job, way, left)
-            .await?;
-        failpoint(self.context, "marked");
-        let (arrived, sequences) = tokio::join!(
-            self.target.wait_for_marker(marker, LOOK),
-            self.source.sequences()
-        );
-        arrived?;
-        self.target.raise_sequences(&sequences?).await?;
-        if let Some(touched) = self.touched.as_ref().filter(|_| self.way == Way::Forward) {
-            touched.wait_for(marker).await?;
-            let sides = (&self.source, &self.target, &self.tables[..]);
-            compare_held(self.context, self.tenant, touched, sides).await?;
-        }
-        self.source.switch(&self.out, false).await
+    /// All that was written arrives, no number is given twice, and what was written
+    /// since rows were compared is equal; no router answers from what it had cached
+    /// before. Then the source names the target and sends no more: the proof that it
+    /// was so.
+    async fn leave(&mut self, until: Instant) -> Result<(), Stopped> {
+        let (ids, epochs) = (self.ids(), self.epochs());
+        let marker = match self.marker {
+            Some(marker) => marker,
+            // Another worker closed it.
+            None => {
+                let marker = (self.context.job().id, names::way(self.way));
+                let left = until.saturating_duration_since(Instant::now());
+                let closed = async { self.source.close(&ids, &epochs, marker, left).await };
+                bounded(until, "ending writes", closed).await?
+            }
+        };
+        tokio::try_join!(
+            bounded(until, "draining", self.drained(marker, until)),
+            bounded(until, "waiting for caches", self.uncached())
+        )?;
+        self.note("drained, not cached");
+        failpoint(self.context, "drained");
+        let out = self.out();
+        let left = self.source.leave(&ids, &epochs, &self.target.shard, &out);
+        bounded(until, "leaving", left).await?;
+        self.note("left");
+        failpoint(self.context, "left");
+        Ok(())
     }
 
-    /// Rule 11: what the source has committed is on every node that may become
-    /// its primary, what came in is on the target's, and no router answers from
-    /// what it had cached before.
-    async fn settle(&self) -> Result<(), JobError> {
-        let (source, target) = tokio::join!(
-            self.source.wait_for_standbys(LOOK),
-            self.target.wait_for_standbys(LOOK)
-        );
-        source.and(target)?;
+    async fn drained(&self, marker: Uuid, until: Instant) -> Result<(), JobError> {
+        let Some(touched) = &self.touched else {
+            return Err(JobError::Wait("what was written is not known here".into()));
+        };
+        let target = async {
+            let sequences = self.source.sequences().await?;
+            self.target.raise_sequences(&sequences).await?;
+            let left = until.saturating_duration_since(Instant::now());
+            self.target.arrived(marker, left).await
+        };
+        let (arrived, ()) = tokio::try_join!(target, touched.wait_for(marker))?;
+        if !arrived {
+            return Err(ShardError::Slow.into());
+        }
+        let sides = (&self.source, &self.target, &self.tables[..]);
+        for member in &self.members {
+            compare_held(self.context, member.tenant, touched, sides).await?;
+        }
+        Ok(())
+    }
+
+    /// Rule 11: no router answers any longer from what it had cached before the
+    /// source was closed.
+    async fn uncached(&self) -> Result<(), JobError> {
         let look = self.source.look().await?;
         let capture = &self.context.app().capture;
-        let (server, lsn) = (look.server, look.lsn);
         if (self.captured || look.captured)
-            && !capture.wait_visible(&self.source.shard, server, lsn).await
+            && !capture
+                .wait_visible(&self.source.shard, look.server, look.lsn)
+                .await
         {
             // Another worker captures it, or nobody any longer.
             let fenced = self.fenced.unwrap_or_else(Instant::now);
             tokio::time::sleep_until(fenced + HOLDING).await;
         }
+        Ok(())
+    }
+
+    /// Once what both sides have committed is on every node that may become their
+    /// primary, the target serves.
+    async fn activate(&mut self, until: Instant) -> Result<(), Stopped> {
+        let (ids, out) = (self.ids(), self.out());
+        let left = until.saturating_duration_since(Instant::now());
+        let settled = async {
+            let source = async {
+                let fences = self.source.fences(&ids, &out).await?;
+                Ok::<_, JobError>((fences, self.source.on_standbys(left).await?))
+            };
+            let target = async {
+                self.target.flush().await?;
+                self.target.on_standbys(left).await
+            };
+            let ((fences, source), target) = tokio::try_join!(source, target)?;
+            match source && target {
+                true => Ok(fences),
+                false => Err(ShardError::Slow.into()),
+            }
+        };
+        let fences = bounded(until, "waiting for standbys", settled).await?;
+        self.note("on standbys");
+        let suspended: Vec<bool> = fences.iter().map(|(_, suspended, _)| *suspended).collect();
+        let back = self.back();
+        // Not bounded: whether it was done must be known.
+        let active = self
+            .target
+            .activate(&ids, &self.epochs(), &suspended, &back)
+            .await;
+        failpoint(self.context, "activated");
+        active?;
+        self.note("activated");
         Ok(())
     }
 
@@ -501,59 +648,131 @@ impl Crossing<'_> {
         Ok(())
     }
 
-    /// Undoes what was begun; the epoch that the source serves at then.
-    async fn take_back(&mut self) -> Result<i64, JobError> {
-        let (id, epoch) = (self.tenant.id, self.tenant.epoch);
+    /// Undoes what was begun; the epochs that the source serves at then.
+    async fn take_back(&mut self) -> Result<Vec<i64>, JobError> {
         loop {
             let seen = timeout(UNDO_MAX, self.seen()).await;
             let seen = seen.map_err(|_| ShardError::Slow)??;
-            let step = crossing::undo(&seen, epoch).map_err(stop)?;
-            let done = async {
-                match step {
-                    Undo::TooLate => {
-                        Err(JobError::Wait("the tenant is on the target already".into()))
-                    }
-                    Undo::Disarm => {
-                        let source = &self.source.shard;
-                        let armed = Fence::Fenced(epoch + 1);
-                        // Who was sent here is sent back, by a later number.
-                        let at = match seen.source {
-                            Fence::Moved(_) => epoch + 2,
-                            Fence::None | Fence::Active(_) | Fence::Fenced(_) => epoch,
-                        };
-                        self.target.leave(id, armed, source, at).await
-                    }
-                    Undo::CloseBack => self.target.switch(&self.back, false).await,
-                    Undo::OpenOut => self.source.switch(&self.out, true).await,
-                    Undo::Reopen(at) => {
-                        let was = match seen.source {
-                            Fence::Moved(at) | Fence::Fenced(at) => at,
-                            Fence::None | Fence::Active(_) => epoch,
-                        };
-                        self.source.reopen(id, was, at).await
-                    }
-                    Undo::Undone(_) => Ok(()),
-                }
-            };
-            timeout(UNDO_MAX, done)
+            let both = self.members.iter().zip(&seen);
+            let steps = both.map(|(m, seen)| crossing::undo(seen, m.tenant.epoch));
+            let steps: Vec<Undo> = steps.collect::<Result<_, _>>().map_err(stop)?;
+            let done = steps.iter().map(|step| match step {
+                Undo::Undone(at) => Some(*at),
+                Undo::TooLate | Undo::Disarm | Undo::OpenOut | Undo::Reopen(_) => None,
+            });
+            if let Some(epochs) = done.collect() {
+                return Ok(epochs);
+            }
+            timeout(UNDO_MAX, self.undo(&seen, &steps))
                 .await
                 .map_err(|_| ShardError::Slow)??;
-            if let Undo::Undone(at) = step {
-                return Ok(at);
-            }
             failpoint(self.context, "taking_back");
         }
+    }
+
+    /// One step of an undo of each, those that are alike together.
+    async fn undo(&self, seen: &[Seen], steps: &[Undo]) -> Result<(), JobError> {
+        let (mut disarm, mut open, mut reopen) = (Fences::default(), Vec::new(), Fences::default());
+        for ((member, seen), step) in self.members.iter().zip(seen).zip(steps) {
+            let epoch = member.tenant.epoch;
+            match step {
+                Undo::TooLate => {
+                    let why = "the tenant is on the target already";
+                    return Err(JobError::Wait(why.into()));
+                }
+                // Who was sent here is sent back, by a later number.
+                Undo::Disarm if matches!(seen.source, Fence::Moved(_)) => {
+                    disarm.push(member, epoch, epoch + 2);
+                }
+                Undo::Disarm => disarm.push(member, epoch, epoch),
+                Undo::OpenOut => open.push(member.out.clone()),
+                Undo::Reopen(at) => {
+                    let was = match seen.source {
+                        Fence::Moved(at) | Fence::Fenced(at) => at,
+                        Fence::None | Fence::Active(_) => epoch,
+                    };
+                    reopen.push(member, was, *at);
+                }
+                Undo::Undone(_) => {}
+            }
+        }
+        if !disarm.tenants.is_empty() {
+            let source = &self.source.shard;
+            let Fences { tenants, was, at } = &disarm;
+            self.target.disarm(tenants, was, source, at).await?;
+        }
+        if !open.is_empty() {
+            self.source.send_again(&open).await?;
+        }
+        if !reopen.tenants.is_empty() {
+            let Fences { tenants, was, at } = &reopen;
+            self.source.reopen(tenants, was, at).await?;
+        }
+        Ok(())
+    }
+
+    fn ids(&self) -> Vec<Uuid> {
+        self.members.iter().map(|member| member.tenant.id).collect()
+    }
+
+    fn epochs(&self) -> Vec<i64> {
+        let epochs = self.members.iter().map(|member| member.tenant.epoch);
+        epochs.collect()
+    }
+
+    fn out(&self) -> Vec<String> {
+        self.members.iter().map(|m| m.out.clone()).collect()
+    }
+
+    fn back(&self) -> Vec<String> {
+        self.members.iter().map(|m| m.back.clone()).collect()
+    }
+
+    fn note(&mut self, what: &'static str) {
+        self.done.push((what, Instant::now()));
+    }
+
+    /// Where the pause went.
+    fn tell(&self) {
+        let Some(mut before) = self.closed else {
+            return;
+        };
+        let mut steps = String::new();
+        for (what, at) in &self.done {
+            let ms = at.saturating_duration_since(before).as_secs_f64() * 1e3;
+            let _ = write!(steps, "{what} {ms:.1} ms; ");
+            before = *at;
+        }
+        let tenants = self.members.len();
+        tracing::info!(tenants, steps, "requests were held");
+    }
+}
+
+/// Fences to be changed: of whom, at which epochs, to which.
+#[derive(Default)]
+struct Fences {
+    tenants: Vec<Uuid>,
+    was: Vec<i64>,
+    at: Vec<i64>,
+}
+
+impl Fences {
+    fn push(&mut self, member: &Member<'_>, was: i64, at: i64) {
+        self.tenants.push(member.tenant.id);
+        self.was.push(was);
+        self.at.push(at);
     }
 }
 
 /// Work of a cut-over, up to the end of its budget.
-async fn bounded(
+async fn bounded<T>(
     until: Instant,
     what: &'static str,
-    work: impl Future<Output = Result<(), JobError>>,
-) -> Result<(), Stopped> {
+    work: impl Future<Output = Result<T, JobError>>,
+) -> Result<T, Stopped> {
     match timeout_at(until, work).await {
-        Ok(Ok(())) => Ok(()),
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(JobError::Shard(ShardError::Slow))) => Err(Stopped::OverBudget(what)),
         Ok(Err(error)) if is_lock_timeout(&error) => Err(Stopped::OverBudget(what)),
         Ok(Err(JobError::Refused(why))) => Err(Stopped::Differs(why)),
         Ok(Err(error)) => Err(Stopped::Error(error)),

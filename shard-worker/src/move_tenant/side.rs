@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use tokio::sync::OwnedMutexGuard;
-use tokio_postgres::Client;
+use tokio::time::Instant;
+use tokio_postgres::types::Type;
+use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
 use super::crossing::Fence;
 use super::throttle::Load;
+use super::{Way, names};
 use crate::job::{Context, JobError};
 use crate::shard::ShardError;
 
@@ -15,6 +18,9 @@ use crate::shard::ShardError;
 const DURABLE: &str = "with durable as materialized (
     select set_config('synchronous_commit', case when current_setting('synchronous_commit') in ('off', 'local')
       then 'on' else current_setting('synchronous_commit') end, true))";
+
+/// SQLSTATE of a function that found a fence otherwise.
+const CHANGED: &str = "RF015";
 
 /// A session of the mover on a shard's primary, with the job's lock.
 pub(super) struct Side {
@@ -49,121 +55,212 @@ impl Side {
         })
     }
 
-    /// The tenant's fence, whether it is suspended, and whether a publication is on.
+    /// A tenant's fence, whether it is suspended, and whether a publication is on.
     pub(super) async fn fence(
         &self,
         tenant: Uuid,
         publication: &str,
     ) -> Result<(Fence, bool, Option<bool>), JobError> {
-        let row = self
-            .client
-            .query_one(
-                "select f.state, f.epoch, coalesce(f.suspended, false),
-                   (select p.pubinsert from pg_publication p where p.pubname = $2)
-                 from (select) one left join ringfence.fence f on f.tenant_id = $1",
-                &[&tenant, &publication],
-            )
-            .await?;
-        let state: Option<&str> = row.get(0);
-        let epoch: Option<i64> = row.get(1);
-        let fence = match state.zip(epoch) {
-            None => Fence::None,
-            Some(("active", epoch)) => Fence::Active(epoch),
-            Some(("fenced", epoch)) => Fence::Fenced(epoch),
-            Some(("moved", epoch)) => Fence::Moved(epoch),
-            Some((other, _)) => {
-                return Err(JobError::State(format!(
-                    "the fence of {tenant} on {} is {other:?}",
-                    self.shard
-                )));
-            }
-        };
-        Ok((fence, row.get(2), row.get(3)))
+        let mut all = self.fences(&[tenant], &[publication.to_owned()]).await?;
+        Ok(all.pop().unwrap_or((Fence::None, false, None)))
     }
 
-    /// Makes the fence of a tenant that is not active here fenced at `epoch`.
-    pub(super) async fn arm(&self, tenant: Uuid, epoch: i64) -> Result<(), JobError> {
+    /// The same of many, in their order.
+    pub(super) async fn fences(
+        &self,
+        tenants: &[Uuid],
+        publications: &[String],
+    ) -> Result<Vec<(Fence, bool, Option<bool>)>, JobError> {
+        let rows = self
+            .client
+            .query_typed(
+                "select f.state, f.epoch, coalesce(f.suspended, false),
+                   (select p.pubinsert from pg_publication p where p.pubname = u.publication)
+                 from unnest($1, $2) with ordinality u (tenant, publication, place)
+                 left join ringfence.fence f on f.tenant_id = u.tenant order by u.place",
+                &[
+                    (&tenants, Type::UUID_ARRAY),
+                    (&publications, Type::TEXT_ARRAY),
+                ],
+            )
+            .await?;
+        let fence = |row: &Row| {
+            let (state, epoch): (Option<&str>, Option<i64>) = (row.get(0), row.get(1));
+            let fence = match state.zip(epoch) {
+                None => Fence::None,
+                Some(("active", epoch)) => Fence::Active(epoch),
+                Some(("fenced", epoch)) => Fence::Fenced(epoch),
+                Some(("moved", epoch)) => Fence::Moved(epoch),
+                Some((other, _)) => {
+                    let why = format!("a fence on {} is {other:?}", self.shard);
+                    return Err(JobError::State(why));
+                }
+            };
+            Ok((fence, row.get(2), row.get(3)))
+        };
+        rows.iter().map(fence).collect()
+    }
+
+    /// Makes the fences of tenants that are not active here fenced, at the epochs
+    /// behind these.
+    pub(super) async fn arm(&self, tenants: &[Uuid], epochs: &[i64]) -> Result<(), JobError> {
         let sql = format!(
             "{DURABLE} insert into ringfence.fence (tenant_id, epoch, state)
-             select $1, $2, 'fenced' from durable
-             on conflict (tenant_id) do update set epoch = $2, state = 'fenced',
+             select u.tenant, u.epoch + 1, 'fenced' from durable, unnest($1, $2) u (tenant, epoch)
+             on conflict (tenant_id) do update set epoch = excluded.epoch, state = 'fenced',
                target_shard = null, target_epoch = null, changed_at = now()
              where fence.state <> 'active'"
         );
-        let armed = self.client.execute(&sql, &[&tenant, &epoch]).await?;
-        self.one(armed, tenant)
+        let armed = self
+            .client
+            .execute_typed(
+                &sql,
+                &[(&tenants, Type::UUID_ARRAY), (&epochs, Type::INT8_ARRAY)],
+            )
+            .await?;
+        self.all(armed, tenants)
     }
 
-    /// Holds the requests of a tenant that is active at `epoch`.
-    pub(super) async fn close(&self, tenant: Uuid, epoch: i64) -> Result<(), JobError> {
-        let sql = format!(
-            "{DURABLE} update ringfence.fence set state = 'fenced', changed_at = now() from durable
-             where tenant_id = $1 and epoch = $2 and state = 'active'"
-        );
-        let closed = self.client.execute(&sql, &[&tenant, &epoch]).await?;
-        self.one(closed, tenant)
+    /// Holds the requests of tenants that are active at these epochs, once their
+    /// writes under way have ended; the marker that it writes is behind them.
+    pub(super) async fn close(
+        &self,
+        tenants: &[Uuid],
+        epochs: &[i64],
+        (job, way): (Uuid, &str),
+        wait_max: Duration,
+    ) -> Result<Uuid, JobError> {
+        let marker = Uuid::new_v4();
+        let closed = self
+            .client
+            .query_typed(
+                "select ringfence.move_close($1, $2, $3, $4, $5, $6)",
+                &[
+                    (&tenants, Type::UUID_ARRAY),
+                    (&epochs, Type::INT8_ARRAY),
+                    (&marker, Type::UUID),
+                    (&job, Type::UUID),
+                    (&way, Type::TEXT),
+                    (&millis(wait_max), Type::INT4),
+                ],
+            )
+            .await;
+        self.done(closed, tenants)?;
+        Ok(marker)
     }
 
-    /// Names the shard that has the tenant from `epoch` on.
+    /// Names the shard that has tenants from the epochs behind these on, and
+    /// switches their publications off.
     pub(super) async fn leave(
         &self,
-        tenant: Uuid,
-        from: Fence,
+        tenants: &[Uuid],
+        epochs: &[i64],
         to: &str,
-        epoch: i64,
+        publications: &[String],
     ) -> Result<(), JobError> {
-        let Fence::Fenced(was) = from else {
-            return Err(JobError::State(format!(
-                "a fence that is {from:?} names nobody"
-            )));
-        };
-        let sql = format!(
-            "{DURABLE} update ringfence.fence set state = 'moved', epoch = $3, target_shard = $4,
-               target_epoch = $3, changed_at = now() from durable
-             where tenant_id = $1 and epoch = $2 and state = 'fenced'"
-        );
         let left = self
             .client
-            .execute(&sql, &[&tenant, &was, &epoch, &to])
-            .await?;
-        self.one(left, tenant)
+            .query_typed(
+                "select ringfence.move_leave($1, $2, $3, $4)",
+                &[
+                    (&tenants, Type::UUID_ARRAY),
+                    (&epochs, Type::INT8_ARRAY),
+                    (&to, Type::TEXT),
+                    (&publications, Type::TEXT_ARRAY),
+                ],
+            )
+            .await;
+        self.done(left, tenants)
     }
 
-    /// Serves a tenant whose fence was prepared at `epoch`.
+    /// Serves tenants whose fences were prepared at the epochs behind these, and
+    /// switches their publications on.
     pub(super) async fn activate(
         &self,
-        tenant: Uuid,
-        epoch: i64,
-        suspended: bool,
+        tenants: &[Uuid],
+        epochs: &[i64],
+        suspended: &[bool],
+        publications: &[String],
     ) -> Result<(), JobError> {
-        let sql = format!(
-            "{DURABLE} update ringfence.fence set state = 'active', suspended = $3, changed_at = now() from durable
-             where tenant_id = $1 and epoch = $2 and state = 'fenced'"
-        );
+        let prepared: Vec<i64> = epochs.iter().map(|epoch| epoch + 1).collect();
         let active = self
             .client
-            .execute(&sql, &[&tenant, &epoch, &suspended])
-            .await?;
-        self.one(active, tenant)
+            .query_typed(
+                "select ringfence.move_activate($1, $2, $3, $4)",
+                &[
+                    (&tenants, Type::UUID_ARRAY),
+                    (&prepared, Type::INT8_ARRAY),
+                    (&suspended, Type::BOOL_ARRAY),
+                    (&publications, Type::TEXT_ARRAY),
+                ],
+            )
+            .await;
+        self.done(active, tenants)
     }
 
-    /// Serves a tenant again that was held, or had been sent away, at `was`.
-    pub(super) async fn reopen(&self, tenant: Uuid, was: i64, epoch: i64) -> Result<(), JobError> {
+    /// Sends tenants, whose fences were prepared at the epochs behind these, to
+    /// another shard, where they are at `at`.
+    pub(super) async fn disarm(
+        &self,
+        tenants: &[Uuid],
+        epochs: &[i64],
+        to: &str,
+        at: &[i64],
+    ) -> Result<(), JobError> {
         let sql = format!(
-            "{DURABLE} update ringfence.fence set state = 'active', epoch = $3, target_shard = null,
-               target_epoch = null, changed_at = now() from durable
-             where tenant_id = $1 and epoch = $2 and state in ('fenced', 'moved')"
+            "{DURABLE} update ringfence.fence f set state = 'moved', epoch = u.at, target_shard = $3,
+               target_epoch = u.at, changed_at = now()
+             from durable, unnest($1, $2, $4) u (tenant, epoch, at)
+             where f.tenant_id = u.tenant and f.epoch = u.epoch + 1 and f.state = 'fenced'"
         );
-        let open = self.client.execute(&sql, &[&tenant, &was, &epoch]).await?;
-        self.one(open, tenant)
+        let sent = self
+            .client
+            .execute_typed(
+                &sql,
+                &[
+                    (&tenants, Type::UUID_ARRAY),
+                    (&epochs, Type::INT8_ARRAY),
+                    (&to, Type::TEXT),
+                    (&at, Type::INT8_ARRAY),
+                ],
+            )
+            .await?;
+        self.all(sent, tenants)
     }
 
-    /// Switches a publication.
-    pub(super) async fn switch(&self, publication: &str, is_on: bool) -> Result<(), JobError> {
+    /// Serves tenants again that were held, or had been sent away, at `was`.
+    pub(super) async fn reopen(
+        &self,
+        tenants: &[Uuid],
+        was: &[i64],
+        epochs: &[i64],
+    ) -> Result<(), JobError> {
+        let sql = format!(
+            "{DURABLE} update ringfence.fence f set state = 'active', epoch = u.epoch, target_shard = null,
+               target_epoch = null, changed_at = now()
+             from durable, unnest($1, $2, $3) u (tenant, was, epoch)
+             where f.tenant_id = u.tenant and f.epoch = u.was and f.state in ('fenced', 'moved')"
+        );
+        let open = self
+            .client
+            .execute_typed(
+                &sql,
+                &[
+                    (&tenants, Type::UUID_ARRAY),
+                    (&was, Type::INT8_ARRAY),
+                    (&epochs, Type::INT8_ARRAY),
+                ],
+            )
+            .await?;
+        self.all(open, tenants)
+    }
+
+    /// Switches publications on.
+    pub(super) async fn send_again(&self, publications: &[String]) -> Result<(), JobError> {
         self.client
-            .execute(
-                "select ringfence.move_switch($1, $2)",
-                &[&publication, &is_on],
+            .query_typed(
+                "select ringfence.move_switch(p, true) from unnest($1) p",
+                &[(&publications, Type::TEXT_ARRAY)],
             )
             .await?;
         Ok(())
@@ -172,7 +269,7 @@ impl Side {
     pub(super) async fn look(&self) -> Result<Look, JobError> {
         let row = self
             .client
-            .query_one("select * from ringfence.move_look()", &[])
+            .query_typed_one("select * from ringfence.move_look()", &[])
             .await?;
         let (system, timeline): (&str, i32) = (row.get("system"), row.get("timeline"));
         let lsn: i64 = row.get("lsn");
@@ -204,57 +301,55 @@ impl Side {
     pub(super) async fn mark(&self, job: Uuid, way: &str) -> Result<Uuid, JobError> {
         let id = Uuid::new_v4();
         self.client
-            .execute(
+            .execute_typed(
                 "insert into ringfence.move_marker (id, job, way) values ($1, $2, $3)",
-                &[&id, &job, &way],
+                &[(&id, Type::UUID), (&job, Type::UUID), (&way, Type::TEXT)],
             )
             .await?;
         Ok(id)
     }
 
-    /// Once no write of the tenant is under way any longer, writes a marker, as
-    /// one statement's worth of round trips. The fence is closed: none begins.
-    pub(super) async fn mark_when_written(
-        &self,
-        tenant: Uuid,
-        job: Uuid,
-        way: &str,
-        wait_max: Duration,
-    ) -> Result<Uuid, JobError> {
-        let id = Uuid::new_v4();
-        let wait_ms = wait_max.as_millis().max(1);
-        // One implicit transaction: the lock is had before the marker is written.
-        let sql = format!(
-            "select set_config('lock_timeout', '{wait_ms}ms', true);
-             select pg_advisory_xact_lock(uuid_hash_extended('{tenant}', 0));
-             insert into ringfence.move_marker (id, job, way) values ('{id}', '{job}', '{way}')"
-        );
-        self.client.batch_execute(&sql).await?;
-        Ok(id)
+    /// Waits until a marker has come in; false: it has not, in that time.
+    pub(super) async fn arrived(&self, marker: Uuid, max: Duration) -> Result<bool, JobError> {
+        let row = self
+            .client
+            .query_typed_one(
+                "select ringfence.move_arrived($1, $2)",
+                &[(&marker, Type::UUID), (&millis(max), Type::INT4)],
+            )
+            .await?;
+        Ok(row.get(0))
     }
 
-    /// Waits until a marker has come in; the caller bounds it.
-    pub(super) async fn wait_for_marker(&self, id: Uuid, every: Duration) -> Result<(), JobError> {
-        let seen = self
-            .client
-            .prepare("select exists (select from ringfence.move_marker where id = $1)")
-            .await?;
-        while !self
-            .client
-            .query_one(&seen, &[&id])
-            .await?
-            .get::<_, bool>(0)
-        {
-            tokio::time::sleep(every).await;
+    /// Waits until all that was committed here has come in on the other shard, and
+    /// tells how long that took.
+    ///
+    /// # Errors
+    /// [`JobError::Wait`] where it takes longer than `max`.
+    pub(super) async fn arrive_on(
+        &self,
+        target: &Side,
+        job: Uuid,
+        way: Way,
+        max: Duration,
+    ) -> Result<Duration, JobError> {
+        let began = Instant::now();
+        let marker = self.mark(job, names::way(way)).await?;
+        match target.arrived(marker, max).await? {
+            true => Ok(began.elapsed()),
+            false => Err(JobError::Wait(format!(
+                "shard {} is more than {} ms behind",
+                target.shard,
+                max.as_millis()
+            ))),
         }
-        Ok(())
     }
 
     /// Where the application's sequences are.
     pub(super) async fn sequences(&self) -> Result<(Vec<String>, Vec<i64>), JobError> {
         let rows = self
             .client
-            .query("select name, last from ringfence.move_sequences()", &[])
+            .query_typed("select name, last from ringfence.move_sequences()", &[])
             .await?;
         Ok(rows
             .iter()
@@ -268,48 +363,67 @@ impl Side {
         (names, past): &(Vec<String>, Vec<i64>),
     ) -> Result<(), JobError> {
         self.client
-            .execute(
+            .query_typed(
                 "select ringfence.raise_sequence(to_regclass(s.name), s.past)
-                 from unnest($1::text[], $2::bigint[]) s (name, past)
-                 where to_regclass(s.name) is not null",
-                &[names, past],
+                 from unnest($1, $2) s (name, past) where to_regclass(s.name) is not null",
+                &[(names, Type::TEXT_ARRAY), (past, Type::INT8_ARRAY)],
             )
             .await?;
         Ok(())
     }
 
-    /// Waits until all streaming standbys have on disk what this primary has
-    /// committed up to now; the caller bounds it.
-    pub(super) async fn wait_for_standbys(&self, every: Duration) -> Result<(), JobError> {
-        let lsn: String = self
-            .client
-            .query_one("select pg_current_wal_insert_lsn()::text", &[])
-            .await?
-            .get(0);
-        let behind = self
-            .client
-            .prepare("select ringfence.standbys_behind($1::text::pg_lsn)")
-            .await?;
-        while self
-            .client
-            .query_one(&behind, &[&lsn])
-            .await?
-            .get::<_, i64>(0)
-            > 0
-        {
-            tokio::time::sleep(every).await;
-        }
+    /// Has rows that came in on disk, where standbys wait for them.
+    pub(super) async fn flush(&self) -> Result<(), JobError> {
+        let flush = "select ringfence.move_flush()";
+        self.client.query_typed(flush, &[]).await?;
         Ok(())
     }
 
-    /// A fence was changed: exactly one, or the shard shows something else.
-    fn one(&self, changed: u64, tenant: Uuid) -> Result<(), JobError> {
-        match changed {
-            1 => Ok(()),
-            _ => Err(JobError::Shard(ShardError::Changed {
-                shard: self.shard.clone(),
-                tenant,
-            })),
+    /// Waits until all streaming standbys have on disk what this primary has;
+    /// false: one has not, in that time.
+    pub(super) async fn on_standbys(&self, max: Duration) -> Result<bool, JobError> {
+        let row = self
+            .client
+            .query_typed_one(
+                "select ringfence.move_on_standbys($1)",
+                &[(&millis(max), Type::INT4)],
+            )
+            .await?;
+        Ok(row.get(0))
+    }
+
+    /// All these fences were changed, or the shard shows something else.
+    fn all(&self, changed: u64, tenants: &[Uuid]) -> Result<(), JobError> {
+        match changed == tenants.len() as u64 {
+            true => Ok(()),
+            false => Err(self.changed(tenants)),
         }
     }
+
+    /// The same of a function, which changes all of them or none.
+    fn done<T>(
+        &self,
+        done: Result<T, tokio_postgres::Error>,
+        tenants: &[Uuid],
+    ) -> Result<(), JobError> {
+        match done {
+            Ok(_) => Ok(()),
+            Err(error) if error.code().is_some_and(|code| code.code() == CHANGED) => {
+                Err(self.changed(tenants))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn changed(&self, tenants: &[Uuid]) -> JobError {
+        JobError::Shard(ShardError::Changed {
+            shard: self.shard.clone(),
+            tenant: tenants.first().copied().unwrap_or_default(),
+        })
+    }
+}
+
+/// For Postgres; 0 would be no limit.
+fn millis(max: Duration) -> i32 {
+    i32::try_from(max.as_millis()).unwrap_or(i32::MAX).max(1)
 }

@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use pgwire_replication::{PgWireError, ReplicationClient, ReplicationConfig, ReplicationEvent};
 use schema::tenant_tables::{TenantTable, tenant_tables};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
-use super::verify::Key;
+use super::verify::{Key, key_of};
 use super::{Move, Way, names};
 use crate::capture::decode::{Bytes, DecodeError, each_row};
 use crate::capture::slot::encryption;
@@ -37,7 +38,6 @@ const FULL_LOOK: Duration = Duration::from_millis(20);
 const OPEN_MAX: Duration = Duration::from_secs(20);
 /// Markers that are remembered.
 const MARKERS_MAX: usize = 16;
-const MARKER_LOOK: Duration = Duration::from_micros(500);
 /// Values come as sessions that compare print them.
 const OPTIONS: &str = "-c datestyle=ISO,YMD -c intervalstyle=iso_8601 -c timezone=UTC -c extra_float_digits=1 \
     -c bytea_output=hex -c lc_monetary=C -c wal_sender_timeout=300000";
@@ -47,6 +47,8 @@ type Place = (Uuid, String);
 
 /// What was written to since a moment.
 pub(super) struct Touched {
+    /// Which way what was written goes.
+    way: Way,
     shared: Arc<Shared>,
     reader: JoinHandle<()>,
 }
@@ -56,7 +58,11 @@ pub(super) struct Touched {
 pub struct Watches(Mutex<HashMap<Uuid, Arc<Touched>>>);
 
 #[derive(Default)]
-struct Shared(Mutex<Memory>);
+struct Shared {
+    memory: Mutex<Memory>,
+    /// A marker came, or the stream has ended.
+    news: Notify,
+}
 
 struct Memory {
     rows: BTreeMap<Place, BTreeSet<Key>>,
@@ -79,20 +85,31 @@ impl Default for Memory {
 }
 
 impl Watches {
-    /// What is known of a move; none where its stream has ended, or never began.
-    pub(super) fn get(&self, job: Uuid) -> Option<Arc<Touched>> {
+    /// What is known of a move that way; none where its stream has ended, or never
+    /// began.
+    pub(super) fn get(&self, job: Uuid, way: Way) -> Option<Arc<Touched>> {
         let known = self.lock().get(&job).cloned();
-        known.filter(|touched| !touched.shared.lock().over)
+        known.filter(|touched| touched.way == way && !touched.shared.lock().over)
     }
 
-    pub(super) fn put(&self, job: Uuid, touched: Arc<Touched>) {
+    /// The same; where nothing is known, what is written from now on is.
+    pub(super) async fn begin(
+        &self,
+        context: &Context,
+        job: &Move,
+        way: Way,
+    ) -> Result<Arc<Touched>, JobError> {
+        let touched = Arc::new(Touched::open(context, job, way).await?);
         let mut all = self.lock();
         all.retain(|_, touched| !touched.shared.lock().over);
-        all.insert(job, touched);
+        all.insert(context.job().id, touched.clone());
+        Ok(touched)
     }
 
-    pub(super) fn forget(&self, job: Uuid) {
-        self.lock().remove(&job);
+    /// Keeps what is known of a move that way only.
+    pub(super) fn keep(&self, job: Uuid, way: Option<Way>) {
+        self.lock()
+            .retain(|of, touched| *of != job || Some(touched.way) == way);
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Uuid, Arc<Touched>>> {
@@ -108,7 +125,7 @@ impl Drop for Touched {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Memory> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -138,15 +155,15 @@ impl Memory {
 }
 
 impl Touched {
-    /// Remembers what is written from now on.
-    pub(super) async fn open(context: &Context, job: &Move) -> Result<Self, JobError> {
+    async fn open(context: &Context, job: &Move, way: Way) -> Result<Self, JobError> {
         let (id, logins) = (context.job().id, &context.app().logins);
-        let nodes = reconcile::addresses(&context.shard_info(&job.plan.from).await?);
-        let (client, primary) = logins.mover_primary(&job.plan.from, &nodes).await?;
+        let (source, _) = job.plan.ends(way);
+        let nodes = reconcile::addresses(&context.shard_info(source).await?);
+        let (client, primary) = logins.mover_primary(source, &nodes).await?;
         let tables = tenant_tables(&client).await?;
-        let mut publications = vec![names::markers(id, Way::Forward)];
+        let mut publications = vec![names::markers(id, way)];
         let tenants = 0..job.plan.tenants.len();
-        publications.extend(tenants.map(|index| names::tenant(id, index, Way::Forward)));
+        publications.extend(tenants.map(|index| names::tenant(id, index, way)));
         let slot = names::watch(id, Uuid::new_v4());
         let config = ReplicationConfig::new(
             primary.host.as_str(),
@@ -173,8 +190,7 @@ impl Touched {
         };
         let cannot = |why: String| {
             JobError::Wait(format!(
-                "what is written on shard {} can't be followed: {why}",
-                job.plan.from
+                "what is written on shard {source} can't be followed: {why}"
             ))
         };
         let replication = timeout(OPEN_MAX, opened)
@@ -183,7 +199,11 @@ impl Touched {
             .map_err(|error| cannot(tenancy::chain(&error)))?;
         let shared = Arc::new(Shared::default());
         let reader = tokio::spawn(read(replication, Keys::of(&tables), shared.clone()));
-        Ok(Self { shared, reader })
+        Ok(Self {
+            way,
+            shared,
+            reader,
+        })
     }
 
     /// Rows that are remembered.
@@ -217,6 +237,7 @@ impl Touched {
     /// [`JobError::Wait`] where the stream has ended.
     pub(super) async fn wait_for(&self, marker: Uuid) -> Result<(), JobError> {
         loop {
+            let news = self.shared.news.notified();
             {
                 let memory = self.shared.lock();
                 if memory.markers.contains(&marker) {
@@ -227,7 +248,7 @@ impl Touched {
                     return Err(JobError::Wait(why.into()));
                 }
             }
-            sleep(MARKER_LOOK).await;
+            news.await;
         }
     }
 }
@@ -281,6 +302,7 @@ async fn read(mut replication: ReplicationClient, mut keys: Keys, shared: Arc<Sh
                             Row::Marker(marker) => {
                                 memory.markers.truncate(MARKERS_MAX - 1);
                                 memory.markers.push_front(marker);
+                                shared.news.notify_waiters();
                             }
                         }
                     }
@@ -296,6 +318,7 @@ async fn read(mut replication: ReplicationClient, mut keys: Keys, shared: Arc<Sh
         }
     };
     shared.lock().over = true;
+    shared.news.notify_waiters();
     tracing::info!(
         why,
         "what a move's tenants write is not followed any longer"
@@ -326,20 +349,19 @@ enum Described {
     Markers {
         id: usize,
     },
-    /// It has no key that could name a row.
+    /// It was not a tenant's when the stream began.
     Other,
 }
 
 impl Keys {
     fn of(tables: &[TenantTable]) -> Self {
-        let known = tables.iter().filter(|table| !table.key.is_empty());
-        let known = known.map(|table| {
+        let known = tables.iter().map(|table| {
             let name = (
                 table.name.schema.as_str().to_owned(),
                 table.name.name.as_str().to_owned(),
             );
             let mut columns = vec![table.tenant_column.as_str().to_owned()];
-            columns.extend(table.key.iter().map(|key| key.as_str().to_owned()));
+            columns.extend(key_of(table).iter().map(|key| key.as_str().to_owned()));
             (name, (table.name.to_string(), columns))
         });
         Self {

@@ -5,24 +5,23 @@
 //! equal once. Rows that never are get locked for a moment, so that they stand
 //! still; who differs then is named, and the move stops. Rows that were written
 //! to since ([`super::touched`]) are compared again, the last ones in the
-//! cut-over, while writes are held. Those of tables without a key are not: they
-//! can't be named.
+//! cut-over, while writes are held.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
 use schema::ident::Ident;
 use schema::tenant_tables::{TenantTable, tenant_tables};
-use tokio::time::{Instant, sleep, timeout};
-use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Row};
+use tokio::time::{Instant, sleep};
+use tokio_postgres::Client;
+use tokio_postgres::types::{ToSql, Type};
 use uuid::Uuid;
 
 use super::copy::require_applied;
 use super::side::Side;
 use super::touched::{ROWS_MAX, Touched};
-use super::{Checked, Move, Moving, State, Way, failpoint, names};
+use super::{Checked, Move, Moving, State, Way, failpoint};
 use crate::job::{Context, JobError, Step};
 use crate::reconcile;
 
@@ -65,10 +64,7 @@ pub(super) async fn verify(
     (mut tenant, mut table, mut after, mut rows): (usize, usize, Option<Key>, u64),
 ) -> Result<Step<Move>, JobError> {
     failpoint(context, "verifying");
-    let (from, to) = match way {
-        Way::Forward => (&job.plan.from, &job.plan.to),
-        Way::Back => (&job.plan.to, &job.plan.from),
-    };
+    let (from, to) = job.plan.ends(way);
     let source = Side::open(context, from).await?;
     let target = Side::open(context, to).await?;
     alike(&source, &target).await?;
@@ -78,32 +74,28 @@ pub(super) async fn verify(
     let tables = tenant_tables(&*source.client).await?;
     let id = context.job().id;
     let watches = &context.app().watches;
-    let touched = match way {
-        Way::Back => None,
-        Way::Forward => match watches.get(id) {
-            Some(touched) => Some(touched),
-            None => {
-                let touched = Arc::new(Touched::open(context, job).await?);
-                watches.put(id, touched.clone());
-                if (tenant, table, &after) != (0, 0, &None) {
-                    // What was written before is not known.
-                    return Ok(job.next(State::verifying(way)));
-                }
-                Some(touched)
+    let touched = match watches.get(id, way) {
+        Some(touched) => touched,
+        None => {
+            let touched = watches.begin(context, job, way).await?;
+            if (tenant, table, &after) != (0, 0, &None) {
+                // What was written before is not known.
+                return Ok(job.next(State::verifying(way)));
             }
-        },
+            touched
+        }
     };
     let sides = (&source, &target, &tables[..]);
     let until = Instant::now() + SHOWN;
     while let Some(moving) = job.plan.tenants.get(tenant) {
-        if moving.crossed && way == Way::Forward {
-            // The target is written to by now.
+        if moving.crossed == (way == Way::Forward) {
+            // The other side is written to by now.
             tenant += 1;
             continue;
         }
         while let Some(compared) = tables.get(table) {
-            if let Some(touched) = touched.as_ref().filter(|t| t.len() > ROWS_MAX / 2) {
-                recheck(context, job, touched, sides, until).await?;
+            if touched.len() > ROWS_MAX / 2 {
+                recheck(context, job, way, &touched, sides, until).await?;
             }
             // Its rows run out on each shard by themselves: they may differ.
             let expires = compared.name.schema.as_str() == "ringfence";
@@ -218,9 +210,6 @@ impl Comparison<'_> {
     }
 
     async fn chunk(&self, after: Option<&Key>) -> Result<Found, JobError> {
-        if self.table.key.is_empty() {
-            return self.whole().await;
-        }
         let first = self.read(&self.source.client, after, None).await?;
         let is_last = i64::try_from(first.len()).unwrap_or(CHUNK) < CHUNK;
         let upto = match is_last {
@@ -288,20 +277,26 @@ impl Comparison<'_> {
     async fn read_keys(&self, client: &Client, keys: &BTreeSet<Key>) -> Result<Rows, JobError> {
         let sql = format!(
             "select array[{}] as key, {} from {}",
-            columns(&self.table.key, "::text"),
+            columns(key_of(self.table), "::text"),
             self.hash(),
             self.named_rows()
         );
-        let rows = client.query(&sql, &[&self.tenant, &json_of(keys)]).await?;
+        let keys = json_of(keys);
+        let params: [(&(dyn ToSql + Sync), Type); 2] =
+            [(&self.tenant, Type::UUID), (&keys, Type::TEXT)];
+        let rows = client.query_typed(&sql, &params).await?;
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 
     /// Rows of the keys in `$2`, by the primary key's index.
     fn named_rows(&self) -> String {
-        let equal = self.table.key.iter().enumerate().map(|(position, key)| {
-            let type_name = self.type_of(key);
-            format!("moved.{key} = (wanted.\"ringfence key\" ->> {position})::{type_name}")
-        });
+        let equal = key_of(self.table)
+            .iter()
+            .enumerate()
+            .map(|(position, key)| {
+                let type_name = self.type_of(key);
+                format!("moved.{key} = (wanted.\"ringfence key\" ->> {position})::{type_name}")
+            });
         let equal: Vec<String> = equal.collect();
         format!(
             "jsonb_array_elements($2::text::jsonb) wanted (\"ringfence key\")
@@ -314,54 +309,16 @@ impl Comparison<'_> {
 
     fn type_of(&self, key: &Ident) -> &str {
         let column = self.table.columns.iter().find(|column| column.name == *key);
-        column.map_or("text", |column| column.type_name.as_str())
-    }
-
-    /// A table without a primary key: as a bag of rows.
-    async fn whole(&self) -> Result<Found, JobError> {
-        let sql = format!(
-            "select count(*), coalesce(sum({}::numeric), 0)::text from {} where {} = $1",
-            self.hash(),
-            self.table.name,
-            self.table.tenant_column
-        );
-        let read = |row: &Row| (row.get::<_, i64>(0), row.get::<_, String>(1));
-        for round in 0..ROUNDS {
-            let there = read(&self.source.client.query_one(&sql, &[&self.tenant]).await?);
-            if round > 0 {
-                self.arrive().await?;
-            }
-            let here = read(&self.target.client.query_one(&sql, &[&self.tenant]).await?);
-            if there == here {
-                return Ok(Found {
-                    rows: there.0.unsigned_abs(),
-                    last: None,
-                    differ: BTreeSet::new(),
-                });
-            }
-            sleep(PAUSE * round).await;
-        }
-        Ok(Found {
-            rows: 0,
-            last: None,
-            differ: BTreeSet::from([vec!["it has no primary key to name them by".to_owned()]]),
-        })
+        // The tenant's own is not among them.
+        column.map_or("uuid", |column| column.type_name.as_str())
     }
 
     /// Waits until all that was committed on the sending side is here.
     async fn arrive(&self) -> Result<(), JobError> {
-        let way = names::way(self.way);
-        let marker = self.source.mark(self.context.job().id, way).await?;
-        let arrived = self
-            .target
-            .wait_for_marker(marker, Duration::from_millis(1));
-        timeout(MARKER_MAX, arrived).await.unwrap_or_else(|_| {
-            Err(JobError::Wait(format!(
-                "shard {} is more than {} s behind",
-                self.target.shard,
-                MARKER_MAX.as_secs()
-            )))
-        })
+        let job = self.context.job().id;
+        let (target, way) = (self.target, self.way);
+        let arrived = self.source.arrive_on(target, job, way, MARKER_MAX).await;
+        arrived.map(drop)
     }
 
     async fn read(
@@ -410,7 +367,7 @@ impl Comparison<'_> {
 
     /// Keys and hashes of the rows behind `$2` and up to `$3`.
     fn sql(&self, after: bool, upto: bool, chunk: bool) -> String {
-        let keys = &self.table.key;
+        let keys = key_of(self.table);
         let bound = |number: usize, sign: &str| {
             let values = keys.iter().enumerate().map(|(position, key)| {
                 let type_name = self.type_of(key);
@@ -455,6 +412,15 @@ impl Comparison<'_> {
     }
 }
 
+/// The columns that name a tenant's row. A table with one row a tenant has no other
+/// than the tenant's.
+pub(super) fn key_of(table: &TenantTable) -> &[Ident] {
+    match table.key.is_empty() {
+        true => std::slice::from_ref(&table.tenant_column),
+        false => &table.key,
+    }
+}
+
 /// Keys as a JSON array of arrays.
 fn json_of(keys: &BTreeSet<Key>) -> String {
     serde_json::to_string(keys).unwrap_or_default()
@@ -478,6 +444,7 @@ pub(super) async fn alike(source: &Side, target: &Side) -> Result<(), JobError> 
 pub(super) async fn recheck(
     context: &Context,
     job: &Move,
+    way: Way,
     touched: &Touched,
     (source, target, tables): Sides<'_>,
     until: Instant,
@@ -489,7 +456,7 @@ pub(super) async fn recheck(
                 .plan
                 .tenants
                 .iter()
-                .find(|t| t.id == *tenant && !t.crossed)?;
+                .find(|t| t.id == *tenant && t.crossed != (way == Way::Forward))?;
             let table = tables
                 .iter()
                 .find(|table| table.name.to_string() == *name)?;
@@ -501,7 +468,7 @@ pub(super) async fn recheck(
             if let Some((moving, table)) = of(place) {
                 let comparison = Comparison {
                     context,
-                    way: Way::Forward,
+                    way,
                     source,
                     target,
                     table,
@@ -544,7 +511,7 @@ pub(super) async fn recheck(
     Ok(())
 }
 
-/// What is left is compared while nobody writes: all has arrived by now.
+/// What is left of a tenant is compared while nobody writes: all has arrived by now.
 ///
 /// # Errors
 /// [`JobError::Refused`] names rows that differ.
@@ -554,29 +521,35 @@ pub(super) async fn compare_held(
     touched: &Touched,
     (source, target, tables): Sides<'_>,
 ) -> Result<(), JobError> {
-    for (name, keys) in touched.of(moving.id) {
-        let table = tables.iter().find(|table| table.name.to_string() == name);
+    let touched = touched.of(moving.id);
+    let mut compared = Vec::new();
+    for (name, keys) in &touched {
+        let table = tables.iter().find(|table| table.name.to_string() == *name);
         let Some(table) = table.filter(|table| table.name.schema.as_str() != "ringfence") else {
             continue;
         };
         let comparison = Comparison {
             context,
+            // All has arrived: nothing is waited for.
             way: Way::Forward,
             source,
             target,
             table,
             tenant: moving.id,
         };
-        let (there, here) = tokio::join!(
-            comparison.read_keys(&source.client, &keys),
-            comparison.read_keys(&target.client, &keys)
-        );
-        let differ = differences(&there?, &here?);
-        if !differ.is_empty() {
-            return Err(JobError::Refused(comparison.told(&moving.slug, &differ)));
-        }
+        compared.push(async move {
+            let (there, here) = tokio::try_join!(
+                comparison.read_keys(&source.client, keys),
+                comparison.read_keys(&target.client, keys)
+            )?;
+            let differ = differences(&there, &here);
+            match differ.is_empty() {
+                true => Ok(()),
+                false => Err(JobError::Refused(comparison.told(&moving.slug, &differ))),
+            }
+        });
     }
-    Ok(())
+    try_join_all(compared).await.map(drop)
 }
 
 fn columns(names: &[Ident], suffix: &str) -> String {

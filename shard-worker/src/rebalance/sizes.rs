@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use futures_util::{StreamExt, stream};
 use schema::tenant_tables::tenant_tables;
 use tenancy::control::ShardInfo;
 use tokio::time::timeout;
@@ -17,28 +18,26 @@ use crate::shard::ShardError;
 
 /// Rows of a table up to which all are counted.
 const COUNTED_MAX: f64 = 1_000_000.0;
+/// Shards that are looked at side by side.
+const AT_ONCE: usize = 16;
 /// Longest look at one shard.
 const LOOK_MAX: Duration = Duration::from_secs(50);
 
-/// Bytes of all tenants, of all shards at once.
+/// Bytes of all tenants, of all shards.
 pub(super) async fn of_all(app: &App, shards: &[ShardInfo]) -> Result<HashMap<Uuid, u64>, Error> {
-    let looks = shards
-        .iter()
-        .filter(|shard| shard.state != "preparing")
-        .map(|shard| async {
-            let client = app
-                .logins
-                .as_mover(&shard.id, &reconcile::addresses(shard))
-                .await?;
-            let sizes = timeout(LOOK_MAX, of_shard(&client)).await;
-            Ok::<_, Error>(
-                sizes
-                    .map_err(|_| ShardError::Slow)?
-                    .map_err(ShardError::Postgres)?,
-            )
-        });
+    let looks = shards.to_vec().into_iter().map(|shard| async move {
+        let look = async {
+            let nodes = reconcile::addresses(&shard);
+            let client = app.logins.as_mover(&shard.id, &nodes).await?;
+            of_shard(&client).await.map_err(ShardError::Postgres)
+        };
+        timeout(LOOK_MAX, look)
+            .await
+            .unwrap_or(Err(ShardError::Slow))
+    });
+    let mut looks = stream::iter(looks).buffer_unordered(AT_ONCE);
     let mut sizes = HashMap::new();
-    for found in futures_util::future::join_all(looks).await {
+    while let Some(found) = looks.next().await {
         // Of a tenant that is on two shards, the larger counts.
         for (tenant, bytes) in found? {
             let size = sizes.entry(tenant).or_insert(0);

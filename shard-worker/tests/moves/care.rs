@@ -107,6 +107,13 @@ async fn trouble_on_the_way_is_waited_out_or_told() {
     assert!(failed.contains("tenant acme has another job"), "{failed}");
     let status = stage.get("rebalance").await;
     assert_eq!(status["done"], true, "{status}");
+    // Both may have been accepted, one after the other; never at once.
+    let twice = "insert into ringfence.job (kind, object, actor, state, phase)
+        select kind, object, actor, state, phase
+        from (select * from ringfence.job where kind = 'rebalance' limit 1) j, generate_series(1, 2)";
+    let refused = control.execute(twice, &[]).await.unwrap_err();
+    let constraint = refused.as_db_error().and_then(|error| error.constraint());
+    assert_eq!(constraint, Some("job_one_open_rebalance"), "{refused:?}");
     let (none, _) = post(&stage, "rebalance/pause", json!({})).await;
     assert_eq!(none, StatusCode::NOT_FOUND);
 

@@ -12,7 +12,7 @@ use crate::stage::{SOON, Stage};
 use crate::writers::Writers;
 
 /// Points of a move that comes to its end, in order.
-const FORWARD: [&str; 20] = [
+const FORWARD: [&str; 18] = [
     "preparing",
     "published",
     "slots_made",
@@ -24,9 +24,7 @@ const FORWARD: [&str; 20] = [
     "begun",
     "armed",
     "closed",
-    "marked",
     "drained",
-    "turned",
     "left",
     "activated",
     "control",
@@ -36,16 +34,7 @@ const FORWARD: [&str; 20] = [
 ];
 
 /// Points of a rollback that differ in what is there.
-const BACK: [&str; 8] = [
-    "armed",
-    "closed",
-    "marked",
-    "drained",
-    "turned",
-    "left",
-    "activated",
-    "control",
-];
+const BACK: [&str; 6] = ["armed", "closed", "drained", "left", "activated", "control"];
 
 /// The next worker dies at these points, one after another.
 pub(crate) fn die_at(stage: &Stage, points: &[&str]) {

@@ -207,12 +207,38 @@ async fn a_move_is_cancelled_or_refused_and_leaves_the_source_serving() {
     assert_eq!(refused["status"], "failed");
     let why = refused["problem"]["message"].as_str().unwrap();
     assert!(why.contains("more") && why.contains(away), "{why}");
-    stage
-        .shard(&home)
-        .await
-        .batch_execute("drop table more")
-        .await
-        .unwrap();
+    // Tables whose rows could not be compared, or not where they were deleted.
+    for (makes, wanted) in [
+        (
+            "alter table more drop constraint more_pkey; alter table more replica identity full",
+            "no primary key",
+        ),
+        (
+            "alter table more add primary key (tenant_id, id), add column code text not null;
+             create unique index more_code on more (tenant_id, code);
+             alter table more replica identity using index more_code",
+            "other columns than its primary key",
+        ),
+    ] {
+        for shard in [&home, away] {
+            let sql = match (shard == home, makes.starts_with("alter table more drop")) {
+                (false, true) => format!(
+                    "create table more (id int primary key); select ringfence.distribute('more'); {makes}"
+                ),
+                _ => makes.to_owned(),
+            };
+            stage.shard(shard).await.batch_execute(&sql).await.unwrap();
+        }
+        let id = start(&stage, &["acme"], away).await;
+        let refused = stage.over(&id).await;
+        assert_eq!(refused["status"], "failed");
+        let why = refused["problem"]["message"].as_str().unwrap();
+        assert!(why.contains("more") && why.contains(wanted), "{why}");
+    }
+    for shard in [&home, away] {
+        let client = stage.shard(shard).await;
+        client.batch_execute("drop table more").await.unwrap();
+    }
 
     // A long transaction keeps it from being cut over; then it is cancelled.
     let long = stage.shard(&home).await;
@@ -251,6 +277,16 @@ async fn a_row_that_differs_stops_the_move_and_is_named() {
     let (acme, home) = stage.tenant("acme").await;
     let away = other(&home);
     stage.fill(&home, acme, 9_000).await;
+    // One row a tenant: nothing but the tenant names it.
+    for shard in [&home, away] {
+        let sql = "create table only_one (tenant_id uuid primary key, note text);
+                   select ringfence.distribute('only_one')";
+        stage.shard(shard).await.batch_execute(sql).await.unwrap();
+    }
+    let one = format!(
+        "set session_replication_role = replica; insert into only_one values ('{acme}', 'x')"
+    );
+    stage.shard(&home).await.batch_execute(&one).await.unwrap();
     let key = stage.cluster.key("acme").unwrap();
     let url = stage.cluster.router_url(0);
     let writers = Writers::start(&url, &key, 3, Duration::from_millis(5));
@@ -353,6 +389,39 @@ async fn a_row_that_differs_stops_the_move_and_is_named() {
         tokio::time::sleep(Duration::from_millis(50)).await;
         writers.more(1).await;
     }
+
+    // On the way back, too: it stays where it is until someone has mended the row.
+    let set_aside = format!(
+        "set session_replication_role = replica;
+         create table aside as select * from activities where tenant_id = '{acme}' and id = {astray};
+         delete from activities where tenant_id = '{acme}' and id = {astray}"
+    );
+    stage
+        .shard(&home)
+        .await
+        .batch_execute(&set_aside)
+        .await
+        .unwrap();
+    let there = stage.shard(away).await;
+    let writes = tokio::spawn(async move {
+        loop {
+            there.execute(touch, &[&acme, &astray]).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    wish(&stage, &id, "rollback").await;
+    let deadline = std::time::Instant::now() + crate::stage::SOON;
+    loop {
+        let now = stage.get(&format!("moves/{id}")).await;
+        let why = now["checked"]["differ"].as_str().unwrap_or_default();
+        if why.contains(&named) && now["phase"] == "retained" {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "{now}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(stage.tenant("acme").await.1, away);
+    writes.abort();
     for ledger in writers.finish(&stage.shard(away).await, acme).await {
         assert!(ledger.failed.is_empty(), "{:?}", ledger.failed);
     }
