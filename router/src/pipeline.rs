@@ -171,7 +171,7 @@ async fn answer(
     let mut held = None;
     // Newer placements were waited for.
     let mut refreshed = false;
-    let mut replanned = false;
+    let mut replanned = 0;
     let mut lost = 0;
     let mut answered_before = false;
     loop {
@@ -249,10 +249,12 @@ async fn answer(
                 seen.stages.mark(Stage::Response);
                 return made;
             }
-            // The model may be older than the schema: once more, if there is a
-            // newer one. Nothing was written, and what failed is not repeated.
-            Err(Failed::Execute(error)) if error.may_be_stale_plan() && !replanned => {
-                replanned = true;
+            // The model may be older than the schema: again, if there is a newer
+            // one. Nothing was written, and what failed is not repeated.
+            Err(Failed::Execute(error))
+                if error.may_be_stale_plan() && replanned < REPLANNED_MAX =>
+            {
+                replanned += 1;
                 let until = incoming.deadline.min(Deadline::now() + SCHEMA_LOOK_MAX);
                 target.shard.look_at_schema(until).await;
                 let now = target.shard.model();
@@ -359,7 +361,7 @@ fn least(bound: usize, own: Option<u32>) -> usize {
 }
 
 /// Longest wait for a look at the shard's schema.
-const SCHEMA_LOOK_MAX: Duration = Duration::from_secs(2);
+const SCHEMA_LOOK_MAX: Duration = Duration::from_secs(5);
 
 /// Stages 5 to 9 of a read: from a cache, or from the shard.
 async fn read(
@@ -447,6 +449,10 @@ async fn change(
     }
     Ok(served)
 }
+
+/// How often a request is planned again, each time with a newer model: a change of
+/// the schema in several steps can make more than one plan stale.
+const REPLANNED_MAX: u32 = 3;
 
 /// How often a request that was sent is sent again after its node failed.
 const LOST_MAX: u32 = 1;

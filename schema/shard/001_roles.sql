@@ -25,15 +25,19 @@ begin
       -- logs in by itself: what another role had set it to would be undone by
       -- `set_config('role', 'none')`, inside of any query.
       ('ringfence_reader',   'login bypassrls'),
-      ('ringfence_worker',   'login')
+      -- It reads the change capture's slot.
+      ('ringfence_worker',   'login replication')
     ) as wanted (name, options)
   loop
     if not exists (select from pg_catalog.pg_roles r where r.rolname = role.name) then
       execute format('create role %I %s', role.name, role.options);
     end if;
   end loop;
-  -- Where it is from before it logged in, and was a member of pg_monitor. Looked at
-  -- first: databases of one server that are installed at once would write the same rows.
+  -- Where they are from before they could. Looked at first: databases of one server
+  -- that are installed at once would write the same rows.
+  if not (select r.rolreplication from pg_catalog.pg_roles r where r.rolname = 'ringfence_worker') then
+    alter role ringfence_worker replication;
+  end if;
   if not (select r.rolcanlogin from pg_catalog.pg_roles r where r.rolname = 'ringfence_reader') then
     alter role ringfence_reader login;
   end if;

@@ -1,8 +1,6 @@
 -- Change capture: what the worker's slot decodes, so that routers know when a
 -- cached answer is out of date.
 
-alter role ringfence_worker replication;
-
 -- One row: which slot is the current one, and who has it. A slot's loss, a
 -- promotion or a restored server begin another incarnation.
 create table if not exists ringfence.capture (

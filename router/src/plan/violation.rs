@@ -41,7 +41,7 @@ pub fn detail(
         let values: Option<Vec<String>> = values
             .map(|column| equal_to(&write.conditions.conditions, column))
             .collect();
-        let key = shown(&key.foreign_columns, &values?);
+        let key = shown(&key.foreign_columns, &values?, bare);
         return Some(format!("{key} is still referenced from table {kept}"));
     }
     let (Change::Insert { rows, .. } | Change::Update { rows, .. }) = &write.change else {
@@ -51,7 +51,8 @@ pub fn detail(
         "23505" if detail.is_none() => {
             let relation = catalog.relations.get(&write.relation)?;
             let key = unique(relation, constraint)?;
-            Some(format!("{} already exists.", pairs(rows, key)?))
+            let pairs = pairs(rows, key, in_an_index)?;
+            Some(format!("{pairs} already exists."))
         }
         "23502" | "23514" if detail.is_none() => {
             let Change::Insert { columns, rows, .. } = &write.change else {
@@ -64,7 +65,7 @@ pub fn detail(
             let mut keys = catalog.foreign_keys.iter();
             let key =
                 keys.find(|key| key.table == write.relation && key.name.as_str() == constraint)?;
-            let pairs = pairs(rows, &key.columns)?;
+            let pairs = pairs(rows, &key.columns, bare)?;
             Some(format!("{pairs} is not present in table {missing}"))
         }
         _ => None,
@@ -78,16 +79,35 @@ fn unique<'a>(relation: &'a Relation, constraint: &str) -> Option<&'a [Ident]> {
 }
 
 /// `Key (a, b)=(1, x)`.
-fn pairs(rows: &Rows, columns: &[Ident]) -> Option<String> {
+fn pairs(rows: &Rows, columns: &[Ident], name: fn(&Ident) -> String) -> Option<String> {
     let row = only_row(rows)?;
     let values = columns.iter().map(|column| text(row.get(column.as_str())?));
     let values: Vec<String> = values.collect::<Option<_>>()?;
-    Some(shown(columns, &values))
+    Some(shown(columns, &values, name))
 }
 
-fn shown(columns: &[Ident], values: &[String]) -> String {
-    let names: Vec<&str> = columns.iter().map(Ident::as_str).collect();
+fn shown(columns: &[Ident], values: &[String], name: fn(&Ident) -> String) -> String {
+    let names: Vec<String> = columns.iter().map(name).collect();
     format!("Key ({})=({})", names.join(", "), values.join(", "))
+}
+
+/// A column's name as Postgres words it of a foreign key.
+fn bare(column: &Ident) -> String {
+    column.as_str().to_owned()
+}
+
+/// And of an index, whose definition it shows: quoted where it must be. That it
+/// quotes its keywords, too, is left out.
+fn in_an_index(column: &Ident) -> String {
+    let name = column.as_str();
+    let plain = |byte: u8| byte == b'_' || byte.is_ascii_lowercase();
+    let mut bytes = name.bytes();
+    let unquoted =
+        bytes.next().is_some_and(plain) && bytes.all(|byte| plain(byte) || byte.is_ascii_digit());
+    match unquoted {
+        true => name.to_owned(),
+        false => column.to_string(),
+    }
 }
 
 /// The value that all rows of these conditions have there, where Postgres prints
