@@ -4,32 +4,18 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
-use std::process::{Command, Output};
+mod common;
+
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use common::{done, ringfence};
 use ops::local::{Cluster, Content, Options};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
 /// Longest wait for what must happen; slow machines take long.
 const SOON: Duration = Duration::from_secs(90);
-
-fn run(cluster: &Cluster, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_ringfence"))
-        .args(args)
-        .args(["--no-input", "--output", "json"])
-        .env("RINGFENCE_ADMIN_URL", cluster.admin_url())
-        .env("RINGFENCE_ADMIN_TOKEN", cluster.admin_token())
-        .output()
-        .unwrap()
-}
-
-fn done(cluster: &Cluster, args: &[&str]) -> Value {
-    let output = run(cluster, args);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{args:?}: {errors}");
-    serde_json::from_slice(&output.stdout).unwrap()
-}
 
 /// The application as it was before: a database of its own, on a server of the cluster.
 async fn database(cluster: &Cluster) -> String {
@@ -119,7 +105,7 @@ async fn an_applications_dump_becomes_everyones() {
         let adopted = done(&cluster, &["schema", "adopt", "--from", from, "--dir", dir]);
         proposed(&adopted);
         // What it wrote is not overwritten, and passes the lint.
-        let again = run(&cluster, &["schema", "adopt", "--from", dump, "--dir", dir]);
+        let again = ringfence(&cluster, &["schema", "adopt", "--from", dump, "--dir", dir]);
         assert_eq!(again.status.code(), Some(2));
         done(&cluster, &["migrate", "lint", "--dir", dir]);
     }
@@ -135,7 +121,7 @@ async fn an_applications_dump_becomes_everyones() {
         },
     );
     std::fs::write(&distribute, less).unwrap();
-    let refused = run(
+    let refused = ringfence(
         &cluster,
         &["migrate", "lint", "--dir", by_dump.to_str().unwrap()],
     );
@@ -144,7 +130,7 @@ async fn an_applications_dump_becomes_everyones() {
     assert!(found.contains("public.notes is neither"), "{found}");
     assert!(!found.contains("schema_migrations is neither"), "{found}");
     assert!(
-        !run(&cluster, &["migrate", "verify", "--dir", dir])
+        !ringfence(&cluster, &["migrate", "verify", "--dir", dir])
             .status
             .success()
     );

@@ -3,13 +3,15 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
+mod common;
+
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Output};
 use std::time::{Duration, Instant};
 
+use common::done;
 use ops::local::{Cluster, Content, Options};
-use serde_json::Value;
 use tokio_postgres::{Client, NoTls};
 
 /// Longest wait for what must happen; slow machines take long.
@@ -52,7 +54,7 @@ async fn a_tenant_comes_back_as_it_was_before_a_mistake() {
     );
 
     // What was written after it is there as well: the log has it.
-    let tenant = json(&ringfence(&cluster, &["tenant", "show", "acme"]));
+    let tenant = done(&cluster, &["tenant", "show", "acme"]);
     let acme = tenant["id"].as_str().unwrap();
     let count = format!("select count(*) from companies where tenant_id = '{acme}'");
     let late =
@@ -103,20 +105,20 @@ async fn a_tenant_comes_back_as_it_was_before_a_mistake() {
     assert_eq!(read_only.unwrap_err().code().unwrap().code(), "25006");
     let archive = cluster.path().join("acme.tar.zst");
     let file = archive.to_str().unwrap();
-    let exported = ringfence(
+    let exported = done(
         &cluster,
         &[
             "tenant", "export", "acme", "--to", file, "--from", &restored,
         ],
     );
-    assert!(json(&exported)["rows"].as_i64().unwrap() >= before);
+    assert!(exported["rows"].as_i64().unwrap() >= before);
     drop(at);
     assert!(!copy.exists());
-    let imported = ringfence(
+    let imported = done(
         &cluster,
         &["tenant", "import", file, "--as", "acme-restored"],
     );
-    let result = &json(&imported)["result"];
+    let result = &imported["result"];
     let companies = result["tables"]
         .as_array()
         .unwrap()
@@ -199,21 +201,6 @@ fn backup(args: &[&str]) -> Command {
     let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/backup"));
     command.args(args);
     command
-}
-
-fn ringfence(cluster: &Cluster, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_ringfence"))
-        .args(args)
-        .args(["--no-input", "--output", "json"])
-        .env("RINGFENCE_ADMIN_URL", cluster.admin_url())
-        .env("RINGFENCE_ADMIN_TOKEN", cluster.admin_token())
-        .output()
-        .unwrap()
-}
-
-fn json(output: &Output) -> Value {
-    succeeded(output);
-    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 fn succeeded(output: &Output) {

@@ -26,6 +26,32 @@ pub struct TenantTable {
     pub rows_estimate: i64,
 }
 
+impl TenantTable {
+    /// A SELECT of the tenant's (`$1`) rows that name by `key` what is not there.
+    pub fn orphans(&self, key: &TenantForeignKey) -> String {
+        let pairs = || key.columns.iter().zip(&key.foreign_columns);
+        let set: Vec<String> = pairs()
+            .map(|(own, _)| format!("c.{own} is not null"))
+            .collect();
+        // The tenant's column as a value, so that the planner knows whose rows
+        // the referenced ones are.
+        let equal: Vec<String> = pairs()
+            .map(|(own, of)| match *own == self.tenant_column {
+                true => format!("p.{of} = $1"),
+                false => format!("p.{of} = c.{own}"),
+            })
+            .collect();
+        format!(
+            "select from {} c where c.{} = $1 and {} and not exists (select from {} p where {})",
+            self.name,
+            self.tenant_column,
+            set.join(" and "),
+            key.table,
+            equal.join(" and ")
+        )
+    }
+}
+
 /// A column of a tenant's table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TenantColumn {
@@ -172,4 +198,29 @@ pub async fn tenant_tables(
 
 fn idents(names: Vec<String>) -> Vec<Ident> {
     names.into_iter().map(Ident::new).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orphans_are_looked_for_among_one_tenants_rows() {
+        let key = TenantForeignKey {
+            name: "notes_author".into(),
+            columns: idents(vec!["tenant_id".into(), "author".into()]),
+            table: QualifiedName::new("public", "people"),
+            foreign_columns: idents(vec!["tenant".into(), "id".into()]),
+        };
+        let table = TenantTable {
+            name: QualifiedName::new("public", "notes"),
+            tenant_column: "tenant_id".into(),
+            columns: Vec::new(),
+            key: Vec::new(),
+            leaves: Vec::new(),
+            foreign_keys: Vec::new(),
+            rows_estimate: 0,
+        };
+        insta::assert_snapshot!(table.orphans(&key), @r#"select from "public"."notes" c where c."tenant_id" = $1 and c."tenant_id" is not null and c."author" is not null and not exists (select from "public"."people" p where p."tenant" = $1 and p."id" = c."author")"#);
+    }
 }

@@ -220,7 +220,8 @@ async fn delete(
     let mut session = context.shard(shard).await?;
     let tables = tenant_tables(&*session).await?;
     let until = Instant::now() + rows::STEP;
-    let swept = delete_for(&mut session, job, &tables, tenant.id, until).await?;
+    let failpoints = &context.app().failpoints;
+    let swept = delete_for(failpoints, &mut session, job, &tables, tenant.id, until).await?;
     let mut next = certificate.to_vec();
     let (left, done, expected) = match swept {
         Swept::More { rows, expected } => (shards.to_vec(), rows, expected),
@@ -247,6 +248,7 @@ async fn forget(
     tenant: &Doomed,
     certificate: &[ShardCertificate],
 ) -> Result<Step<TenantDelete>, JobError> {
+    context.app().failpoints.hit("delete_forgetting");
     for shard in certificate {
         let session = context.shard(&shard.shard).await?;
         delete_marks(&session, context.job().id).await?;

@@ -313,8 +313,7 @@ async fn copy(
         table.rows = 0;
     } else {
         let source = Source::open(context.app(), &import.source).await?;
-        let job = context.job().id;
-        let copied = load::for_a_while(&source, &mut session, job, &table.load, import.tenant);
+        let copied = load::for_a_while(context, &source, &mut session, &table.load, import.tenant);
         let copied = copied.await?;
         (table.rows, table.done) = (copied.rows, copied.done);
     }
@@ -331,6 +330,7 @@ async fn verify(
     tables: &[Table],
     left: &[Left],
 ) -> Result<Step<TenantImport>, JobError> {
+    context.app().failpoints.hit("copy_verifying");
     let source = Source::open(context.app(), &import.source).await?;
     let session = session(context, import).await?;
     let mut tables = tables.to_vec();

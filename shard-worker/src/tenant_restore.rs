@@ -326,9 +326,10 @@ async fn clean_up(
     let was_opened = load::close(&session, job).await?;
     let tables = tenant_tables(&*session).await?;
     let until = Instant::now() + STEP;
+    let failpoints = &context.app().failpoints;
     if was_opened
         && let Swept::More { rows, expected } =
-            delete_for(&mut session, job, &tables, arrival.id, until).await?
+            delete_for(failpoints, &mut session, job, &tables, arrival.id, until).await?
     {
         return Ok(Step::Next(TenantRestore::CleaningUp {
             arrival: arrival.clone(),

@@ -311,7 +311,7 @@ pub async fn verify(
             )));
         }
         if is > 0 {
-            follow_keys(&transaction, table, &tables, import.tenant).await?;
+            follow_keys(&transaction, table, import.tenant).await?;
             counted.push((archived.label(), is));
         }
     }
@@ -324,35 +324,10 @@ pub async fn verify(
 async fn follow_keys(
     transaction: &Transaction<'_>,
     table: &TenantTable,
-    tables: &[TenantTable],
     tenant: Uuid,
 ) -> Result<(), ArchiveError> {
     for key in &table.foreign_keys {
-        let is_tenants = tables.iter().any(|other| other.name == key.table);
-        let own = |prefix: &str, names: &[crate::ident::Ident]| -> String {
-            let names: Vec<String> = names.iter().map(|n| format!("{prefix}.{n}")).collect();
-            names.join(", ")
-        };
-        let set: Vec<String> = key
-            .columns
-            .iter()
-            .map(|name| format!("c.{name} is not null"))
-            .collect();
-        // So that the planner knows whose rows they are.
-        let scope = match tables.iter().find(|other| other.name == key.table) {
-            Some(parent) if is_tenants => format!("p.{} = $1 and ", parent.tenant_column),
-            _ => String::new(),
-        };
-        let sql = format!(
-            "select exists (select from {} c where c.{} = $1 and {} and not exists (
-               select from {} p where {scope}({}) = ({})))",
-            table.name,
-            table.tenant_column,
-            set.join(" and "),
-            key.table,
-            own("p", &key.foreign_columns),
-            own("c", &key.columns),
-        );
+        let sql = format!("select exists ({})", table.orphans(key));
         if transaction.query_one(&sql, &[&tenant]).await?.get(0) {
             return Err(ArchiveError::Refused(format!(
                 "rows of table {} name rows of {} that are not there (foreign key {})",

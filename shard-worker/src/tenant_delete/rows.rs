@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use tokio_postgres::{Client, Transaction};
 use uuid::Uuid;
 
+use crate::failpoint::Failpoints;
 use crate::job::{JobError, as_replica};
 
 /// A job's state is written after so long.
@@ -40,6 +41,7 @@ pub enum Swept {
 /// # Errors
 /// What the shard said. Rows that were deleted before stay deleted and counted.
 pub async fn delete_for(
+    failpoints: &Failpoints,
     session: &mut Client,
     job: Uuid,
     tables: &[TenantTable],
@@ -50,6 +52,7 @@ pub async fn delete_for(
         for leaf in &table.leaves {
             loop {
                 let deleted = batch(session, job, table, leaf, tenant).await?;
+                failpoints.hit("delete_batch");
                 if deleted < BATCH {
                     break;
                 }

@@ -1,7 +1,7 @@
 //! What is looked at on the shard before and after rows are loaded.
 
 use schema::sequences::{self, Raised};
-use schema::tenant_tables::{TenantForeignKey, TenantTable};
+use schema::tenant_tables::TenantTable;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
@@ -50,9 +50,9 @@ pub(super) async fn foreign_keys(
     let mut broken = Vec::new();
     for table in tables {
         for key in &table.foreign_keys {
-            let row = shard
-                .query_one(&orphans_sql(table, key), &[&tenant])
-                .await?;
+            let orphans = table.orphans(key);
+            let sql = format!("select count(*) from ({orphans} limit {COUNTED}) orphan");
+            let row = shard.query_one(&sql, &[&tenant]).await?;
             let orphans: i64 = row.get(0);
             if orphans > 0 {
                 broken.push(format!(
@@ -73,21 +73,6 @@ pub(super) async fn foreign_keys(
         true => Ok(()),
         false => Err(JobError::Refused(broken.join("; "))),
     }
-}
-
-fn orphans_sql(table: &TenantTable, key: &TenantForeignKey) -> String {
-    let set = key.columns.iter().map(|c| format!("c.{c} is not null"));
-    let equal = key.columns.iter().zip(&key.foreign_columns);
-    let equal = equal.map(|(column, of)| format!("p.{of} = c.{column}"));
-    format!(
-        "select count(*) from (select from {} c where c.{} = $1 and {}
-           and not exists (select from {} p where {}) limit {COUNTED}) orphan",
-        table.name,
-        table.tenant_column,
-        set.collect::<Vec<_>>().join(" and "),
-        key.table,
-        equal.collect::<Vec<_>>().join(" and ")
-    )
 }
 
 /// Raises sequences past the loaded values, and past what the source's gave.

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::plan::LoadTable;
 use super::source::{ANSWER_MAX, Source, answer};
-use crate::job::{JobError, as_replica};
+use crate::job::{Context, JobError, as_replica};
 
 /// A job's state is written after so long.
 const STEP: Duration = Duration::from_millis(1_500);
@@ -33,12 +33,13 @@ pub(super) struct Copied {
 
 /// Copies until all is there or time is over.
 pub(super) async fn for_a_while(
+    context: &Context,
     source: &Source,
     shard: &mut Client,
-    job: Uuid,
     table: &LoadTable,
     tenant: Uuid,
 ) -> Result<Copied, JobError> {
+    let job = context.job().id;
     let until = Instant::now() + STEP;
     loop {
         let marks = Marks::read(shard, job, table).await?;
@@ -53,6 +54,7 @@ pub(super) async fn for_a_while(
             continue;
         }
         chunk(source, shard, job, table, tenant, marks.after.as_deref()).await?;
+        context.app().failpoints.hit("copy_chunk");
     }
 }
 

@@ -106,12 +106,6 @@ impl Stage {
         self.job(id, |job| job["done"] == true).await
     }
 
-    /// Kills the worker, as a power loss would, and starts another process of it.
-    pub(crate) async fn replace_worker(&self) {
-        self.cluster.kill("worker-1").await.unwrap();
-        self.cluster.start_node("worker-1").await.unwrap();
-    }
-
     /// Workers die at these points, one after another.
     pub(crate) fn fail_at(&self, points: &[&str]) {
         let file = self.cluster.path().join("nodes/worker-1/failpoint");

@@ -1,9 +1,11 @@
 //! What goes well, and what is refused before anything runs.
 
+use ops::local::{Cluster, Content, Options};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio_postgres::Config;
 
-use crate::stage::Stage;
+use crate::stage::{Stage, connect};
 
 pub(crate) const GADGETS: (&str, &str) = (
     "001_gadgets.sql",
@@ -158,5 +160,72 @@ async fn files_reach_every_shard_once_and_are_served() {
         "{drift:?}"
     );
     assert_eq!(drift[0]["variants"][1], json!(["integer", ["s2"]]));
+    a_new_shard(&stage).await;
     stage.cluster.down().await;
+}
+
+/// A server that is added has every file before it takes a tenant.
+async fn a_new_shard(stage: &Stage) {
+    let servers = Cluster::start(Options {
+        shards: Some(1),
+        replicas: Some(0),
+        content: Content::Servers,
+        ..Options::default()
+    });
+    let servers = servers.await.unwrap();
+    let address: Config = servers.shard_dsn("s1-primary").unwrap().parse().unwrap();
+    let known: Config = stage.cluster.control_dsn().parse().unwrap();
+    let password = std::str::from_utf8(known.get_password().unwrap()).unwrap();
+    let server = connect(&servers.shard_dsn("s1-primary").unwrap()).await;
+    server
+        .batch_execute(&format!(
+            "alter role postgres password '{password}'; create table public.gadgets ()"
+        ))
+        .await
+        .unwrap();
+    let shard = json!({ "id": "s4", "nodes": [
+        { "name": "s4-primary", "host": "127.0.0.1", "port": address.get_ports()[0] }
+    ] });
+    // What is in its files' way: it has a part of them, and no tenants.
+    let (status, refused) = stage.send(Method::POST, "shards", Some(shard)).await;
+    assert!(!status.is_success(), "{refused}");
+    let message = refused["message"].as_str().unwrap();
+    assert!(message.contains("001_gadgets.sql"), "{refused}");
+    let s4 = async || {
+        let shards = stage.get("shards").await;
+        let mut shards = shards["items"].as_array().unwrap().iter();
+        shards.find(|shard| shard["id"] == "s4").unwrap().clone()
+    };
+    assert_eq!(s4().await["state"], "preparing");
+    for n in 0..20 {
+        let tenant = json!({ "slug": format!("early-{n}") });
+        let (_, tenant) = stage.send(Method::POST, "tenants", Some(tenant)).await;
+        assert_ne!(tenant["shard"], "s4", "{tenant}");
+    }
+    server
+        .batch_execute("drop table public.gadgets")
+        .await
+        .unwrap();
+    let deadline = std::time::Instant::now() + crate::stage::SOON;
+    while s4().await["state"] != "active" {
+        assert!(std::time::Instant::now() < deadline);
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    let states = stage.states().await;
+    assert_eq!(states.last(), Some(&("s4".into(), "current".into())));
+    let mut late = 0;
+    while s4().await["tenants"] == 0 {
+        late += 1;
+        let tenant = json!({ "slug": format!("late-{late}") });
+        stage.send(Method::POST, "tenants", Some(tenant)).await;
+        assert!(late < 200);
+    }
+    // In the order in which they came, with what their statements made.
+    let made = "select string_agg(directory || ' ' || number, ', ' order by number),
+          (select indisvalid from pg_index where indexrelid = 'gadgets_label'::regclass)
+        from ringfence.migration where directory = 'app'";
+    let made = server.query_one(made, &[]).await.unwrap();
+    assert_eq!(made.get::<_, String>(0), "app 1, app 2");
+    assert!(made.get::<_, bool>(1));
+    servers.down().await;
 }

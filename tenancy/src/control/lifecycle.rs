@@ -5,7 +5,7 @@ use serde_json::json;
 use tokio_postgres::Transaction;
 use uuid::Uuid;
 
-use super::tenants::{find, not_found};
+use super::tenants::versioned;
 use super::{Actor, ControlError, TenantInfo, next_version, write_audit};
 use crate::placement::TenantState;
 
@@ -24,10 +24,7 @@ pub async fn close_tenant(
     actor: &Actor,
     name: &str,
 ) -> Result<TenantInfo, ControlError> {
-    let version = next_version(transaction, false).await?;
-    let before = find(transaction, name)
-        .await?
-        .ok_or_else(|| not_found(name))?;
+    let (version, before) = versioned(transaction, name).await?;
     if before.state == TenantState::Importing.name() {
         return Err(ControlError::Conflict(format!(
             "tenant {} is being imported: cancel that job instead",
@@ -93,10 +90,7 @@ pub async fn begin_import(
     actor: &Actor,
     name: &str,
 ) -> Result<TenantInfo, ControlError> {
-    let version = next_version(transaction, false).await?;
-    let before = find(transaction, name)
-        .await?
-        .ok_or_else(|| not_found(name))?;
+    let (version, before) = versioned(transaction, name).await?;
     let served = [TenantState::Active, TenantState::Suspended];
     if !served.iter().any(|state| state.name() == before.state) {
         return Err(ControlError::Conflict(format!(

@@ -285,10 +285,7 @@ impl Control {
         };
         let mut client = self.client().await?;
         let transaction = client.transaction().await?;
-        let version = next_version(&transaction, false).await?;
-        let before = find(&*transaction, name)
-            .await?
-            .ok_or_else(|| not_found(name))?;
+        let (version, before) = versioned(&transaction, name).await?;
         if before.state == to.name() {
             return Ok((before, false));
         }
@@ -449,6 +446,16 @@ async fn require_shard(
             "shard {shard} is {state}: it takes no tenants"
         ))),
     }
+}
+
+/// The number of this transaction's change, and the tenant as it is under it.
+pub(super) async fn versioned(
+    transaction: &tokio_postgres::Transaction<'_>,
+    name: &str,
+) -> Result<(i64, TenantInfo), ControlError> {
+    let version = next_version(transaction, false).await?;
+    let found = find(transaction, name).await?;
+    Ok((version, found.ok_or_else(|| not_found(name))?))
 }
 
 pub(super) fn not_found(name: &str) -> ControlError {
