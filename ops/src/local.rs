@@ -94,8 +94,8 @@ pub struct Options {
     /// Puts a proxy before each node, so that its network can be cut; all
     /// traffic then takes a detour through this process.
     pub network: bool,
-    /// Services reach the Postgres servers by TLS only, verified against the
-    /// cluster's own authority.
+    /// Services reach the Postgres servers, and routers workers, by TLS only,
+    /// verified against the cluster's own authority.
     pub tls: bool,
     /// Routers answer from their caches.
     pub caches: bool,
@@ -504,7 +504,7 @@ impl Cluster {
                     restarted?;
                     removed.map_err(io(format!("remove {}", out.display())))?;
                 }
-                Role::Worker => {
+                Role::Worker { .. } => {
                     (self.report)(&format!("restarting {}", node.name));
                     self.shut_down(&node.name).await?;
                     self.start_node(&node.name).await?;
@@ -591,7 +591,7 @@ impl Cluster {
     pub(crate) async fn end_all(&self) {
         let waves: [fn(&Role) -> bool; 4] = [
             |role| matches!(role, Role::Nginx { .. } | Role::Prometheus),
-            |role| matches!(role, Role::Router { .. } | Role::Worker),
+            |role| matches!(role, Role::Router { .. } | Role::Worker { .. }),
             |role| matches!(role, Role::Replica { .. }),
             |role| {
                 matches!(
@@ -725,7 +725,7 @@ impl Cluster {
     pub fn admin_url(&self) -> String {
         self.nodes
             .iter()
-            .find(|node| node.role == Role::Worker)
+            .find(|node| matches!(node.role, Role::Worker { .. }))
             .map(|node| url(node.port))
             .unwrap_or_default()
     }
@@ -734,7 +734,7 @@ impl Cluster {
     pub fn worker_urls(&self) -> Vec<String> {
         let workers = self.nodes.iter();
         workers
-            .filter(|node| node.role == Role::Worker)
+            .filter(|node| matches!(node.role, Role::Worker { .. }))
             .map(|node| url(node.port))
             .collect()
     }

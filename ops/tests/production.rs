@@ -10,6 +10,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use ops::local::{Balance, Cluster, Content, Options};
 use reqwest::{Certificate, Client, StatusCode};
 use serde_json::Value;
+use tenancy::peer::{PeerAcceptor, PeerConnector, PeerSettings};
+use tokio::net::{TcpListener, TcpStream};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -439,6 +441,36 @@ fn run(command: &mut Command) {
     );
 }
 
+/// Of the certificates that were made, one makes a router.
+async fn routers_are_known_by_their_certificates(secrets: &Path) {
+    let shown = |name: &str| PeerSettings {
+        ca_file: secrets.join("ca.pem"),
+        cert_file: secrets.join(format!("{name}.pem")),
+        key_file: secrets.join(format!("{name}.key")),
+    };
+    let worker = PeerAcceptor::new(shown("peer-worker")).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    for (name, is_router) in [
+        ("peer-router", true),
+        ("peer-worker", false),
+        ("s1-primary", false),
+        ("nginx", false),
+    ] {
+        let router = PeerConnector::new(shown(name)).unwrap();
+        let accepted = async {
+            let (socket, _) = listener.accept().await.unwrap();
+            worker.accept(socket).await.is_ok()
+        };
+        let connected = async {
+            let socket = TcpStream::connect(address).await.unwrap();
+            router.connect(socket).await
+        };
+        let (accepted, _connected) = tokio::join!(accepted, connected);
+        assert_eq!(accepted, is_router, "{name}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn composes_postgres_nodes_start_and_replicate_over_tls() {
     tenancy::tls::install_provider();
@@ -447,6 +479,7 @@ async fn composes_postgres_nodes_start_and_replicate_over_tls() {
     run(Command::new("sh")
         .arg(root().join("ops/compose/make-secrets"))
         .arg(dir.join("secrets")));
+    routers_are_known_by_their_certificates(&dir.join("secrets")).await;
     for file in ["postgres", "postgresql.conf", "pg_hba.conf"] {
         std::fs::copy(
             root().join("ops/compose").join(file),

@@ -10,6 +10,7 @@ use http::HeaderMap;
 use tenancy::auth::{AuthSettings, Authenticator, DefaultIssuer, KeyRing};
 use tenancy::id::{ShardId, TenantId};
 use tenancy::members::Members;
+use tenancy::peer::PeerConnector;
 use tenancy::tls::Tls;
 use tenancy::watch::{Placements, Source};
 use tokio::sync::watch;
@@ -20,6 +21,7 @@ use uuid::Uuid;
 use crate::cache::Cache;
 use crate::cache::shared::Shared;
 use crate::coherence::Coherence;
+use crate::coherence::stream::Access;
 use crate::config::Config;
 use crate::event::Events;
 use crate::event::metrics::{CacheMetrics, SharedMetrics};
@@ -159,9 +161,13 @@ impl App {
         tokio::spawn(app.clone().keep_pools(stop.clone()));
         tokio::spawn(app.clone().keep_keys(stop.clone()));
         let secret = app.config.stream_secret()?;
-        let secret = secret.map(|secret| secret.expose().to_owned());
+        let tls = app.config.cache.stream_tls.clone().map(PeerConnector::new);
+        let access = Access {
+            secret: secret.map(|secret| secret.expose().to_owned()),
+            tls: tls.transpose().context("cache.stream_tls")?,
+        };
         let workers = worker_addresses(&app, stop.clone());
-        coherence.start(workers, secret, app.events.clone(), stop.clone());
+        coherence.start(workers, access, app.events.clone(), stop.clone());
         tokio::spawn(app.clone().follow_fleet(stop));
         Ok(app)
     }

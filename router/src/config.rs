@@ -14,6 +14,7 @@ use schema::ident::{Ident, QualifiedName};
 use serde::{Deserialize, Serialize};
 use telemetry::settings::{Dsn, Sentry, Traces};
 use tenancy::members::{self, Kind, Me};
+use tenancy::peer::PeerSettings;
 use tenancy::settings::{self, SettingsError};
 use tenancy::tls::TlsSettings;
 
@@ -182,6 +183,9 @@ pub struct Cache {
     pub redis_password_file: Option<PathBuf>,
     /// What the workers' stream of changes is opened with; `RINGFENCE_STREAM_SECRET` overrides it.
     pub stream_secret_file: Option<PathBuf>,
+    /// Streams are opened by TLS alone, to workers that prove to be some, as this
+    /// router proves to be one. Read anew for each connection.
+    pub stream_tls: Option<PeerSettings>,
     /// Answers carry `Surrogate-Key`, for a CDN before the routers that purges
     /// by tenant and table. Clients need not see it.
     pub surrogate_keys: bool,
@@ -249,6 +253,7 @@ impl Default for Cache {
             redis_password_file: None,
             surrogate_keys: false,
             stream_secret_file: None,
+            stream_tls: None,
             visibility: Visibility::default(),
         }
     }

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
+#[path = "tls/streams.rs"]
+mod streams;
+
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 

@@ -35,7 +35,14 @@ use crate::traced;
 /// Bytes of all files of a directory together.
 const MIGRATIONS_MAX: usize = 64 << 20;
 
-/// All routes of a worker.
+/// The stream of changes, which has a secret of its own.
+pub fn stream(app: Arc<App>) -> Router {
+    Router::new()
+        .route(tenancy::changes::PATH, get(capture::upgrade))
+        .with_state(app)
+}
+
+/// All other routes of a worker.
 pub fn routes(app: Arc<App>, metrics: PrometheusHandle) -> Router {
     let admin = Router::new()
         .route("/tenants", get(tenants::list).post(tenants::create))
@@ -112,7 +119,6 @@ pub fn routes(app: Arc<App>, metrics: PrometheusHandle) -> Router {
     let profile = telemetry::profile::routes().layer(from_fn_with_state(app.clone(), authorize));
     Router::new()
         .nest("/admin/v1", admin)
-        .route(tenancy::changes::PATH, get(capture::upgrade))
         .route("/live", get(|| async { "live\n" }))
         .route("/ready", get(ready))
         .route(

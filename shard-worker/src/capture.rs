@@ -22,6 +22,7 @@ mod barrier;
 pub(crate) mod decode;
 mod follow;
 mod lease;
+mod listener;
 mod metric;
 mod outlet;
 mod publish;
@@ -42,6 +43,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use self::listener::RouterListener;
 pub use self::metric::describe as describe_metrics;
 use self::outlet::Outlets;
 pub use self::shard::{Condition, SlotSize, Status};

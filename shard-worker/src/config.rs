@@ -5,10 +5,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
+use axum::http::Uri;
 use schema::shard::RolePasswords;
 use serde::{Deserialize, Serialize};
 use telemetry::settings::{Dsn, Sentry, Traces};
+use tenancy::changes;
 use tenancy::members::{self, Kind, Me};
+use tenancy::peer::PeerSettings;
 use tenancy::settings;
 use tenancy::tls::TlsSettings;
 
@@ -36,6 +39,13 @@ pub struct Config {
     /// Without one, no router is let in.
     #[serde(default)]
     pub stream_secret_file: Option<PathBuf>,
+    /// Where the stream is served, with `stream_tls`: a listener of its own.
+    #[serde(default = "default_stream_listen")]
+    pub stream_listen: SocketAddr,
+    /// The stream is served by TLS alone, to routers that prove to be some, as
+    /// this worker proves to be one. Read anew for each connection.
+    #[serde(default)]
+    pub stream_tls: Option<PeerSettings>,
     /// The control database.
     #[serde(default)]
     pub control: Control,
@@ -190,6 +200,10 @@ fn default_listen() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 7600))
 }
 
+fn default_stream_listen() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 7601))
+}
+
 impl Config {
     /// Reads the file, where one is given, and the environment; see [`settings`].
     pub fn read(file: Option<&Path>) -> anyhow::Result<Self> {
@@ -202,6 +216,20 @@ impl Config {
         let given = given.as_deref().filter(|url| !url.is_empty());
         let url = members::reachable(given.or(self.advertise.as_deref()), self.listen);
         Me::new(Kind::Worker, &self.name, self.region.clone(), url)
+    }
+
+    /// Where routers open this worker's stream of changes, which is reached by
+    /// the same name as `admin_url`.
+    pub fn stream_url(&self, admin_url: &str) -> anyhow::Result<String> {
+        let base = match self.stream_tls {
+            None => admin_url.replacen("http", "ws", 1),
+            Some(_) => {
+                let uri: Uri = admin_url.parse()?;
+                let host = uri.host().context("the advertised address names no host")?;
+                format!("wss://{host}:{}", self.stream_listen.port())
+            }
+        };
+        Ok(base.trim_end_matches('/').to_owned() + changes::PATH)
     }
 
     /// Reads the secrets that the configuration and the environment name.

@@ -1,5 +1,6 @@
 //! `ringfence-worker`: the admin API, the reconciler and the watch on nodes.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use anyhow::Context;
 use clap::Parser;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 use shard_worker::app::App;
-use shard_worker::capture::{Capture, describe_metrics};
+use shard_worker::capture::{Capture, RouterListener, describe_metrics};
 use shard_worker::config::{Config, LogFormat, Secrets};
 use shard_worker::failpoint::Failpoints;
 use shard_worker::job::metrics::JobMetrics;
@@ -19,14 +20,15 @@ use shard_worker::shard::Logins;
 use shard_worker::{api, archive, fleet_query, forget, nodes, reconcile};
 use telemetry::{Service, Telemetry};
 use tenancy::auth::KeyRing;
-use tenancy::changes;
 use tenancy::control::Control;
 use tenancy::members::{self, Members};
+use tenancy::peer::{PeerAcceptor, PeerSettings};
 use tenancy::tls::Tls;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -100,6 +102,10 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("can't listen on {}", config.listen))?;
+    let stream_listener = match config.stream_tls.clone() {
+        None => None,
+        Some(settings) => Some(stream_listener(config.stream_listen, settings).await?),
+    };
     let control_tls = Tls::new(&config.control.tls).context("control")?;
     let control_config = control_tls.read(&secrets.control_dsn)?;
     upgrade_control(&control_config, &control_tls, &secrets).await?;
@@ -142,8 +148,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     let mut me = config.me();
     // Without a secret it would turn every router away.
     if app.capture.is_open() {
-        let stream = me.member.admin_url.replacen("http", "ws", 1);
-        me.member.stream_url = Some(stream.trim_end_matches('/').to_owned() + changes::PATH);
+        me.member.stream_url = Some(config.stream_url(&me.member.admin_url)?);
     }
     tasks.spawn(members::follow(
         control_config,
@@ -177,26 +182,44 @@ async fn run(args: Args) -> anyhow::Result<()> {
     });
     tasks.close();
 
-    let routes = api::routes(app, metrics);
-    let stopped = stop.clone();
-    let server = tokio::spawn(async move {
-        axum::serve(listener, routes)
-            .with_graceful_shutdown(stopped.cancelled_owned())
-            .await
-    });
+    let mut routes = api::routes(app.clone(), metrics);
+    let stream = api::stream(app);
+    let mut servers = JoinSet::new();
+    match stream_listener {
+        None => routes = routes.merge(stream),
+        Some(listener) => {
+            let stopped = stop.clone().cancelled_owned();
+            let server = axum::serve(listener, stream).with_graceful_shutdown(stopped);
+            servers.spawn(async move { server.await });
+        }
+    }
+    let stopped = stop.clone().cancelled_owned();
+    let server = axum::serve(listener, routes).with_graceful_shutdown(stopped);
+    servers.spawn(async move { server.await });
     tracing::info!(listen = %config.listen, "serving the admin API");
     terminated().await?;
     tracing::info!("stopping");
     stop.cancel();
     let ended = async {
         tasks.wait().await;
-        server.await
+        servers.join_all().await
     };
     if tokio::time::timeout(DRAIN, ended).await.is_err() {
         tracing::warn!("stopped with work still under way; another worker finishes it");
     }
     telemetry.finish(LAST_SPANS_MAX).await;
     Ok(())
+}
+
+/// Where routers that prove to be some open their streams.
+async fn stream_listener(
+    listen: SocketAddr,
+    settings: PeerSettings,
+) -> anyhow::Result<RouterListener> {
+    let tls = PeerAcceptor::new(settings).context("stream_tls")?;
+    let listener = TcpListener::bind(listen).await;
+    let listener = listener.with_context(|| format!("can't listen on {listen}"))?;
+    Ok(RouterListener::new(listener, tls)?)
 }
 
 /// Creates or upgrades the control database; waits for it at a cold start.

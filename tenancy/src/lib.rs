@@ -8,6 +8,7 @@ pub mod changes;
 pub mod control;
 pub mod id;
 pub mod members;
+pub mod peer;
 pub mod placement;
 pub mod quota;
 pub mod ring;

@@ -58,7 +58,7 @@ pub enum TlsError {
     #[error("tls.mode asks for verified servers: tls.ca_file must name their authorities")]
     NoAuthorities,
     /// The file can't be read, or is not PEM.
-    #[error("can't read certificates from {path}")]
+    #[error("can't read PEM from {path}")]
     File {
         /// The file.
         path: PathBuf,
@@ -72,6 +72,16 @@ pub enum TlsError {
         path: PathBuf,
         /// Why, where there was one at all.
         source: Option<rustls::Error>,
+    },
+    /// The certificate can't be shown, or the key is not its own.
+    #[error("{path} and {key} are no certificate and its key")]
+    Unfit {
+        /// The certificate's file.
+        path: PathBuf,
+        /// The key's.
+        key: PathBuf,
+        /// Why.
+        source: rustls::Error,
     },
     /// The cryptography that this program was built with can't do it.
     #[error("TLS can't be set up")]
@@ -192,7 +202,7 @@ impl Tls {
     }
 }
 
-fn authorities(path: &Path) -> Result<RootCertStore, TlsError> {
+pub(crate) fn authorities(path: &Path) -> Result<RootCertStore, TlsError> {
     let unreadable = |source| TlsError::File {
         path: path.to_owned(),
         source,

@@ -158,7 +158,7 @@ struct Up {
     /// Put a proxy before each node, so that `cut` can break its network
     #[arg(long)]
     network: bool,
-    /// Services reach Postgres by TLS only, verified against an authority made for it
+    /// Services reach Postgres, and routers workers, by TLS only, verified against an authority made for it
     #[arg(long)]
     tls: bool,
     /// Put Nginx before the routers

@@ -1,4 +1,4 @@
-//! The certificate authority of a cluster whose services speak TLS to Postgres.
+//! The certificate authority of a cluster whose services speak TLS.
 //! Its key is never written: each run has an authority of its own.
 
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, 
 use super::folder::write_private;
 use crate::error::{Error, Result, io};
 
-/// Issues the servers' certificates.
+/// Issues the servers' certificates, and those of routers and workers.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     file: PathBuf,
@@ -49,7 +49,10 @@ impl Authority {
     }
 
     /// A certificate for a host name or address, and its key; PEM.
-    pub(crate) fn issue(&self, host: &str) -> Result<(String, String)> {
+    ///
+    /// # Errors
+    /// Where it can't be made, for a wrong name as a rule.
+    pub fn issue(&self, host: &str) -> Result<(String, String)> {
         let params = CertificateParams::new(vec![host.to_owned()]).map_err(failed)?;
         let key = KeyPair::generate().map_err(failed)?;
         let certificate = params.signed_by(&key, &self.issuer).map_err(failed)?;

@@ -54,7 +54,10 @@ impl Cluster {
         (self.report)("starting the worker");
         // The first prepares the control database that all read.
         self.start_and_wait(self.find("worker-1")?).await?;
-        let standbys = self.nodes.iter().filter(|node| node.role == Role::Worker);
+        let standbys = self
+            .nodes
+            .iter()
+            .filter(|node| matches!(node.role, Role::Worker { .. }));
         try_join_all(standbys.skip(1).map(|node| self.start_and_wait(node))).await?;
         let admin = Admin::new(&self.admin_url(), self.admin_token())?;
         (self.report)("registering shards");
@@ -183,7 +186,7 @@ impl Cluster {
                     &without_scheme(self.worker_urls()),
                 )?
             }
-            Role::Worker | Role::Router { .. } => {
+            Role::Worker { .. } | Role::Router { .. } => {
                 let control = self.find("control")?;
                 let table = |(name, seconds): (&String, &Option<u32>)| {
                     let kept = match seconds {
@@ -203,7 +206,7 @@ impl Cluster {
                     node,
                     control,
                     &caches,
-                    self.ca_file(),
+                    self.authority.as_ref(),
                     &self.secrets,
                 )?
             }

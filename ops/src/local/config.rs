@@ -73,6 +73,8 @@ struct RouterCache<'a> {
     redis_urls: &'a [String],
     redis_password_file: String,
     stream_secret_file: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stream_tls: Option<&'a Peer>,
     surrogate_keys: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     memory_bytes_max: Option<u64>,
@@ -103,6 +105,9 @@ struct Worker<'a> {
     advertise: String,
     admin_token_file: String,
     stream_secret_file: String,
+    stream_listen: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stream_tls: Option<&'a Peer>,
     control: WorkerControl,
     auth: Auth,
     shards: WorkerShards,
@@ -139,6 +144,14 @@ struct Tls {
     ca_file: Option<PathBuf>,
 }
 
+/// How routers and workers prove to each other who they are.
+#[derive(Serialize)]
+pub(crate) struct Peer {
+    pub(crate) ca_file: PathBuf,
+    pub(crate) cert_file: &'static str,
+    pub(crate) key_file: &'static str,
+}
+
 #[derive(Serialize)]
 struct Auth {
     key_secret_file: String,
@@ -162,7 +175,7 @@ pub(crate) fn router(
     admin_port: u16,
     dsn: String,
     caches: &Caches,
-    tls: Option<&Path>,
+    tls: Option<&Peer>,
     secrets: &Secrets,
 ) -> Result<String, toml::ser::Error> {
     toml::to_string(&Router {
@@ -173,18 +186,19 @@ pub(crate) fn router(
             dsn,
             // Relative to the node's own folder, where it runs.
             snapshot_file: "snapshot".into(),
-            tls: verified(tls),
+            tls: verified(tls.map(|tls| tls.ca_file.as_path())),
         },
         auth: auth(secrets),
         shards: RouterShards {
             password_file: file(secrets, "router"),
-            tls: verified(tls),
+            tls: verified(tls.map(|tls| tls.ca_file.as_path())),
         },
         cache: RouterCache {
             enabled: caches.enabled,
             redis_urls: &caches.redis_urls,
             redis_password_file: file(secrets, "redis"),
             stream_secret_file: file(secrets, "stream-secret"),
+            stream_tls: tls,
             surrogate_keys: caches.enabled,
             memory_bytes_max: caches.memory_bytes_max,
             tables: &caches.tables,
@@ -196,7 +210,8 @@ pub(crate) fn router(
 pub(crate) fn worker(
     node: &Node,
     dsn: String,
-    tls: Option<&Path>,
+    stream_port: u16,
+    tls: Option<&Peer>,
     secrets: &Secrets,
 ) -> Result<String, toml::ser::Error> {
     toml::to_string(&Worker {
@@ -205,13 +220,15 @@ pub(crate) fn worker(
         advertise: format!("http://{}", loopback(node.port)),
         admin_token_file: file(secrets, "admin-token"),
         stream_secret_file: file(secrets, "stream-secret"),
+        stream_listen: loopback(stream_port),
+        stream_tls: tls,
         control: WorkerControl {
             dsn,
-            tls: verified(tls),
+            tls: verified(tls.map(|tls| tls.ca_file.as_path())),
         },
         auth: auth(secrets),
         shards: WorkerShards {
-            tls: verified(tls),
+            tls: verified(tls.map(|tls| tls.ca_file.as_path())),
             server_ca_file: tls.map(|_| SERVER_CA),
             superuser_password_file: file(secrets, "superuser"),
             router_password_file: file(secrets, "router"),

@@ -46,7 +46,8 @@ impl Default for Shape {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ports {
     /// Fixed ports from this base `b`: routers `b`…, their admin ports
-    /// `b+100`…, workers `b+200`…, Redis `b+220`… with cluster buses `b+240`…,
+    /// `b+100`…, workers `b+200`… with their streams, where services speak TLS,
+    /// `b+260`…, Redis `b+220`… with cluster buses `b+240`…,
     /// Nginx `b+290` and, without TLS, `b+291`, Prometheus `b+292`, the control database `b+300`, shard n's nodes from `b+310+10(n-1)`, its
     /// primary first.
     From(u16),
@@ -70,7 +71,11 @@ pub enum Role {
         shard: String,
     },
     /// A worker.
-    Worker,
+    Worker {
+        /// The port of its stream of changes, where services speak TLS; no
+        /// proxy stands before it.
+        stream_port: u16,
+    },
     /// A router.
     Router {
         /// The port of its admin listener.
@@ -117,7 +122,7 @@ impl Node {
     pub fn is_postgres(&self) -> bool {
         match self.role {
             Role::Control | Role::Primary { .. } | Role::Replica { .. } => true,
-            Role::Worker
+            Role::Worker { .. }
             | Role::Router { .. }
             | Role::Redis { .. }
             | Role::Nginx { .. }
@@ -139,6 +144,7 @@ impl Node {
             Role::Router { admin_port } => vec![self.own_port, admin_port],
             Role::Redis { bus_port } => vec![self.own_port, bus_port],
             Role::Nginx { http_port } => vec![self.own_port, http_port],
+            Role::Worker { stream_port } => vec![self.own_port, stream_port],
             _ => vec![self.own_port],
         }
     }
@@ -233,7 +239,9 @@ pub(super) fn nodes(
     for n in 0..workers {
         nodes.push(Node {
             name: format!("worker-{}", n + 1),
-            role: Role::Worker,
+            role: Role::Worker {
+                stream_port: port(260 + n)?,
+            },
             port: port(200 + n)?,
             own_port: 0,
         });

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use super::authority::Authority;
 use super::folder::{Folder, write_private};
 use super::layout::{Node, Role};
 use super::postgres::dsn;
@@ -16,6 +17,9 @@ use crate::error::{Error, Result, io};
 /// A router is idle when it was seen so at so many looks, so far apart.
 const QUIET: u32 = 5;
 const LOOK: Duration = Duration::from_millis(50);
+/// In the node's own folder, where it runs.
+const PEER_CERTIFICATE: &str = "peer.pem";
+const PEER_KEY: &str = "peer.key";
 /// Longest wait for one look's answer.
 const LOOK_MAX: Duration = Duration::from_secs(1);
 
@@ -25,9 +29,14 @@ pub(crate) fn serve(
     node: &Node,
     control: &Node,
     caches: &config::Caches,
-    tls: Option<&Path>,
+    tls: Option<&Authority>,
     secrets: &Secrets,
 ) -> Result<Command> {
+    let dir = folder.node(&node.name);
+    fs::create_dir_all(&dir).map_err(io(format!("make {}", dir.display())))?;
+    let tls = tls
+        .map(|authority| peer(&dir, node, authority))
+        .transpose()?;
     let superuser_dsn = || dsn("postgres", secrets.superuser(), control, CONTROL_DATABASE);
     let router_dsn = || {
         dsn(
@@ -46,21 +55,19 @@ pub(crate) fn serve(
                 admin_port,
                 router_dsn(),
                 caches,
-                tls,
+                tls.as_ref(),
                 secrets,
             ),
         ),
-        _ => (
+        Role::Worker { stream_port } => (
             "ringfence-worker",
-            config::worker(node, superuser_dsn(), tls, secrets),
+            config::worker(node, superuser_dsn(), stream_port, tls.as_ref(), secrets),
         ),
+        _ => return Err(Error::Usage(format!("{} is no service of ours", node.name))),
     };
     let text = text.map_err(|e| Error::Usage(format!("{}: {e}", node.name)))?;
-    let dir = folder.node(&node.name);
     let path = dir.join("config.toml");
-    fs::create_dir_all(&dir)
-        .and_then(|()| write_private(&path, &text))
-        .map_err(io(format!("write {}", path.display())))?;
+    write_private(&path, &text).map_err(io(format!("write {}", path.display())))?;
     let mut service = command(&Identity::Own, &find(program)?, &dir);
     // What the caller's shell has sourced is another cluster's.
     for (name, _) in std::env::vars_os() {
@@ -71,6 +78,24 @@ pub(crate) fn serve(
     }
     service.arg("--config").arg(path);
     Ok(service)
+}
+
+/// What a router or worker shows the others, newly issued.
+fn peer(dir: &Path, node: &Node, authority: &Authority) -> Result<config::Peer> {
+    let name = match node.role {
+        Role::Router { .. } => "ringfence-router",
+        _ => "ringfence-worker",
+    };
+    let (certificate, key) = authority.issue(name)?;
+    for (file, text) in [(PEER_CERTIFICATE, certificate), (PEER_KEY, key)] {
+        let path = dir.join(file);
+        write_private(&path, &text).map_err(io(format!("write {}", path.display())))?;
+    }
+    Ok(config::Peer {
+        ca_file: authority.file().to_owned(),
+        cert_file: PEER_CERTIFICATE,
+        key_file: PEER_KEY,
+    })
 }
 
 /// Makes sure that a node's program is there, if it is one of ours.
@@ -95,7 +120,7 @@ fn program(role: &Role) -> Option<&'static str> {
         | Role::Redis { .. }
         | Role::Nginx { .. }
         | Role::Prometheus => None,
-        Role::Worker => Some("ringfence-worker"),
+        Role::Worker { .. } => Some("ringfence-worker"),
         Role::Router { .. } => Some("ringfence-router"),
     }
 }

@@ -7,14 +7,18 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use futures_util::{SinkExt, StreamExt};
+use http::Uri;
 use tenancy::changes::{self, FRAME_MAX, FromRouter, FromWorker, WireError};
+use tenancy::peer::PeerConnector;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, timeout};
-use tokio_tungstenite::WebSocketStream;
+use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 use tokio_util::sync::CancellationToken;
 
 use super::clock::Boot;
@@ -34,6 +38,15 @@ const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Messages that may wait for a worker to read them.
 const QUEUE_MAX: usize = 4_096;
+
+/// What a router shows workers, and asks of them.
+#[derive(Default)]
+pub struct Access {
+    /// The stream's secret.
+    pub secret: Option<String>,
+    /// Where set, both sides prove who they are.
+    pub tls: Option<PeerConnector>,
+}
 
 /// The queues to all connected workers.
 #[derive(Default)]
@@ -81,14 +94,14 @@ impl Coherence {
     pub fn start(
         self: &Arc<Self>,
         addresses: watch::Receiver<Vec<String>>,
-        secret: Option<String>,
+        access: Access,
         events: Arc<Events>,
         stop: CancellationToken,
     ) {
         tokio::spawn(stop.clone().run_until_cancelled_owned(self.clone().tick()));
         let streams = self
             .clone()
-            .keep_streams(addresses, secret, events, stop.clone());
+            .keep_streams(addresses, Arc::new(access), events, stop.clone());
         tokio::spawn(stop.run_until_cancelled_owned(streams));
     }
 
@@ -111,7 +124,7 @@ impl Coherence {
     async fn keep_streams(
         self: Arc<Self>,
         mut addresses: watch::Receiver<Vec<String>>,
-        secret: Option<String>,
+        access: Arc<Access>,
         events: Arc<Events>,
         stop: CancellationToken,
     ) {
@@ -131,7 +144,7 @@ impl Coherence {
                 }
                 let ended = stop.child_token();
                 open.insert(address.clone(), ended.clone());
-                let stream = self.clone().keep(address, secret.clone(), events.clone());
+                let stream = self.clone().keep(address, access.clone(), events.clone());
                 tokio::spawn(ended.run_until_cancelled_owned(stream));
             }
             if addresses.changed().await.is_err() {
@@ -141,20 +154,19 @@ impl Coherence {
     }
 
     /// One worker's stream, opened again whenever it ends.
-    async fn keep(self: Arc<Self>, address: String, secret: Option<String>, events: Arc<Events>) {
+    async fn keep(self: Arc<Self>, address: String, access: Arc<Access>, events: Arc<Events>) {
         let mut pause = PAUSE_FIRST;
         loop {
             let opened = Instant::now();
-            let (connection, messages) = self.workers.open();
-            let _open = Open(&self, connection);
-            let error = match connect(&address, secret.as_deref()).await {
+            let error = match connect(&address, &access).await {
                 Ok(socket) => {
+                    let (connection, messages) = self.workers.open();
+                    let _open = Open(&self, connection);
                     events.emit(&Event::StreamOpened { worker: &address });
                     self.run(connection, socket, messages).await
                 }
                 Err(error) => error,
             };
-            drop(_open);
             if opened.elapsed() > PAUSE_MAX {
                 pause = PAUSE_FIRST;
             }
@@ -313,9 +325,9 @@ impl Drop for Open<'_> {
     }
 }
 
-type Socket = WebSocketStream<tokio_tungstenite::MaybeTlsStream<tokio::net::TcpStream>>;
+type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
-async fn connect(address: &str, secret: Option<&str>) -> Result<Socket, StreamError> {
+async fn connect(address: &str, access: &Access) -> Result<Socket, StreamError> {
     let wrong = |error| StreamError::Socket(Box::new(error));
     let base = address.trim_end_matches('/');
     let url = match base.ends_with(changes::PATH) {
@@ -323,7 +335,7 @@ async fn connect(address: &str, secret: Option<&str>) -> Result<Socket, StreamEr
         false => format!("{base}{}", changes::PATH),
     };
     let mut request = url.into_client_request().map_err(wrong)?;
-    if let Some(secret) = secret {
+    if let Some(secret) = &access.secret {
         let bearer = format!("Bearer {secret}").try_into();
         let bearer = bearer.map_err(|_| StreamError::Secret)?;
         request.headers_mut().insert("authorization", bearer);
@@ -332,11 +344,34 @@ async fn connect(address: &str, secret: Option<&str>) -> Result<Socket, StreamEr
         .max_message_size(Some(FRAME_MAX))
         .max_frame_size(Some(FRAME_MAX));
     // A barrier's small frames must not wait for each other's acknowledgement.
-    let connect = tokio_tungstenite::connect_async_with_config(request, Some(limits), true);
-    match timeout(CONNECT_MAX, connect).await {
-        Ok(connected) => connected.map(|(socket, _)| socket).map_err(wrong),
-        Err(_) => Err(StreamError::Slow),
-    }
+    let connect = async {
+        let (socket, _) = match &access.tls {
+            None => tokio_tungstenite::connect_async_with_config(request, Some(limits), true)
+                .await
+                .map_err(wrong)?,
+            Some(tls) => {
+                let socket = MaybeTlsStream::Rustls(encrypted(tls, request.uri()).await?);
+                tokio_tungstenite::client_async_with_config(request, socket, Some(limits))
+                    .await
+                    .map_err(wrong)?
+            }
+        };
+        Ok(socket)
+    };
+    let connected = timeout(CONNECT_MAX, connect).await;
+    connected.unwrap_or(Err(StreamError::Slow))
+}
+
+/// A connection to who proved to be a worker.
+async fn encrypted(tls: &PeerConnector, to: &Uri) -> Result<TlsStream<TcpStream>, StreamError> {
+    let (Some("wss"), Some(host)) = (to.scheme_str(), to.host()) else {
+        return Err(StreamError::Plain);
+    };
+    let host = host.trim_matches(['[', ']']);
+    let socket = TcpStream::connect((host, to.port_u16().unwrap_or(443))).await;
+    let socket = socket.map_err(StreamError::Tls)?;
+    socket.set_nodelay(true).map_err(StreamError::Tls)?;
+    tls.connect(socket).await.map_err(StreamError::Tls)
 }
 
 /// Why a stream ended.
@@ -348,6 +383,10 @@ enum StreamError {
     Slow,
     #[error("the worker is silent")]
     Silent,
+    #[error("its address is not encrypted (wss://), and cache.stream_tls is set")]
+    Plain,
+    #[error("no encrypted connection")]
+    Tls(#[source] std::io::Error),
     #[error("the stream secret can't be sent in a header")]
     Secret,
     #[error(transparent)]
