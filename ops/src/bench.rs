@@ -31,7 +31,7 @@ use tokio_postgres::{Client, NoTls};
 #[derive(Parser)]
 #[command(name = "ringfence-bench")]
 struct Args {
-    /// Rounds; medians are printed.
+    /// Rounds; medians are printed. Of `--moves`: ten cut-overs each.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// Seconds a round and side.
@@ -295,7 +295,7 @@ async fn main() -> ExitCode {
 
 async fn run(args: Args) -> Result<(), Failure> {
     if args.moves {
-        return moves::measure(args.tenants).await;
+        return moves::measure(args.tenants, args.rounds).await;
     }
     if args.caches {
         caches::print(&caches::measure(&args).await?, args.json);

@@ -297,6 +297,10 @@ impl Plan {
         }
     }
 
+    fn ids(&self) -> Vec<Uuid> {
+        self.tenants.iter().map(|tenant| tenant.id).collect()
+    }
+
     /// The shards that a cut-over goes from and to.
     fn ends(&self, way: Way) -> (&str, &str) {
         match way {

@@ -20,7 +20,7 @@ use crate::move_tenant::{TENANTS_MAX, Wish, busy, has_another_job, migrates, sta
 use planner::{Policy, Proposal, Shard, Tenant, propose, spread};
 
 /// Between two looks at the moves under way.
-const LOOK: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(500);
 /// Bytes of a group's tenants: larger ones have a stream of their own.
 const GROUP_BYTES_MAX: u64 = 256 << 20;
 /// Bytes a second that a copy makes, for predictions.
@@ -94,7 +94,7 @@ pub async fn plan(app: &App, policy: Policy, at_once: usize) -> Result<(String, 
         .enumerate()
         .map(|(number, info)| (info.id.as_str(), number))
         .collect();
-    let sizes = sizes::of_all(app, &infos).await?;
+    let sizes = sizes::of_all(app, infos.clone()).await?;
     let residents = app.control.residents().await?;
     let tenants: Vec<Tenant> = residents
         .iter()

@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 
 use super::{Failure, connect};
 
-/// Cut-overs: half of them are rollbacks.
-const CUT_OVERS: usize = 50;
+/// Cut-overs a round: half of them are rollbacks.
+const CUT_OVERS: usize = 10;
 /// Writes a second meanwhile.
 const WRITES: u64 = 500;
 const WRITERS: u64 = 25;
@@ -30,7 +30,7 @@ const LONGEST: Duration = Duration::from_secs(3_600);
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Prints them one after another.
-pub(crate) async fn measure(tenants: u32) -> Result<(), Failure> {
+pub(crate) async fn measure(tenants: u32, rounds: usize) -> Result<(), Failure> {
     let cluster = Cluster::start(Options {
         shards: Some(2),
         replicas: Some(0),
@@ -48,7 +48,7 @@ pub(crate) async fn measure(tenants: u32) -> Result<(), Failure> {
         admin: Admin::new(&cluster.admin_url(), cluster.admin_token())?,
         cluster,
     };
-    stage.cut_overs().await?;
+    stage.cut_overs(rounds.max(1) * CUT_OVERS).await?;
     stage.copy().await?;
     stage.many(tenants.min(TENANTS)).await?;
     stage.cluster.down().await;
@@ -107,7 +107,7 @@ impl Stage {
         }
     }
 
-    async fn cut_overs(&self) -> Result<(), Failure> {
+    async fn cut_overs(&self, count: usize) -> Result<(), Failure> {
         let (tenant, home, _) = self.home().await?;
         self.fill(&home, &tenant, ROWS).await?;
         let writers = Writers::start(
@@ -115,7 +115,7 @@ impl Stage {
             self.cluster.key("acme").ok_or("there is no key of acme")?,
         );
         let mut pauses = Vec::new();
-        while pauses.len() < CUT_OVERS {
+        while pauses.len() < count {
             let (_, _, away) = self.home().await?;
             let path = format!("/moves/{}", self.start(away, 1).await?);
             self.phase(&path, "retained").await?;

@@ -49,9 +49,13 @@ pub(super) async fn clean_up(
     };
     let until = Instant::now() + STEP;
     let mut deleted = rows;
-    for tenant in &plan.tenants {
-        let fence = loser.fence(tenant.id, "").await?.0;
-        let kept = keeper.fence(tenant.id, "").await?.0;
+    let tenants = plan.ids();
+    let none = vec![String::new(); tenants.len()];
+    let (lost, kept) = tokio::try_join!(
+        loser.fences(&tenants, &none),
+        keeper.fences(&tenants, &none)
+    )?;
+    for ((tenant, (fence, ..)), (kept, ..)) in plan.tenants.iter().zip(&lost).zip(&kept) {
         let is_lost = !matches!(fence, Fence::Active(_)) && matches!(kept, Fence::Active(_));
         if !is_lost {
             return Err(JobError::Unclear(format!(
@@ -60,38 +64,34 @@ pub(super) async fn clean_up(
             )));
         }
     }
-    let (loser, tenants) = (loser.shard.clone(), plan.tenants.clone());
+    let loser = loser.shard.clone();
     drop((source, target));
     let mut session = context.shard(&loser).await?;
-    let tables = tenant_tables(&*session).await?;
-    for tenant in &tenants {
-        for table in &tables {
-            for leaf in &table.leaves {
-                loop {
-                    let batch =
-                        tenant_delete::batch(&mut session, id, table, leaf, tenant.id).await?;
-                    deleted += batch.unsigned_abs();
-                    if batch < tenant_delete::BATCH {
-                        break;
-                    }
-                    if Instant::now() >= until {
-                        return Ok(job.next(State::CleaningUp {
-                            why: why.clone(),
-                            rows: deleted,
-                        }));
-                    }
+    for table in &tenant_tables(&*session).await? {
+        for leaf in &table.leaves {
+            loop {
+                let batch = tenant_delete::batch(&mut session, id, table, leaf, &tenants).await?;
+                deleted += batch.unsigned_abs();
+                if batch < tenant_delete::BATCH {
+                    break;
+                }
+                if Instant::now() >= until {
+                    return Ok(job.next(State::CleaningUp {
+                        why: why.clone(),
+                        rows: deleted,
+                    }));
                 }
             }
         }
-        if !matches!(why, Ended::Done) {
-            // Nobody was ever told to come here, but by who was told to go back.
-            session
-                .execute(
-                    "delete from ringfence.fence where tenant_id = $1 and state <> 'active'",
-                    &[&tenant.id],
-                )
-                .await?;
-        }
+    }
+    if !matches!(why, Ended::Done) {
+        // Nobody was ever told to come here, but by who was told to go back.
+        session
+            .execute(
+                "delete from ringfence.fence where tenant_id = any($1) and state <> 'active'",
+                &[&tenants],
+            )
+            .await?;
     }
     tenant_delete::delete_marks(&session, id).await?;
     drop(session);
@@ -116,15 +116,13 @@ async fn unsubscribe(side: &Side, name: &str) -> Result<(), JobError> {
 async fn end_sending(side: &Side, job: &Move, id: Uuid, way: Way) -> Result<(), JobError> {
     let tenants = 0..job.plan.tenants.len();
     let publications: Vec<String> = tenants.map(|index| names::tenant(id, index, way)).collect();
-    for publication in &publications {
-        side.client
-            .execute(
-                "select ringfence.move_switch($1, false)
-                 where exists (select from pg_publication where pubname = $1)",
-                &[publication],
-            )
-            .await?;
-    }
+    side.client
+        .execute(
+            "select ringfence.move_switch(n, false) from unnest($1::text[]) n
+             where exists (select from pg_publication where pubname = n)",
+            &[&publications],
+        )
+        .await?;
     let slot = names::stream(id, way);
     // Whoever still receives is no subscription of ours: those are gone. It may
     // be a former primary that came back after a failover.

@@ -2,9 +2,10 @@
 //! decisions are [`super::crossing`]'s; here they are done, within a budget.
 
 use std::fmt::Write as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::try_join;
 use schema::tenant_tables::{TenantTable, tenant_tables};
 use tenancy::changes::HOLDING;
 use tenancy::control::{Place, move_tenant};
@@ -52,8 +53,10 @@ struct Crossing<'a> {
     fenced: Option<Instant>,
     /// What was written behind the last of the tenants' writes.
     marker: Option<Uuid>,
+    /// Who is suspended, once the source was left and all nodes know.
+    suspended: Option<Vec<bool>>,
     /// What was done while requests were held, and when it was done.
-    done: Vec<(&'static str, Instant)>,
+    done: Mutex<Vec<(&'static str, Instant)>>,
 }
 
 /// One of them.
@@ -328,7 +331,8 @@ async fn open<'a>(
         closed: None,
         fenced: None,
         marker: None,
-        done: Vec::new(),
+        suspended: None,
+        done: Mutex::default(),
     })
 }
 
@@ -553,11 +557,13 @@ impl Crossing<'_> {
             bounded(until, "draining", self.drained(marker, until)),
             bounded(until, "waiting for caches", self.uncached())
         )?;
-        self.note("drained, not cached");
         failpoint(self.context, "drained");
         let out = self.out();
         let left = self.source.leave(&ids, &epochs, &self.target.shard, &out);
-        bounded(until, "leaving", left).await?;
+        // On one session, hence behind it: polled in this order.
+        let settled = try_join(left, self.settled(until));
+        let ((), suspended) = bounded(until, "waiting for standbys", settled).await?;
+        self.suspended = Some(suspended);
         self.note("left");
         failpoint(self.context, "left");
         Ok(())
@@ -577,10 +583,12 @@ impl Crossing<'_> {
         if !arrived {
             return Err(ShardError::Slow.into());
         }
+        self.note("arrived");
         let sides = (&self.source, &self.target, &self.tables[..]);
         for member in &self.members {
             compare_held(self.context, member.tenant, touched, sides).await?;
         }
+        self.note("compared");
         Ok(())
     }
 
@@ -598,38 +606,39 @@ impl Crossing<'_> {
             let fenced = self.fenced.unwrap_or_else(Instant::now);
             tokio::time::sleep_until(fenced + HOLDING).await;
         }
+        self.note("not cached");
         Ok(())
     }
 
-    /// Once what both sides have committed is on every node that may become their
-    /// primary, the target serves.
-    async fn activate(&mut self, until: Instant) -> Result<(), Stopped> {
+    /// What both sides have committed is on every node that may become their
+    /// primary; who of the tenants is suspended.
+    async fn settled(&self, until: Instant) -> Result<Vec<bool>, JobError> {
         let (ids, out) = (self.ids(), self.out());
         let left = until.saturating_duration_since(Instant::now());
-        let settled = async {
-            let source = async {
-                let fences = self.source.fences(&ids, &out).await?;
-                Ok::<_, JobError>((fences, self.source.on_standbys(left).await?))
-            };
-            let target = async {
-                self.target.flush().await?;
-                self.target.on_standbys(left).await
-            };
-            let ((fences, source), target) = tokio::try_join!(source, target)?;
-            match source && target {
-                true => Ok(fences),
-                false => Err(ShardError::Slow.into()),
-            }
+        let target = async {
+            self.target.flush().await?;
+            self.target.on_standbys(left).await
         };
-        let fences = bounded(until, "waiting for standbys", settled).await?;
-        self.note("on standbys");
-        let suspended: Vec<bool> = fences.iter().map(|(_, suspended, _)| *suspended).collect();
-        let back = self.back();
+        let (source, fences, target) = tokio::try_join!(
+            self.source.on_standbys(left),
+            self.source.fences(&ids, &out),
+            target
+        )?;
+        match source && target {
+            true => Ok(fences.iter().map(|(_, suspended, _)| *suspended).collect()),
+            false => Err(ShardError::Slow.into()),
+        }
+    }
+
+    async fn activate(&mut self, until: Instant) -> Result<(), Stopped> {
+        let suspended = match self.suspended.take() {
+            Some(suspended) => suspended,
+            // Another worker left.
+            None => bounded(until, "waiting for standbys", self.settled(until)).await?,
+        };
+        let (ids, epochs, back) = (self.ids(), self.epochs(), self.back());
         // Not bounded: whether it was done must be known.
-        let active = self
-            .target
-            .activate(&ids, &self.epochs(), &suspended, &back)
-            .await;
+        let active = self.target.activate(&ids, &epochs, &suspended, &back).await;
         failpoint(self.context, "activated");
         active?;
         self.note("activated");
@@ -728,23 +737,24 @@ impl Crossing<'_> {
         self.members.iter().map(|m| m.back.clone()).collect()
     }
 
-    fn note(&mut self, what: &'static str) {
-        self.done.push((what, Instant::now()));
+    fn note(&self, what: &'static str) {
+        let mut done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        done.push((what, Instant::now()));
     }
 
-    /// Where the pause went.
+    /// Where the pause went: what was done by when.
     fn tell(&self) {
-        let Some(mut before) = self.closed else {
+        let Some(closed) = self.closed else {
             return;
         };
-        let mut steps = String::new();
-        for (what, at) in &self.done {
-            let ms = at.saturating_duration_since(before).as_secs_f64() * 1e3;
-            let _ = write!(steps, "{what} {ms:.1} ms; ");
-            before = *at;
+        let done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut by_ms = String::new();
+        for (what, at) in done.iter() {
+            let ms = at.saturating_duration_since(closed).as_secs_f64() * 1e3;
+            let _ = write!(by_ms, "{what} {ms:.1}, ");
         }
         let tenants = self.members.len();
-        tracing::info!(tenants, steps, "requests were held");
+        tracing::info!(tenants, by_ms, "requests were held");
     }
 }
 

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::crossing::Fence;
 use super::side::Side;
-use super::{Move, State, Way, failpoint, names, refusals, throttle};
+use super::{Move, Plan, State, Way, failpoint, names, refusals, throttle};
 use crate::job::{Context, JobError, Step};
 use crate::reconcile;
 use crate::shard::STATEMENT_MAX;
@@ -55,25 +55,28 @@ pub(super) async fn check(context: &Context, job: &Move) -> Result<Step<Move>, J
             plan.from
         )));
     }
-    let mut rows = 0;
-    for tenant in &plan.tenants {
-        let (fence, _, _) = source.fence(tenant.id, "").await?;
-        if fence != Fence::Active(tenant.epoch) {
+    let tenants = plan.ids();
+    let none = vec![String::new(); tenants.len()];
+    let (there, here) = tokio::try_join!(
+        source.fences(&tenants, &none),
+        target.fences(&tenants, &none)
+    )?;
+    for ((tenant, (there, ..)), (here, ..)) in plan.tenants.iter().zip(&there).zip(&here) {
+        if *there != Fence::Active(tenant.epoch) {
             return Err(JobError::Refused(format!(
-                "tenant {} is not served by shard {} at epoch {}: its fence there is {fence:?}",
+                "tenant {} is not served by shard {} at epoch {}: its fence there is {there:?}",
                 tenant.slug, plan.from, tenant.epoch
             )));
         }
-        let (fence, _, _) = target.fence(tenant.id, "").await?;
-        if !matches!(fence, Fence::None | Fence::Moved(_)) {
+        if !matches!(here, Fence::None | Fence::Moved(_)) {
             return Err(JobError::Refused(format!(
-                "shard {} has a fence of tenant {} already: {fence:?}",
+                "shard {} has a fence of tenant {} already: {here:?}",
                 plan.to, tenant.slug
             )));
         }
-        refuse_leftovers(&target, tenant.id, &tenant.slug).await?;
-        rows += expected(&source.client, tenant.id).await?;
     }
+    refuse_leftovers(&target, plan).await?;
+    let rows = expected(&source.client, &tenants).await?;
     if let Some(busy) = throttle::busy(context, &source, &target).await? {
         return Err(JobError::Wait(format!("{}: no copy is begun", busy.why)));
     }
@@ -96,14 +99,15 @@ pub(super) async fn prepare(context: &Context, job: &Move) -> Result<Step<Move>,
                 &[&names::markers(id, way), &id, &names::way(way)],
             )
             .await?;
-        for (index, tenant) in plan.tenants.iter().enumerate() {
-            side.client
-                .execute(
-                    "select ringfence.move_publish($1, $2, $3)",
-                    &[&names::tenant(id, index, way), &tenant.id, &is_on],
-                )
-                .await?;
-        }
+        let indexes = 0..plan.tenants.len();
+        let publications: Vec<String> = indexes.map(|i| names::tenant(id, i, way)).collect();
+        side.client
+            .execute(
+                "select ringfence.move_publish(u.name, u.tenant, $3)
+                 from unnest($1::text[], $2::uuid[]) u (name, tenant)",
+                &[&publications, &plan.ids(), &is_on],
+            )
+            .await?;
     }
     failpoint(context, "published");
     make_slot(&source.client, &names::stream(id, Way::Forward)).await?;
@@ -130,10 +134,7 @@ pub(super) async fn prepare(context: &Context, job: &Move) -> Result<Step<Move>,
             .await?;
     }
     failpoint(context, "subscribed");
-    let mut rows = 0;
-    for tenant in &plan.tenants {
-        rows += expected(&source.client, tenant.id).await?;
-    }
+    let rows = expected(&source.client, &plan.ids()).await?;
     Ok(job.next(State::Copying {
         rows: 0,
         expected: rows,
@@ -154,17 +155,23 @@ pub(super) async fn same_schema(source: &Side, target: &Side) -> Result<(), JobE
     }
 }
 
-/// Rows of the tenant that the target holds already would collide with its own.
-async fn refuse_leftovers(target: &Side, tenant: Uuid, slug: &str) -> Result<(), JobError> {
+/// Rows of the tenants that the target holds already would collide with their own.
+async fn refuse_leftovers(target: &Side, plan: &Plan) -> Result<(), JobError> {
+    let tenants = plan.ids();
     for table in tenant_tables(&*target.client).await? {
         let sql = format!(
-            "select exists (select from {} where {} = $1)",
-            table.name, table.tenant_column
+            "select {column} from {} where {column} = any($1) limit 1",
+            table.name,
+            column = table.tenant_column
         );
-        if target.client.query_one(&sql, &[&tenant]).await?.get(0) {
+        if let Some(row) = target.client.query_opt(&sql, &[&tenants]).await? {
+            let left: Uuid = row.get(0);
+            let tenant = plan.tenants.iter().find(|tenant| tenant.id == left);
             return Err(JobError::Refused(format!(
-                "shard {} holds rows of tenant {slug} already, in {}: they are nobody's, delete them first",
-                target.shard, table.name
+                "shard {} holds rows of tenant {} already, in {}: they are nobody's, delete them first",
+                target.shard,
+                tenant.map_or("", |tenant| tenant.slug.as_str()),
+                table.name
             )));
         }
     }
@@ -188,11 +195,11 @@ async fn make_slot(client: &Client, name: &str) -> Result<(), JobError> {
     Ok(())
 }
 
-/// Rows of a tenant, as the planner sees them.
-pub(super) async fn expected(client: &Client, tenant: Uuid) -> Result<u64, JobError> {
+/// Rows of tenants, as the planner sees them.
+pub(super) async fn expected(client: &Client, tenants: &[Uuid]) -> Result<u64, JobError> {
     let mut rows = 0;
     for table in tenant_tables(client).await? {
-        rows += crate::tenant_delete::estimate(client, &table, tenant).await?;
+        rows += crate::tenant_delete::estimate(client, &table, tenants).await?;
     }
     Ok(rows)
 }

@@ -55,17 +55,8 @@ impl Side {
         })
     }
 
-    /// A tenant's fence, whether it is suspended, and whether a publication is on.
-    pub(super) async fn fence(
-        &self,
-        tenant: Uuid,
-        publication: &str,
-    ) -> Result<(Fence, bool, Option<bool>), JobError> {
-        let mut all = self.fences(&[tenant], &[publication.to_owned()]).await?;
-        Ok(all.pop().unwrap_or((Fence::None, false, None)))
-    }
-
-    /// The same of many, in their order.
+    /// Tenants' fences, whether they are suspended, and whether their publications
+    /// are on; in their order.
     pub(super) async fn fences(
         &self,
         tenants: &[Uuid],

@@ -14,8 +14,8 @@ use futures_util::future::try_join_all;
 use schema::ident::Ident;
 use schema::tenant_tables::{TenantTable, tenant_tables};
 use tokio::time::{Instant, sleep};
-use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
 use super::copy::require_applied;
@@ -29,6 +29,9 @@ use crate::reconcile;
 const CHUNK: i64 = 4_000;
 /// A state's progress is written after so long.
 const SHOWN: Duration = Duration::from_millis(1_500);
+/// Tenants that are compared as a whole, together, and their rows of one table.
+const TENANTS_AT_ONCE: usize = 50;
+const ROWS_AT_ONCE: i64 = 100_000;
 /// Looks at rows that differ, before they are locked.
 const ROUNDS: u32 = 12;
 const PAUSE: Duration = Duration::from_millis(20);
@@ -87,9 +90,19 @@ pub(super) async fn verify(
     };
     let sides = (&source, &target, &tables[..]);
     let until = Instant::now() + SHOWN;
+    let (mut equal, mut at_once) = (BTreeMap::new(), tenant);
     while let Some(moving) = job.plan.tenants.get(tenant) {
         if moving.crossed == (way == Way::Forward) {
             // The other side is written to by now.
+            tenant += 1;
+            continue;
+        }
+        if tenant >= at_once && (table, &after) == (0, &None) && job.plan.tenants.len() > 1 {
+            equal = equal_at_once(sides, &job.plan.tenants[tenant..]).await?;
+            at_once = tenant + TENANTS_AT_ONCE;
+        }
+        if let Some(counted) = equal.remove(&moving.id) {
+            rows += counted;
             tenant += 1;
             continue;
         }
@@ -136,6 +149,48 @@ pub(super) async fn verify(
     next.checked = Some(Checked { rows, differ: None });
     next.state = done(job, way);
     Ok(Step::Next(next))
+}
+
+/// Those of the first few tenants whose rows are equal as a whole, with their number:
+/// small ones take as many statements as there are tables, together. Who differs may
+/// just have written, and is compared row by row.
+async fn equal_at_once(
+    (source, target, tables): Sides<'_>,
+    tenants: &[Moving],
+) -> Result<BTreeMap<Uuid, u64>, JobError> {
+    let tenants = tenants.iter().take(TENANTS_AT_ONCE).map(|tenant| tenant.id);
+    let mut equal: BTreeMap<Uuid, u64> = tenants.map(|tenant| (tenant, 0)).collect();
+    let tenants: Vec<Uuid> = equal.keys().copied().collect();
+    let tables = tables
+        .iter()
+        .filter(|table| table.name.schema.as_str() != "ringfence");
+    for table in tables {
+        let sql = format!(
+            "select r.tenant, count(*), sum(r.hash)::text
+             from (select {column} as tenant, {} as hash from {} where {column} = any($1) limit {ROWS_AT_ONCE}) r
+             group by 1",
+            hash(table),
+            table.name,
+            column = table.tenant_column
+        );
+        let mut sums = Vec::new();
+        for side in [source, target] {
+            let rows = side.client.query(&sql, &[&tenants]).await?;
+            let sum = |row: &Row| (row.get::<_, Uuid>(0), (row.get(1), row.get(2)));
+            let sum: BTreeMap<Uuid, (i64, String)> = rows.iter().map(sum).collect();
+            if sum.values().map(|(rows, _)| rows).sum::<i64>() >= ROWS_AT_ONCE {
+                return Ok(BTreeMap::new());
+            }
+            sums.push(sum);
+        }
+        equal.retain(|tenant, rows| {
+            let mut own = sums.iter().map(|sums| sums.get(tenant));
+            let (there, here) = (own.next().flatten(), own.next().flatten());
+            *rows += there.map_or(0, |(rows, _)| rows.unsigned_abs());
+            there == here
+        });
+    }
+    Ok(equal)
 }
 
 /// Before the switch the move ends there. Afterwards someone decides.
@@ -278,7 +333,7 @@ impl Comparison<'_> {
         let sql = format!(
             "select array[{}] as key, {} from {}",
             columns(key_of(self.table), "::text"),
-            self.hash(),
+            hash(self.table),
             self.named_rows()
         );
         let keys = json_of(keys);
@@ -350,7 +405,12 @@ impl Comparison<'_> {
     ) -> Result<Rows, JobError> {
         let none = Key::new();
         let (after, upto) = (after.unwrap_or(&none), upto.unwrap_or(&none));
-        let rows = client.query(sql, &[&self.tenant, after, upto]).await?;
+        let params: [(&(dyn ToSql + Sync), Type); 3] = [
+            (&self.tenant, Type::UUID),
+            (after, Type::TEXT_ARRAY),
+            (upto, Type::TEXT_ARRAY),
+        ];
+        let rows = client.query_typed(sql, &params).await?;
         Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
     }
 
@@ -384,7 +444,7 @@ impl Comparison<'_> {
         format!(
             "select array[{}] as key, {} from {} where {} = $1{}{} order by {}{}",
             columns(keys, "::text"),
-            self.hash(),
+            hash(self.table),
             self.table.name,
             self.table.tenant_column,
             if after { bound(2, ">") } else { unused(2) },
@@ -397,19 +457,14 @@ impl Comparison<'_> {
             },
         )
     }
+}
 
-    /// By the columns' names: their order may differ between shards.
-    fn hash(&self) -> String {
-        let mut names: Vec<&Ident> = self
-            .table
-            .columns
-            .iter()
-            .map(|column| &column.name)
-            .collect();
-        names.sort();
-        let values: Vec<String> = names.iter().map(ToString::to_string).collect();
-        format!("hashtextextended(row({})::text, 0)", values.join(", "))
-    }
+/// By the columns' names: their order may differ between shards.
+fn hash(table: &TenantTable) -> String {
+    let mut names: Vec<&Ident> = table.columns.iter().map(|column| &column.name).collect();
+    names.sort();
+    let values: Vec<String> = names.iter().map(ToString::to_string).collect();
+    format!("hashtextextended(row({})::text, 0)", values.join(", "))
 }
 
 /// The columns that name a tenant's row. A table with one row a tenant has no other

@@ -24,8 +24,8 @@ const AT_ONCE: usize = 16;
 const LOOK_MAX: Duration = Duration::from_secs(50);
 
 /// Bytes of all tenants, of all shards.
-pub(super) async fn of_all(app: &App, shards: &[ShardInfo]) -> Result<HashMap<Uuid, u64>, Error> {
-    let looks = shards.to_vec().into_iter().map(|shard| async move {
+pub(super) async fn of_all(app: &App, shards: Vec<ShardInfo>) -> Result<HashMap<Uuid, u64>, Error> {
+    let looks = shards.into_iter().map(|shard| async move {
         let look = async {
             let nodes = reconcile::addresses(&shard);
             let client = app.logins.as_mover(&shard.id, &nodes).await?;

@@ -51,7 +51,7 @@ pub async fn delete_for(
     for table in tables {
         for leaf in &table.leaves {
             loop {
-                let deleted = batch(session, job, table, leaf, tenant).await?;
+                let deleted = batch(session, job, table, leaf, &[tenant]).await?;
                 failpoints.hit("delete_batch");
                 if deleted < BATCH {
                     break;
@@ -87,20 +87,20 @@ pub async fn delete_marks(session: &Client, job: Uuid) -> Result<(), JobError> {
     Ok(())
 }
 
-/// Deletes some rows and counts them, in one transaction.
+/// Deletes some rows of these tenants and counts them, in one transaction.
 pub(crate) async fn batch(
     session: &mut Client,
     job: Uuid,
     table: &TenantTable,
     leaf: &QualifiedName,
-    tenant: Uuid,
+    tenants: &[Uuid],
 ) -> Result<i64, JobError> {
     let column = &table.tenant_column;
-    // By position: found by the tenant's index, deleted without another search.
+    // By position: found by the tenants' index, deleted without another search.
     let sql = format!(
         "with gone as (
-           delete from only {leaf} where {column} = $1 and ctid = any(array(
-             select ctid from only {leaf} where {column} = $1 limit $2))
+           delete from only {leaf} where {column} = any($1) and ctid = any(array(
+             select ctid from only {leaf} where {column} = any($1) limit $2))
            returning 1),
          counted as (select count(*) as rows from gone)
          insert into ringfence.job_mark (job, item, rows)
@@ -116,7 +116,7 @@ pub(crate) async fn batch(
         table.name.name.as_str()
     );
     let row = transaction
-        .query_opt(&sql, &[&tenant, &BATCH, &job, &item])
+        .query_opt(&sql, &[&tenants, &BATCH, &job, &item])
         .await?;
     transaction.commit().await?;
     Ok(row.map_or(0, |row| row.get(0)))
@@ -170,20 +170,23 @@ async fn progress(
     let done = row.get::<_, i64>(0).unsigned_abs();
     let mut left = 0;
     for table in tables {
-        left += estimate(session, table, tenant).await?;
+        left += estimate(session, table, &[tenant]).await?;
     }
     Ok((done, done + left))
 }
 
-/// The planner's guess of the tenant's rows in a table.
+/// The planner's guess of the tenants' rows in a table.
 pub(crate) async fn estimate(
     session: &Client,
     table: &TenantTable,
-    tenant: Uuid,
+    tenants: &[Uuid],
 ) -> Result<u64, JobError> {
+    let tenants: Vec<String> = tenants.iter().map(Uuid::to_string).collect();
     let sql = format!(
-        "explain (format json) select from {} where {} = '{tenant}'",
-        table.name, table.tenant_column
+        "explain (format json) select from {} where {} = any('{{{}}}'::uuid[])",
+        table.name,
+        table.tenant_column,
+        tenants.join(",")
     );
     let plan: serde_json::Value = session.query_one(&sql, &[]).await?.get(0);
     Ok(plan[0]["Plan"]["Plan Rows"].as_u64().unwrap_or(0))
