@@ -8,12 +8,15 @@
 //! and only requests in flight at the dead node may fail.
 //!
 //! Crowds break nothing: they ask for too much (`chaos/crowd.rs`). Nor do changes
-//! of the schema: they must not be felt (`chaos/migrate.rs`).
+//! of the schema: they must not be felt (`chaos/migrate.rs`). A tenant's life has no
+//! load beside it (`chaos/life.rs`).
 
 #[path = "chaos/cache.rs"]
 mod cache;
 #[path = "chaos/crowd.rs"]
 mod crowd;
+#[path = "chaos/life.rs"]
+mod life;
 #[path = "chaos/migrate.rs"]
 mod migrate;
 #[path = "chaos/moves.rs"]
@@ -48,6 +51,9 @@ struct Args {
     /// Moves at most, of those faults that move tenants.
     #[arg(long, default_value_t = 1_000)]
     rounds: usize,
+    /// Size of the tenant of `life`.
+    #[arg(long, default_value_t = 100)]
+    megabytes: u64,
     /// Keep the load tester's reports here.
     #[arg(long)]
     reports: Option<PathBuf>,
@@ -78,8 +84,10 @@ enum Fault {
     Cache,
     /// A tenant sends twenty times its limit.
     NoisyNeighbour,
-    /// A tenant sends slow queries.
+    /// A tenant sends queries that wait for long.
     SlowNeighbour,
+    /// A tenant sends queries that compute for long.
+    BusyNeighbour,
     /// A tenant asks for huge results.
     HugeNeighbour,
     /// All tenants together ask for three times what can be done.
@@ -100,6 +108,8 @@ enum Fault {
     MoveControl,
     /// The schema of three shards changes; compared with the same load without that.
     Migrate,
+    /// A large tenant is exported, imported and deleted, while the worker is killed.
+    Life,
 }
 
 type Failure = Box<dyn std::error::Error>;
@@ -147,6 +157,12 @@ async fn run(args: Args) -> Result<bool, Failure> {
             let compared = migrate::suffer(&args).await?;
             good &= compared.is_good();
             println!("{}", compared.table());
+            continue;
+        }
+        if *fault == Fault::Life {
+            let lived = life::suffer(&args).await?;
+            good &= lived.is_good();
+            println!("{}", lived.text());
             continue;
         }
         let seen = suffer(*fault, &args).await?;
@@ -266,6 +282,7 @@ impl Fault {
         match self {
             Self::NoisyNeighbour => Some(Crowd::Noisy),
             Self::SlowNeighbour => Some(Crowd::Slow),
+            Self::BusyNeighbour => Some(Crowd::Busy),
             Self::HugeNeighbour => Some(Crowd::Huge),
             Self::Overload => Some(Crowd::Overload),
             _ => None,
@@ -314,6 +331,7 @@ impl Fault {
             Self::Cache
             | Self::NoisyNeighbour
             | Self::SlowNeighbour
+            | Self::BusyNeighbour
             | Self::HugeNeighbour
             | Self::Overload
             | Self::Move
@@ -323,7 +341,8 @@ impl Fault {
             | Self::MoveTarget
             | Self::MoveRouter
             | Self::MoveControl
-            | Self::Migrate => {}
+            | Self::Migrate
+            | Self::Life => {}
         }
         Ok(())
     }
@@ -341,6 +360,7 @@ impl Fault {
             Self::Cache
             | Self::NoisyNeighbour
             | Self::SlowNeighbour
+            | Self::BusyNeighbour
             | Self::HugeNeighbour
             | Self::Overload
             | Self::Move
@@ -350,7 +370,8 @@ impl Fault {
             | Self::MoveTarget
             | Self::MoveRouter
             | Self::MoveControl
-            | Self::Migrate => {}
+            | Self::Migrate
+            | Self::Life => {}
         }
         Ok(())
     }
@@ -367,11 +388,13 @@ impl Fault {
             | Self::WorkerKill
             | Self::NoisyNeighbour
             | Self::SlowNeighbour
+            | Self::BusyNeighbour
             | Self::HugeNeighbour
             | Self::Overload
             | Self::Move
             | Self::MoveControl
-            | Self::Migrate => 0,
+            | Self::Migrate
+            | Self::Life => 0,
             // A worker that dies while a tenant is held is replaced when its
             // lease is over, which is longer than requests wait.
             Self::MoveKill | Self::Moves => usize::MAX,

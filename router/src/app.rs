@@ -46,6 +46,17 @@ const REQUEST_ID_MAX: usize = 64;
 /// Counts a request out, however it ends.
 pub struct InFlight<'a>(&'a App);
 
+/// What may be done for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// All.
+    Full,
+    /// It is answered from this process's memory, or not.
+    FromMemory,
+    /// Nothing.
+    Nothing,
+}
+
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
@@ -221,16 +232,18 @@ impl App {
             .is_ok()
     }
 
-    /// Begins a request, unless as many are in flight as may be.
-    pub fn admit(&self) -> Option<InFlight<'_>> {
+    /// Begins a request. Where as many are in flight as may be, as many more may
+    /// still be answered from memory, which takes no time; all else is shed.
+    pub fn admit(&self) -> (Admission, InFlight<'_>) {
         let before = self.in_flight.fetch_add(1, Ordering::Relaxed);
         self.events.metrics.in_flight.increment(1);
-        let admitted = InFlight(self);
-        if before < self.config.limits.in_flight_max {
-            return Some(admitted);
-        }
-        self.events.metrics.shed.increment(1);
-        None
+        let max = self.config.limits.in_flight_max;
+        let admission = match before {
+            _ if before < max => Admission::Full,
+            _ if before < max.saturating_mul(2) => Admission::FromMemory,
+            _ => Admission::Nothing,
+        };
+        (admission, InFlight(self))
     }
 
     /// Takes one retry of the budget, if there is one left.
@@ -432,6 +445,7 @@ fn pool_settings(config: &Config, password: Option<String>, tls: Tls) -> PoolSet
             max: shards.waiting_max,
             tenant_max: shards.waiting_tenant_max,
             tenant_share: shards.tenant_share_percent,
+            standing: Duration::from_millis(shards.queue_standing_ms),
         },
         idle_max: Duration::from_millis(shards.idle_ms_max),
         wait_max: Duration::from_millis(shards.pool_wait_ms_max),

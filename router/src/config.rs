@@ -131,6 +131,9 @@ pub struct Shards {
     pub waiting_tenant_max: usize,
     /// Connections to a node that one tenant gets while others wait for one, in percent.
     pub tenant_share_percent: usize,
+    /// A tenant's queue for connections that has not been empty for so long is
+    /// overloaded: its newest request is served first, and pushes out the oldest.
+    pub queue_standing_ms: u64,
     /// Longest wait for a pooled connection.
     pub pool_wait_ms_max: u64,
     /// Longest wait for a new connection.
@@ -344,7 +347,8 @@ pub struct Limits {
     pub held_max: usize,
     /// How many of one tenant's.
     pub held_tenant_max: usize,
-    /// Requests in flight; more are answered 503 at once.
+    /// Requests in flight. More are answered 503 at once, but for as many again
+    /// whose answers are in the router's memory.
     pub in_flight_max: usize,
     /// Connections of clients; more wait to be accepted.
     pub connections_max: usize,
@@ -445,6 +449,7 @@ impl Default for Shards {
             waiting_max: 1_000,
             waiting_tenant_max: 200,
             tenant_share_percent: 20,
+            queue_standing_ms: 100,
             pool_wait_ms_max: 2_000,
             connect_ms_max: 2_000,
             statements_max: 256,
@@ -643,6 +648,12 @@ impl Config {
             (
                 "shards.pool_wait_ms_max",
                 shards.pool_wait_ms_max,
+                1,
+                DAY_MS,
+            ),
+            (
+                "shards.queue_standing_ms",
+                shards.queue_standing_ms,
                 1,
                 DAY_MS,
             ),

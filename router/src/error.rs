@@ -260,6 +260,12 @@ pub enum Error {
         /// On this router.
         max: u32,
     },
+    /// The tenant's statements have taken more of the shards' time than they may.
+    #[error("Too much time on the shard")]
+    TooMuchTime {
+        /// Seconds until one may begin again.
+        reset: u32,
+    },
     /// What was read is larger than the tenant may read at once.
     #[error("The answer is larger than {max} bytes")]
     AnswerTooLarge {
@@ -413,6 +419,7 @@ impl From<Limited> for Error {
         match limited {
             Limited::Rate(rate) => Self::TooManyRequests(rate),
             Limited::Concurrency { max } => Self::TooManyAtOnce { max },
+            Limited::Time { reset } => Self::TooMuchTime { reset },
         }
     }
 }
@@ -561,6 +568,9 @@ impl Error {
             Self::TooManyAtOnce { max } => report(429, "RF051")
                 .details(format!("{max} of the tenant's are being answered here"))
                 .header(RETRY_AFTER, "1"),
+            Self::TooMuchTime { reset } => report(429, "RF053")
+                .details(format!("Statements may begin again in {reset} s"))
+                .header(RETRY_AFTER, &reset.to_string()),
             Self::AnswerTooLarge { .. } => report(422, "RF052")
                 .hint("Ask for fewer rows or columns: limit, select.".to_owned()),
             Self::Internal { .. } => report(500, "XX000"),
@@ -592,6 +602,7 @@ impl Error {
                 | Self::SameKey
                 | Self::TooManyRequests(_)
                 | Self::TooManyAtOnce { .. }
+                | Self::TooMuchTime { .. }
         )
     }
 

@@ -15,6 +15,7 @@ use telemetry::trace::{Place, Tracer};
 use self::access_log::AccessLog;
 use self::metrics::Metrics;
 use crate::config::RequestLog;
+use crate::gate::Refused;
 use crate::quota::Limited;
 
 /// Something that happened.
@@ -43,6 +44,8 @@ pub enum Event<'a> {
     NotModified,
     /// A tenant's request was refused for a limit of the tenant.
     Limited(Limited),
+    /// A request got none of a node's connections.
+    NotAdmitted(Refused),
     /// A shard's schema model was loaded.
     SchemaLoaded {
         /// The shard.
@@ -306,7 +309,7 @@ impl Events {
             Event::Read { .. } => {}
             Event::FellBack { reason } => tracing::debug!(?reason, "read given to the primary"),
             Event::Key(used) => tracing::debug!(?used, "idempotency key"),
-            Event::NotModified | Event::Limited(_) => {}
+            Event::NotModified | Event::Limited(_) | Event::NotAdmitted(_) => {}
             Event::SchemaLoaded {
                 shard,
                 fingerprint,

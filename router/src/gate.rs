@@ -4,10 +4,18 @@
 //! queues are served one request a turn, so a tenant that floods the router waits
 //! for itself. While several wait, none gets more than its share of the
 //! connections as long as another one is below its own; and no tenant may use up
-//! the last connections, so that others need not wait for its slow statements to end. Waiting is bounded in number, in
-//! all and by tenant; and who would wait too long anyway, by how long the work of
-//! those in front has taken lately, is told so at once.
+//! the last connections, so that others need not wait for its slow statements to end.
+//!
+//! Waiting is bounded in number, in all and by tenant; and who would wait too long
+//! anyway, by how long the work of those in front has taken lately, is told so at
+//! once. A tenant's queue that has not been empty for a while does not serve a
+//! burst: more comes than can be done. Then the newest is served first, and each
+//! that comes pushes out the oldest that has waited for so long: whoever is served
+//! is served soon, instead of all of them late (adaptive LIFO and controlled delay,
+//! Ben Maurer, "Fail at Scale", ACM Queue 13:8, 2015; K. Nichols and V. Jacobson,
+//! "Controlling Queue Delay", ACM Queue 10:5, 2012). A burst alone pushes nobody out.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -25,6 +33,9 @@ pub struct Waiting {
     pub tenant_max: usize,
     /// Connections that one tenant gets while others wait, in percent.
     pub tenant_share: usize,
+    /// A tenant's queue that has not been empty for so long, or for as long as one
+    /// statement takes lately, is overloaded.
+    pub standing: Duration,
 }
 
 /// A node's gate.
@@ -52,12 +63,17 @@ pub struct Permit {
 }
 
 /// No connection is to be had.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     /// As many wait as may, or the wait would be too long.
+    #[error("the queue is full")]
     Full,
     /// The wait was too long.
+    #[error("the wait was too long")]
     TooLong,
+    /// A newer request of the tenant came in its place.
+    #[error("newer requests of the tenant were served first")]
+    PushedOut,
 }
 
 #[derive(Default)]
@@ -66,7 +82,7 @@ struct State {
     used: usize,
     by_tenant: HashMap<Uuid, usize>,
     by_role: Vec<(Arc<str>, usize)>,
-    queues: HashMap<Uuid, VecDeque<Waiter>>,
+    queues: HashMap<Uuid, Queue>,
     /// Tenants that wait, in the order of their turns.
     turns: VecDeque<Uuid>,
     waiting: usize,
@@ -76,9 +92,18 @@ struct State {
     held: f64,
 }
 
+/// A tenant's requests that wait; there is none without any.
+struct Queue {
+    waiters: VecDeque<Waiter>,
+    /// It has not been empty since then.
+    since: Instant,
+}
+
 struct Waiter {
     number: u64,
     role: Arc<str>,
+    since: Instant,
+    /// Dropped, it says that the request was pushed out.
     granted: oneshot::Sender<()>,
 }
 
@@ -128,12 +153,14 @@ impl Gate {
             }
             self.queue(&mut state, &claim, wait_max)?
         };
-        let waited = timeout(wait_max, &mut granted.receiver).await;
-        if matches!(waited, Ok(Ok(()))) {
-            granted.taken = true;
-            return Ok(self.permit(claim));
+        match timeout(wait_max, &mut granted.receiver).await {
+            Ok(Ok(())) => {
+                granted.taken = true;
+                Ok(self.permit(claim))
+            }
+            Ok(Err(_)) => Err(Refused::PushedOut),
+            Err(_) => Err(Refused::TooLong),
         }
-        Err(Refused::TooLong)
     }
 
     fn queue(
@@ -142,27 +169,38 @@ impl Gate {
         claim: &Claim,
         wait_max: Duration,
     ) -> Result<Granted, Refused> {
-        let of_tenant = state.queues.get(&claim.tenant).map_or(0, VecDeque::len);
-        let ahead = state.ahead(of_tenant);
-        let at_once = state.capacity.min(self.role_max);
-        let expected = ahead as f64 * state.held / at_once as f64;
-        let full = state.waiting >= self.waiting.max || of_tenant >= self.waiting.tenant_max;
-        if full || expected > wait_max.as_secs_f64() {
-            return Err(Refused::Full);
+        let now = Instant::now();
+        if !state.push_out(claim.tenant, self.overloaded_before(state, now)) {
+            let of_tenant = state.queues.get(&claim.tenant);
+            let of_tenant = of_tenant.map_or(0, |queue| queue.waiters.len());
+            let ahead = state.ahead(of_tenant);
+            let at_once = state.capacity.min(self.role_max);
+            let expected = ahead as f64 * state.held / at_once as f64;
+            let full = state.waiting >= self.waiting.max || of_tenant >= self.waiting.tenant_max;
+            if full || expected > wait_max.as_secs_f64() {
+                return Err(Refused::Full);
+            }
         }
         let (granted, receiver) = oneshot::channel();
         let number = state.next_number;
         state.next_number += 1;
         state.waiting += 1;
-        let queue = state.queues.entry(claim.tenant).or_default();
-        if queue.is_empty() {
-            state.turns.push_back(claim.tenant);
-        }
-        queue.push_back(Waiter {
+        let waiter = Waiter {
             number,
             role: claim.role.clone(),
+            since: now,
             granted,
-        });
+        };
+        match state.queues.entry(claim.tenant) {
+            Entry::Occupied(queue) => queue.into_mut().waiters.push_back(waiter),
+            Entry::Vacant(none) => {
+                none.insert(Queue {
+                    waiters: VecDeque::from([waiter]),
+                    since: now,
+                });
+                state.turns.push_back(claim.tenant);
+            }
+        }
         // There may be room for this one, behind others for whom there is none.
         self.grant(state);
         Ok(Granted {
@@ -176,29 +214,43 @@ impl Gate {
 
     /// Gives what is free to those who wait, tenants by turns.
     fn grant(&self, state: &mut State) {
+        if state.turns.is_empty() {
+            return;
+        }
+        let overloaded = self.overloaded_before(state, Instant::now());
         let (share, alone) = (self.share(state.capacity), self.alone_max(state.capacity));
         // First those below their share; what nobody else can use is free to all.
-        while (state.turns.len() > 1 && self.grant_one(state, share))
-            || self.grant_one(state, alone)
+        while (state.turns.len() > 1 && self.grant_one(state, share, overloaded))
+            || self.grant_one(state, alone, overloaded)
         {}
+    }
+
+    /// A queue that has not been empty since before then is overloaded, and who
+    /// waits since before then has waited long.
+    fn overloaded_before(&self, state: &State, now: Instant) -> Instant {
+        // It is no sign of anything that one waits until another is done.
+        let held = Duration::try_from_secs_f64(state.held).unwrap_or_default();
+        now.checked_sub(self.waiting.standing.max(held))
+            .unwrap_or(now)
     }
 
     /// Gives one connection to the first in turn who may have it: no more than
     /// `tenant_max` of one tenant.
-    fn grant_one(&self, state: &mut State, tenant_max: usize) -> bool {
+    fn grant_one(&self, state: &mut State, tenant_max: usize, overloaded: Instant) -> bool {
         let mut passed_over = 0;
         while state.used < state.capacity && passed_over < state.turns.len() {
             let Some(tenant) = state.turns.pop_front() else {
                 return false;
             };
-            let first = state.queues.get(&tenant).and_then(VecDeque::front);
-            let claim = first.map(|waiter| Claim {
+            let queue = state.queues.get(&tenant);
+            let next = queue.and_then(|queue| queue.next(overloaded));
+            let claim = next.map(|waiter| Claim {
                 tenant,
                 role: waiter.role.clone(),
             });
             let mut granted = false;
             if claim.is_some_and(|claim| state.may(&claim, self.role_max, tenant_max)) {
-                if let Some(waiter) = state.pop(tenant)
+                if let Some(waiter) = state.pop(tenant, overloaded)
                     && waiter.granted.send(()).is_ok()
                 {
                     state.take(&Claim {
@@ -293,19 +345,53 @@ impl State {
     /// `of_tenant` in its queue: it waits for those and for as many of each other.
     fn ahead(&self, of_tenant: usize) -> usize {
         let turns = of_tenant + 1;
-        let others = self.queues.values().map(|queue| queue.len().min(turns));
+        let others = self
+            .queues
+            .values()
+            .map(|queue| queue.waiters.len().min(turns));
         others.sum::<usize>().max(turns)
     }
 
-    /// The tenant's first waiter.
-    fn pop(&mut self, tenant: Uuid) -> Option<Waiter> {
+    /// The tenant's waiter whose turn it is.
+    fn pop(&mut self, tenant: Uuid, overloaded: Instant) -> Option<Waiter> {
         let queue = self.queues.get_mut(&tenant)?;
-        let waiter = queue.pop_front();
-        if queue.is_empty() {
+        let waiter = match queue.is_overloaded(overloaded) {
+            true => queue.waiters.pop_back(),
+            false => queue.waiters.pop_front(),
+        };
+        if queue.waiters.is_empty() {
             self.queues.remove(&tenant);
         }
         self.waiting -= usize::from(waiter.is_some());
         waiter
+    }
+
+    /// Makes room for a newer request of the tenant, where its queue is overloaded.
+    fn push_out(&mut self, tenant: Uuid, overloaded: Instant) -> bool {
+        let Some(queue) = self.queues.get_mut(&tenant) else {
+            return false;
+        };
+        let oldest = queue.waiters.front();
+        if !queue.is_overloaded(overloaded) || oldest.is_none_or(|w| w.since >= overloaded) {
+            return false;
+        }
+        queue.waiters.pop_front();
+        self.waiting -= 1;
+        true
+    }
+}
+
+impl Queue {
+    fn is_overloaded(&self, before: Instant) -> bool {
+        self.since < before
+    }
+
+    /// Whose turn it is.
+    fn next(&self, overloaded: Instant) -> Option<&Waiter> {
+        match self.is_overloaded(overloaded) {
+            true => self.waiters.back(),
+            false => self.waiters.front(),
+        }
     }
 }
 
@@ -339,11 +425,11 @@ impl Drop for Granted {
         let place = state
             .queues
             .get(&tenant)
-            .and_then(|q| q.iter().position(own));
+            .and_then(|queue| queue.waiters.iter().position(own));
         match (place, state.queues.get_mut(&tenant)) {
             (Some(place), Some(queue)) => {
-                queue.remove(place);
-                if queue.is_empty() {
+                queue.waiters.remove(place);
+                if queue.waiters.is_empty() {
                     state.queues.remove(&tenant);
                     state.turns.retain(|turn| *turn != tenant);
                 }
@@ -370,6 +456,7 @@ mod tests {
             max: 1_000,
             tenant_max: 100,
             tenant_share: 20,
+            standing: Duration::from_millis(100),
         };
         Gate::new(capacity, 20, waiting)
     }
@@ -453,6 +540,7 @@ mod tests {
             max: 100,
             tenant_max: 100,
             tenant_share: 20,
+            standing: Duration::from_millis(100),
         };
         let gate = Gate::new(80, 20, waiting);
         let mut held = Vec::new();
@@ -471,6 +559,7 @@ mod tests {
             max: 3,
             tenant_max: 2,
             tenant_share: 20,
+            standing: Duration::from_millis(100),
         };
         let gate = Gate::new(1, 1, waiting);
         let permit = gate.enter(claim(1), LONG).await.unwrap();
@@ -545,12 +634,75 @@ mod tests {
         );
     }
 
+    /// Every 5 ms a request of 10 ms for one connection: half can't be served. Who is
+    /// served waits for one other, and not for all that came before.
+    #[tokio::test(start_paused = true)]
+    async fn under_more_than_can_be_done_the_newest_are_served_soon() {
+        let gate = gate(2);
+        let (told, mut outcomes) = tokio::sync::mpsc::unbounded_channel();
+        for _ in 0..1_000 {
+            let (gate, told) = (gate.clone(), told.clone());
+            tokio::spawn(async move {
+                let begun = Instant::now();
+                let entered = gate.enter(claim(1), LONG).await;
+                let _ = told.send((begun.elapsed(), entered.as_ref().err().copied()));
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                drop(entered);
+            });
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        drop(told);
+        let (mut served, mut pushed_out) = (Vec::new(), 0);
+        while let Some((waited, refused)) = outcomes.recv().await {
+            match refused {
+                None => served.push(waited),
+                Some(Refused::PushedOut) => pushed_out += 1,
+                Some(other) => panic!("{other}"),
+            }
+        }
+        // Those of the first tenth of a second are served when all is over.
+        let late = served
+            .iter()
+            .filter(|waited| **waited > Duration::from_millis(100));
+        assert!(late.count() <= 25, "{served:?}");
+        assert!(
+            served.len() >= 450 && pushed_out >= 400,
+            "{} {pushed_out}",
+            served.len()
+        );
+        assert!(gate.state().queues.is_empty() && gate.state().turns.is_empty());
+        assert_eq!((gate.waiting(), gate.state().used), (0, 0));
+    }
+
+    /// It takes half a second to serve, and is not more than can be done.
+    #[tokio::test(start_paused = true)]
+    async fn a_burst_is_served_as_a_whole() {
+        let gate = gate(2);
+        let (served, mut order) = tokio::sync::mpsc::unbounded_channel();
+        for number in 0..50 {
+            let (gate, served) = (gate.clone(), served.clone());
+            tokio::spawn(async move {
+                let _permit = gate.enter(claim(1), LONG).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                served.send(number).unwrap();
+            });
+        }
+        drop(served);
+        let mut numbers = Vec::new();
+        while let Some(number) = order.recv().await {
+            numbers.push(number);
+        }
+        assert_eq!(numbers[..10], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        assert_eq!(numbers.len(), 50);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn roles_have_their_own_bound_and_do_not_block_each_other() {
         let waiting = Waiting {
             max: 10,
             tenant_max: 10,
             tenant_share: 20,
+            standing: Duration::from_millis(100),
         };
         let gate = Gate::new(3, 1, waiting);
         let _one = gate.enter(claim(1), LONG).await.unwrap();

@@ -27,7 +27,7 @@ use tenancy::auth::TenantContext;
 use tenancy::quota;
 use tokio::time::{Instant as Deadline, timeout_at};
 
-use crate::app::App;
+use crate::app::{Admission, App};
 use crate::cache::control::Control;
 use crate::cache::key::Key;
 use crate::cache::{Level, label};
@@ -54,7 +54,7 @@ use serve::{Failed, Served, Work};
 /// Answers one request, and observes it.
 pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
     let started = Instant::now();
-    let admitted = app.admit();
+    let (admission, _in_flight) = app.admit();
     let (head, body) = request.into_parts();
     let id = app.request_id(&head.headers);
     if let Some(preflight) = cors::preflight(&head.method, &head.headers) {
@@ -70,8 +70,8 @@ pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
         deadline: Deadline::now() + app.config.limits.request(),
     };
     let answered = match path {
-        _ if admitted.is_none() => Err(Error::Overloaded),
-        Some(_) => answer(&app, &incoming, body, &mut seen).await,
+        Some(_) if admission == Admission::Full => answer(&app, &incoming, body, &mut seen).await,
+        Some(_) => spare(&app, admission, &incoming, &mut seen).await,
         None => Err(Error::Path),
     };
     let answered = match answered {
@@ -132,6 +132,39 @@ pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
     response.map(Body::from)
 }
 
+/// Too much is in flight, but what is in memory waits for nothing.
+async fn spare(
+    app: &Arc<App>,
+    admission: Admission,
+    incoming: &Incoming<'_>,
+    seen: &mut Seen,
+) -> Result<http::Response<Bytes>, Error> {
+    if admission == Admission::FromMemory && cached::may_be_at_once(app, incoming) {
+        let (tenant, own) = authenticate(app, incoming, seen).await?;
+        if let Some(hit) = cached::at_once(app, incoming, &tenant, &own, seen) {
+            app.events.metrics.spared.increment(1);
+            return Ok(hit);
+        }
+    }
+    app.events.metrics.shed.increment(1);
+    Err(Error::Overloaded)
+}
+
+/// Whose request it is, within its limits.
+async fn authenticate(
+    app: &App,
+    incoming: &Incoming<'_>,
+    seen: &mut Seen,
+) -> Result<(TenantContext, quota::Limits), Error> {
+    let tenant = tenant::identify(app, incoming.headers, incoming.deadline).await?;
+    seen.tenant = Some(tenant.tenant().0);
+    let own = app.placements.load().limits(tenant.tenant());
+    let pass = app.quotas.admit(tenant.tenant().0, own);
+    seen.pass = Some(pass.inspect_err(|limited| app.events.emit(&Event::Limited(*limited)))?);
+    seen.stages.mark(Stage::Auth);
+    Ok((tenant, own))
+}
+
 /// The stages, in order.
 async fn answer(
     app: &Arc<App>,
@@ -140,12 +173,7 @@ async fn answer(
     seen: &mut Seen,
 ) -> Result<http::Response<Bytes>, Error> {
     app.retries.earn();
-    let tenant = tenant::identify(app, incoming.headers, incoming.deadline).await?;
-    seen.tenant = Some(tenant.tenant().0);
-    let own = app.placements.load().limits(tenant.tenant());
-    let pass = app.quotas.admit(tenant.tenant().0, own);
-    seen.pass = Some(pass.inspect_err(|limited| app.events.emit(&Event::Limited(*limited)))?);
-    seen.stages.mark(Stage::Auth);
+    let (tenant, own) = authenticate(app, incoming, seen).await?;
     if let Some(hit) = cached::at_once(app, incoming, &tenant, &own, seen) {
         return Ok(hit);
     }
@@ -295,6 +323,10 @@ async fn answer(
                 });
             }
             Err(Failed::Busy) => return Err(Error::Overloaded),
+            Err(Failed::Limited(limited)) => {
+                app.events.emit(&Event::Limited(limited));
+                return Err(limited.into());
+            }
         };
         seen.stages.mark(Stage::Transaction);
         let reason = match why {

@@ -28,7 +28,7 @@ use tokio_postgres::error::DbError;
 use tokio_postgres::types::Type;
 use tokio_postgres::{AsyncMessage, Client, SimpleQueryMessage, Statement};
 
-use crate::gate::{Claim, Gate, Permit, Waiting};
+use crate::gate::{Claim, Gate, Permit, Refused, Waiting};
 use crate::token::Generation;
 
 /// A node to connect to.
@@ -114,8 +114,8 @@ pub struct Usage {
 #[derive(Debug, thiserror::Error)]
 pub enum PoolError {
     /// All connections stayed busy.
-    #[error("no connection became free within {0:?}")]
-    Busy(Duration),
+    #[error("no connection became free: {0}")]
+    Busy(Refused),
     /// The node can't be connected to.
     #[error("can't connect to {host}:{port}")]
     Connect {
@@ -173,12 +173,12 @@ impl Pools {
         let pools = self.node(node);
         let role = claim.role.clone();
         let permit = pools.gate.enter(claim, wait_max).await;
-        let permit = permit.map_err(|_| PoolError::Busy(wait_max))?;
+        let permit = permit.map_err(PoolError::Busy)?;
         let pool = pools.role(&role, || self.build(node, &role))?;
         loop {
             pools.make_room(&pool);
             let object = pool.get().await;
-            let object = object.map_err(|error| failed(node, wait_max, error))?;
+            let object = object.map_err(|error| failed(node, error))?;
             if object.identity == identity {
                 return Ok(Leased {
                     object: Some(object),
@@ -414,14 +414,10 @@ impl NodePools {
     }
 }
 
-fn failed(
-    node: &NodeAddress,
-    wait_max: Duration,
-    error: managed::PoolError<tokio_postgres::Error>,
-) -> PoolError {
+fn failed(node: &NodeAddress, error: managed::PoolError<tokio_postgres::Error>) -> PoolError {
     let source = match error {
         managed::PoolError::Timeout(managed::TimeoutType::Wait) => {
-            return PoolError::Busy(wait_max);
+            return PoolError::Busy(Refused::TooLong);
         }
         managed::PoolError::Backend(source) => Some(source),
         _ => None,

@@ -4,6 +4,8 @@
 //! gives it an equal share. One account is kept for each tenant that asks,
 //! within bounds: who has been idle longest goes first, and begins anew.
 
+mod time;
+
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -20,6 +22,9 @@ use moka::sync::Cache;
 use tenancy::quota::Limits;
 use tenancy::usage::{self, By, Totals, Usage};
 use uuid::Uuid;
+
+pub use time::Running;
+use time::TimeBudget;
 
 /// Accounts at most.
 const ACCOUNTS_MAX: u64 = 50_000;
@@ -58,6 +63,7 @@ struct Allowance {
     rate: Option<Rate>,
     /// Requests being answered.
     concurrency: u32,
+    time: Option<Arc<TimeBudget>>,
 }
 
 /// Requests a second, as a bucket that is full after a pause.
@@ -95,6 +101,11 @@ pub enum Limited {
     Concurrency {
         /// On this router.
         max: u32,
+    },
+    /// Too much time on the shards.
+    Time {
+        /// Seconds until a statement may begin again.
+        reset: u32,
     },
 }
 
@@ -158,6 +169,35 @@ impl Quotas {
             account.counters.refused.fetch_add(1, Ordering::Relaxed);
         }
         admitted
+    }
+
+    /// Whether a statement of the tenant may begin, as far as its time goes. A
+    /// request that is answered without the shards never asks.
+    ///
+    /// # Errors
+    /// [`Limited::Time`].
+    pub fn check_time(&self, tenant: Uuid) -> Result<(), Limited> {
+        match self.time(tenant) {
+            Some((account, time)) => account.in_time(time.check()),
+            None => Ok(()),
+        }
+    }
+
+    /// Begins a statement of the tenant.
+    ///
+    /// # Errors
+    /// [`Limited::Time`].
+    pub fn begin(&self, tenant: Uuid) -> Result<Running, Limited> {
+        match self.time(tenant) {
+            Some((account, time)) => account.in_time(time.begin()),
+            None => Ok(Running::free()),
+        }
+    }
+
+    fn time(&self, tenant: Uuid) -> Option<(Arc<Account>, Arc<TimeBudget>)> {
+        let account = self.accounts.get(&tenant)?;
+        let time = account.allowance.load().time.clone()?;
+        Some((account, time))
     }
 
     /// Ends a stretch of time that counts as recent; to be called every [`RECENT`].
@@ -232,6 +272,15 @@ impl Account {
         Ok(pass)
     }
 
+    fn in_time<T>(&self, asked: Result<T, Duration>) -> Result<T, Limited> {
+        asked.map_err(|wait| {
+            self.counters.refused.fetch_add(1, Ordering::Relaxed);
+            Limited::Time {
+                reset: whole_seconds(wait),
+            }
+        })
+    }
+
     fn usage(&self, tenant: Uuid) -> Usage {
         let recent = self.recent.lock().unwrap_or_else(|p| p.into_inner());
         Usage {
@@ -255,6 +304,9 @@ impl Allowance {
                 .requests_per_second
                 .and_then(|rate| Rate::new(rate, limits.burst, sharers)),
             concurrency: limits.concurrency.map_or(u32::MAX, share),
+            time: limits
+                .shard_ms_per_second
+                .map(|ms| Arc::new(TimeBudget::new(share(ms)))),
         }
     }
 }

@@ -133,6 +133,7 @@ async fn a_tenants_limits_are_its_own_and_count_at_once() {
     what_cannot_be_meant_is_refused(&service).await;
     rows_and_bytes(&service).await;
     time_and_concurrency(&service).await;
+    time_of_all(&service).await;
     life(&service).await;
     usage(&service).await;
     audit(&service).await;
@@ -285,6 +286,34 @@ async fn time_and_concurrency(service: &Service) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let limits = json!({ "statement_ms": null, "concurrency": null });
+    service.limit("acme", limits).await;
+}
+
+/// After a statement of half a second, at a fifth of a connection, none begins for
+/// a while; others don't notice.
+async fn time_of_all(service: &Service) {
+    let limits = json!({ "statement_ms": 500, "shard_ms_per_second": 200 });
+    service.limit("acme", limits).await;
+    // Counts once the router knows of it.
+    let until = Instant::now() + Duration::from_secs(30);
+    let refused = loop {
+        let answer = service.get(0, "acme", "rpc/nap").await;
+        if answer.status() == 429 {
+            break answer;
+        }
+        assert!(Instant::now() < until, "its time does not end");
+    };
+    let wait: u64 = header(&refused, "retry-after").parse().unwrap();
+    assert!((1..=4).contains(&wait), "{wait} s");
+    let body: Value = refused.json().await.unwrap();
+    assert_eq!(body["code"], "RF053");
+    let quick = service.get(0, "acme", "companies?limit=1").await;
+    assert_eq!(quick.status(), 429);
+    let (others, _) = service.statuses("globex", 5).await;
+    assert_eq!(count(&others, 200), 5);
+    tokio::time::sleep(Duration::from_secs(wait)).await;
+    service.until(0, "acme", "companies?limit=1", 200).await;
+    let limits = json!({ "statement_ms": null, "shard_ms_per_second": null });
     service.limit("acme", limits).await;
 }
 

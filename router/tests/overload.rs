@@ -21,10 +21,15 @@ struct Service {
 
 impl Service {
     async fn start() -> Arc<Self> {
+        Self::with(false).await
+    }
+
+    async fn with(caches: bool) -> Arc<Self> {
         let cluster = Cluster::start(Options {
             shards: Some(1),
             replicas: Some(0),
             routers: Some(1),
+            caches,
             ..Options::default()
         });
         Arc::new(Self {
@@ -46,6 +51,34 @@ impl Service {
         let request = request.header("apikey", self.cluster.key(tenant).unwrap());
         let answer = request.send().await.unwrap();
         (answer.status(), answer.text().await.unwrap())
+    }
+
+    /// Where the answer came from, and how long it took.
+    async fn cached(&self, tenant: &str, path: &str) -> (String, Duration) {
+        let since = Instant::now();
+        let request = self.http.get(self.url(path));
+        let request = request.header("apikey", self.cluster.key(tenant).unwrap());
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::OK);
+        let from = answer.headers().get("ringfence-cache").cloned();
+        let from = from.map_or(String::new(), |from| from.to_str().unwrap().to_owned());
+        answer.text().await.unwrap();
+        (from, since.elapsed())
+    }
+
+    async fn is_live(&self) -> Duration {
+        let since = Instant::now();
+        let url = format!("{}/live", self.cluster.router_admin_url(0));
+        assert!(
+            self.http
+                .get(url)
+                .send()
+                .await
+                .unwrap()
+                .status()
+                .is_success()
+        );
+        since.elapsed()
     }
 
     async fn insert(&self, name: &str) -> (StatusCode, String) {
@@ -120,7 +153,7 @@ async fn schema_changes_under_load_fail_no_request() {
 
 #[tokio::test]
 async fn a_flood_and_slow_clients_hold_up_nobody_else() {
-    let service = Service::start().await;
+    let service = Service::with(true).await;
     let slow = "create function slow() returns int language plpgsql stable as
         $$ begin perform pg_sleep(0.3); return 1; end $$";
     service.sql(slow).await;
@@ -128,6 +161,13 @@ async fn a_flood_and_slow_clients_hold_up_nobody_else() {
     while service.get("acme", "rpc/slow").await.0 != StatusCode::OK {
         assert!(known.elapsed() < Duration::from_secs(20));
         tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+
+    // What is in the router's memory.
+    let known = Instant::now();
+    while service.cached("acme", "companies?limit=2").await.0 != "l1" {
+        assert!(known.elapsed() < Duration::from_secs(20));
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 
     // A body that never ends.
@@ -150,6 +190,12 @@ async fn a_flood_and_slow_clients_hold_up_nobody_else() {
     }
     // Its own turns come at once; behind the flood it would wait for seconds.
     assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+    // Health queues nowhere, nor does what is in memory, even of the flood's tenant.
+    let live = service.is_live().await;
+    assert!(live < Duration::from_secs(1), "{live:?}");
+    let (from, took) = service.cached("acme", "companies?limit=2").await;
+    assert_eq!(from, "l1");
+    assert!(took < Duration::from_secs(1), "{took:?}");
     let (mut served, mut refused) = (0, 0);
     for request in flood {
         match request.await.unwrap() {

@@ -78,6 +78,7 @@ impl Node {
                 max: 10,
                 tenant_max: 10,
                 tenant_share: 20,
+                standing: Duration::from_millis(100),
             },
             wait_max: WAIT,
             connect_max: WAIT,

@@ -36,6 +36,10 @@ pub struct Limits {
     /// Time of one request on its shard, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub statement_ms: Option<u32>,
+    /// Time of all its requests on the shards, in milliseconds a second: 500 is
+    /// half of one connection, on all routers together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shard_ms_per_second: Option<u32>,
 }
 
 /// A limit that can't be meant.
@@ -55,6 +59,7 @@ impl Limits {
             response_bytes: own.response_bytes.or(self.response_bytes),
             request_bytes: own.request_bytes.or(self.request_bytes),
             statement_ms: own.statement_ms.or(self.statement_ms),
+            shard_ms_per_second: own.shard_ms_per_second.or(self.shard_ms_per_second),
         }
     }
 
@@ -92,6 +97,7 @@ impl Limits {
             "response_bytes" => &mut self.response_bytes,
             "request_bytes" => &mut self.request_bytes,
             "statement_ms" => &mut self.statement_ms,
+            "shard_ms_per_second" => &mut self.shard_ms_per_second,
             _ => {
                 let name: String = name.chars().take(40).collect();
                 return Err(LimitError(format!("there is no limit \"{name}\"")));

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use loadtest::scenario::{Scenario, json_schema};
 use serde_json::Value;
 
-const SHIPPED: [&str; 12] = [
+const SHIPPED: [&str; 13] = [
+    "busy_neighbour",
     "cache_stampede",
     "crm_day",
     "failover",

@@ -2,7 +2,7 @@
 //! notice, or all of them together.
 //!
 //! A cluster of one shard and one router. All tenants have the default plan,
-//! which is given limits; the flood has ten seconds in the middle of its run.
+//! which is given limits; the flood has the middle third of its run.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -21,8 +21,10 @@ use crate::{Args, Failure};
 pub(crate) enum Crowd {
     /// One tenant, of requests.
     Noisy,
-    /// One tenant, of time.
+    /// One tenant, of time in which nothing is done.
     Slow,
+    /// One tenant, of processor time.
+    Busy,
     /// One tenant, of rows.
     Huge,
     /// All of them.
@@ -44,9 +46,12 @@ const RECOVERED_MAX: usize = 2;
 const FUNCTIONS: &str = "
     create function public.nap(ms int) returns int language sql volatile as
       $$ select 1 from pg_sleep(ms / 1000.0) $$;
+    create function public.toil(steps int) returns float8 language plpgsql stable as $$
+      declare sum float8 := 0;
+      begin for n in 1..steps loop sum := sum + sqrt(n); end loop; return sum; end $$;
     create function public.heap(size int) returns table (number int, filler text)
       language sql stable as $$ select n, repeat('x', 200) from generate_series(1, size) n $$;
-    grant execute on function public.nap(int), public.heap(int) to authenticated;";
+    grant execute on function public.nap(int), public.toil(int), public.heap(int) to authenticated;";
 
 /// What the load tester saw.
 pub(crate) struct Seen {
@@ -96,7 +101,7 @@ pub(crate) async fn suffer(crowd: Crowd, args: &Args) -> Result<Seen, Failure> {
     let seconds = match crowd {
         Crowd::Overload => args.seconds,
         // The flood's place in the run is fixed.
-        Crowd::Noisy | Crowd::Slow | Crowd::Huge => 30,
+        Crowd::Noisy | Crowd::Slow | Crowd::Busy | Crowd::Huge => 60,
     };
     load(&cluster, crowd, seconds, &report).await?;
     let text = std::fs::read_to_string(&report)
@@ -116,6 +121,7 @@ async fn prepare(crowd: Crowd, cluster: &Cluster) -> Result<(), Failure> {
         Crowd::Noisy => json!({ "requests_per_second": 100 }),
         // What a tenant may do at once, not what it asks for, is the matter here.
         Crowd::Slow => json!({ "concurrency": 4 }),
+        Crowd::Busy => json!({ "concurrency": 4, "shard_ms_per_second": 200 }),
         Crowd::Huge => json!({ "requests_per_second": 20, "rows": 1_000 }),
         Crowd::Overload => return Ok(()),
     };
@@ -148,6 +154,7 @@ impl Crowd {
         match self {
             Self::Noisy => "noisy_neighbour",
             Self::Slow => "slow_neighbour",
+            Self::Busy => "busy_neighbour",
             Self::Huge => "huge_neighbour",
             Self::Overload => "overload",
         }
@@ -169,7 +176,7 @@ impl Crowd {
             failed: self.failed(report),
             outcome: match self {
                 Self::Overload => overload(report),
-                Self::Noisy | Self::Slow | Self::Huge => neighbours(report),
+                Self::Noisy | Self::Slow | Self::Busy | Self::Huge => neighbours(report),
             },
         }
     }

@@ -47,6 +47,10 @@ pub struct Limits {
     /// Milliseconds of one request on its shard.
     #[arg(long, value_name = "N|none", value_parser = limit)]
     statement_ms: Option<Limit>,
+    /// Milliseconds a second of all requests together on their shard: 500 is half of
+    /// one connection.
+    #[arg(long, value_name = "N|none", value_parser = limit)]
+    shard_ms_per_second: Option<Limit>,
 }
 
 /// A limit as it is to be.
@@ -86,6 +90,7 @@ impl Limits {
             ("response_bytes", self.response_bytes),
             ("request_bytes", self.request_bytes),
             ("statement_ms", self.statement_ms),
+            ("shard_ms_per_second", self.shard_ms_per_second),
         ];
         let given = all
             .into_iter()
@@ -104,6 +109,7 @@ const LIST: &[Column] = &[
     ("answer", |p| of(p, "response_bytes")),
     ("body", |p| of(p, "request_bytes")),
     ("statement", |p| of(p, "statement_ms")),
+    ("shard time", |p| of(p, "shard_ms_per_second")),
 ];
 
 /// A limit of something that has limits.
@@ -112,6 +118,7 @@ pub(super) fn of(item: &Value, name: &str) -> String {
     let unit = match name {
         "response_bytes" | "request_bytes" => " B",
         "statement_ms" => " ms",
+        "shard_ms_per_second" => " ms/s",
         _ => "",
     };
     match limit.as_u64() {
@@ -146,11 +153,12 @@ mod tests {
     fn a_plan_shows_what_it_limits() {
         let plan = json!({
             "id": "gold", "tenants": 3,
-            "limits": { "requests_per_second": 100, "rows": 1_000, "statement_ms": 500 },
+            "limits": { "requests_per_second": 100, "rows": 1_000, "statement_ms": 500,
+                "shard_ms_per_second": 250 },
         });
         insta::assert_snapshot!(Output::list(vec![plan], LIST).text, @r"
-        PLAN  TENANTS  REQUESTS/S  BURST  AT ONCE  ROWS  ANSWER  BODY  STATEMENT
-        gold  3        100         -      -        1000  -       -     500 ms
+        PLAN  TENANTS  REQUESTS/S  BURST  AT ONCE  ROWS  ANSWER  BODY  STATEMENT  SHARD TIME
+        gold  3        100         -      -        1000  -       -     500 ms     250 ms/s
         ");
     }
 

@@ -183,6 +183,7 @@ const LIMITS: &[Column] = &[
     ("answer", |t| limit_of(t, "response_bytes")),
     ("body", |t| limit_of(t, "request_bytes")),
     ("statement", |t| limit_of(t, "statement_ms")),
+    ("shard time", |t| limit_of(t, "shard_ms_per_second")),
 ];
 
 impl Command {

@@ -9,6 +9,7 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use super::{Event, FallBack, HoldReason, KeyUse, Route};
 use crate::cache::Level;
 use crate::cache::validity::Unfit;
+use crate::gate::Refused;
 use crate::quota::Limited;
 
 /// Seconds, from a cached answer to the request deadline; 1 ms and 1 s are
@@ -39,8 +40,10 @@ pub struct Metrics {
     keys: [Counter; 3],
     /// Answers that a client's copy still equalled: 304.
     not_modified: Counter,
-    /// Requests refused for a tenant's limit: of its rate, of its concurrency.
-    limited: [Counter; 2],
+    /// Requests refused for a tenant's limit: of its rate, its concurrency, its time.
+    limited: [Counter; 3],
+    /// Requests that got none of a node's connections, by reason.
+    not_admitted: [Counter; 3],
     /// Tenants that asked for something lately.
     pub tenants: Gauge,
     /// Schema models loaded.
@@ -63,6 +66,8 @@ pub struct Metrics {
     pub requests_waiting: Gauge,
     /// Requests refused because too many were in flight.
     pub shed: Counter,
+    /// Requests answered from memory while too many were in flight.
+    pub spared: Counter,
     /// Retries that were not made because the budget was spent.
     pub retries_denied: Counter,
     /// Version of the placement snapshot in use.
@@ -119,8 +124,11 @@ impl Metrics {
             keys: ["replayed", "refused", "resolved"]
                 .map(|result| metrics::counter!("ringfence_idempotency_total", "result" => result)),
             not_modified: metrics::counter!("ringfence_not_modified_total"),
-            limited: ["rate", "concurrency"]
+            limited: ["rate", "concurrency", "time"]
                 .map(|limit| metrics::counter!("ringfence_requests_limited_total", "limit" => limit)),
+            not_admitted: [Refused::Full, Refused::TooLong, Refused::PushedOut].map(|why| {
+                metrics::counter!("ringfence_requests_not_admitted_total", "reason" => refused_name(why))
+            }),
             tenants: metrics::gauge!("ringfence_tenants_active"),
             schemas_loaded: metrics::counter!("ringfence_schema_loads_total", "result" => "ok"),
             schemas_failed: metrics::counter!("ringfence_schema_loads_total", "result" => "failed"),
@@ -132,6 +140,7 @@ impl Metrics {
             connections_max: metrics::gauge!("ringfence_pool_connections", "state" => "max"),
             requests_waiting: metrics::gauge!("ringfence_pool_waiting"),
             shed: metrics::counter!("ringfence_requests_shed_total"),
+            spared: metrics::counter!("ringfence_requests_spared_total"),
             retries_denied: metrics::counter!("ringfence_retries_denied_total"),
             placement_version: metrics::gauge!("ringfence_placement_version"),
             placement_exceptions: metrics::gauge!("ringfence_placement_exceptions"),
@@ -159,6 +168,8 @@ impl Metrics {
             Event::NotModified => self.not_modified.increment(1),
             Event::Limited(Limited::Rate(_)) => self.limited[0].increment(1),
             Event::Limited(Limited::Concurrency { .. }) => self.limited[1].increment(1),
+            Event::Limited(Limited::Time { .. }) => self.limited[2].increment(1),
+            Event::NotAdmitted(why) => self.not_admitted[*why as usize].increment(1),
             Event::SchemaLoaded { .. } => self.schemas_loaded.increment(1),
             Event::SchemaFailed { .. } => self.schemas_failed.increment(1),
             Event::PrimaryLost { .. } => self.primaries_lost.increment(1),
@@ -178,6 +189,14 @@ fn reason_name(reason: HoldReason) -> &'static str {
         HoldReason::NoPrimary => "no_primary",
         HoldReason::SameKey => "same_key",
         HoldReason::NoSchema => "no_schema",
+    }
+}
+
+fn refused_name(why: Refused) -> &'static str {
+    match why {
+        Refused::Full => "full",
+        Refused::TooLong => "too_long",
+        Refused::PushedOut => "pushed_out",
     }
 }
 
@@ -217,6 +236,10 @@ fn describe() {
         "ringfence_requests_limited_total",
         "Requests refused with 429 for a limit of their tenant, by limit."
     );
+    counter!(
+        "ringfence_requests_not_admitted_total",
+        "Times that a request got none of a node's connections: the queue was full, the wait too long, or newer ones of its tenant were served first."
+    );
     gauge!(
         "ringfence_tenants_active",
         "Tenants that asked this router for something in the last ten minutes."
@@ -248,6 +271,10 @@ fn describe() {
     counter!(
         "ringfence_requests_shed_total",
         "Requests refused because too many were in flight."
+    );
+    counter!(
+        "ringfence_requests_spared_total",
+        "Requests answered from the router's memory although too many were in flight."
     );
     counter!(
         "ringfence_retries_denied_total",

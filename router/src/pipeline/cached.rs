@@ -92,6 +92,12 @@ pub(super) fn question(
     })
 }
 
+/// Whether a request is of a kind that [`at_once`] answers.
+pub(super) fn may_be_at_once(app: &App, incoming: &Incoming<'_>) -> bool {
+    let reads = matches!(*incoming.method, http::Method::GET | http::Method::HEAD);
+    reads && app.cache.is_on() && !incoming.headers.contains_key(crate::token::HEADER)
+}
+
 /// The answer of a request that was planned before and is in this process's
 /// memory: no stage but authentication and placement runs again.
 pub(super) fn at_once(
@@ -101,8 +107,7 @@ pub(super) fn at_once(
     own: &quota::Limits,
     seen: &mut Seen,
 ) -> Option<Response<bytes::Bytes>> {
-    let reads = matches!(*incoming.method, http::Method::GET | http::Method::HEAD);
-    if !reads || !app.cache.is_on() || incoming.headers.contains_key(crate::token::HEADER) {
+    if !may_be_at_once(app, incoming) {
         return None;
     }
     let control = Control::parse(incoming.headers);
@@ -230,7 +235,7 @@ fn is_the_shards_fault(failed: &Failed) -> bool {
     match failed {
         Failed::NoPrimary | Failed::Busy => true,
         Failed::Execute(error) => error.is_the_nodes() || matches!(error, ExecuteError::Deadline),
-        Failed::LostWrite { .. } => false,
+        Failed::LostWrite { .. } | Failed::Limited(_) => false,
     }
 }
 

@@ -22,6 +22,7 @@ use crate::nodes::Watched;
 use crate::placement::Target;
 use crate::plan::Form;
 use crate::pool::{Identity, Leased, PoolError};
+use crate::quota::{Limited, Running};
 use crate::replica::{self, Candidate};
 use crate::shards::{Primary, Reign};
 use crate::sql::Statement;
@@ -76,6 +77,8 @@ pub(crate) enum Failed {
     },
     /// All connections stayed busy.
     Busy,
+    /// The tenant's statements have taken as much time as they may.
+    Limited(Limited),
     Execute(ExecuteError),
 }
 
@@ -89,6 +92,7 @@ impl Failed {
                 left_at: *left_at,
             },
             Self::Busy => Self::Busy,
+            Self::Limited(limited) => Self::Limited(*limited),
             Self::Execute(error) => Self::Execute(error.again()),
         }
     }
@@ -100,9 +104,13 @@ enum Missed {
     Fall(FallBack),
     /// The primary would say the same.
     Final(ExecuteError),
+    Limited(Limited),
 }
 
 pub(super) async fn serve(work: &Work<'_>, stages: &mut Stages) -> Result<Served, Failed> {
+    // Who may not begin does not wait for a connection.
+    let in_time = work.app.quotas.check_time(work.guard.tenant);
+    in_time.map_err(Failed::Limited)?;
     if work.statement.form.writes() {
         return at_primary(work, stages).await;
     }
@@ -113,6 +121,7 @@ pub(super) async fn serve(work: &Work<'_>, stages: &mut Stages) -> Result<Served
                 return Ok(served);
             }
             Err(Missed::Final(error)) => return Err(Failed::Execute(error)),
+            Err(Missed::Limited(limited)) => return Err(Failed::Limited(limited)),
             Err(Missed::Fall(reason)) => {
                 work.app.events.emit(&Event::FellBack { reason });
                 // What the replica had begun to do is done a second time.
@@ -181,9 +190,11 @@ async fn at_replica(
         Err(NoConnection::Refused(_)) => return Err(Missed::Fall(FallBack::Refused)),
     };
     stages.mark(Stage::Pool);
+    let running = work.app.quotas.begin(work.guard.tenant);
+    let running = running.map_err(Missed::Limited)?;
     let answered = tokio::select! {
         biased;
-        answered = run(work, connection, None) => answered,
+        answered = run(work, connection, running, None) => answered,
         () = gone.cancelled() => Err(ExecuteError::Lost(None)),
     };
     let error = match answered {
@@ -267,12 +278,14 @@ async fn at_primary(work: &Work<'_>, stages: &mut Stages) -> Result<Served, Fail
         true => ExecuteError::Unknown,
         false => ExecuteError::Lost(None),
     };
-    let mut running = pin!(run(work, connection, Some(reign)));
+    let running = work.app.quotas.begin(work.guard.tenant);
+    let running = running.map_err(Failed::Limited)?;
+    let mut done = pin!(run(work, connection, running, Some(reign)));
     let answered = tokio::select! {
         biased;
-        answered = &mut running => answered,
+        answered = &mut done => answered,
         // A node that shuts down in order still says how each transaction ended.
-        () = gone.cancelled() => timeout(LAST_WORD_MAX, running).await.unwrap_or(Err(left)),
+        () = gone.cancelled() => timeout(LAST_WORD_MAX, done).await.unwrap_or(Err(left)),
     };
     match answered {
         Ok(answer) => {
@@ -328,7 +341,11 @@ pub(super) async fn connect(
     };
     match connection {
         Ok(Ok(connection)) => Ok(connection),
-        Ok(Err(PoolError::Busy(_))) | Err(_) => Err(NoConnection::Busy),
+        Ok(Err(PoolError::Busy(why))) => {
+            work.app.events.emit(&Event::NotAdmitted(why));
+            Err(NoConnection::Busy)
+        }
+        Err(_) => Err(NoConnection::Busy),
         Ok(Err(error @ (PoolError::Connect { .. } | PoolError::Changed { .. }))) => {
             watched.breaker.failed(Instant::now());
             watched.look_now();
@@ -345,6 +362,7 @@ pub(super) async fn connect(
 async fn run(
     work: &Work<'_>,
     mut connection: Leased,
+    running: Running,
     reign: Option<&Arc<Reign>>,
 ) -> Result<Answer, ExecuteError> {
     let statement = work.statement;
@@ -369,6 +387,8 @@ async fn run(
     let task = work.app.transactions.spawn(async move {
         let tenant = guard.tenant;
         let done = execute::transact(connection, guard, access, text, params, deadline).await;
+        // It counts to its end, also where nobody waits for that any longer.
+        drop(running);
         if let Some(reign) = reign {
             note(&reign, tenant, &done);
         }

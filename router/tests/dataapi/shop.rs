@@ -155,6 +155,7 @@ impl Shop {
                     max: 100,
                     tenant_max: 100,
                     tenant_share: 20,
+                    standing: Duration::from_millis(100),
                 },
                 idle_max: Duration::from_secs(30),
                 wait_max: Duration::from_secs(5),
