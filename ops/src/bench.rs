@@ -43,6 +43,9 @@ struct Args {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    /// Only requests of one router, without its memory, replicas and idle connections.
+    #[arg(long)]
+    requests: bool,
     /// Measure the caches instead: hits of both levels, misses, writes.
     #[arg(long)]
     caches: bool,
@@ -88,21 +91,21 @@ const WORK: [Work; 5] = [
         path: "companies?select=id,name,contacts(id,email)&order=id&limit=20",
         params: &[],
         inserts: 0,
-        goal: None,
+        goal: Some(0.80),
     },
     Work {
         name: "insert of one row",
         path: "companies",
         params: &[":body"],
         inserts: 1,
-        goal: None,
+        goal: Some(0.60),
     },
     Work {
         name: "insert of 1,000 rows",
         path: "companies",
         params: &[":body"],
         inserts: 1_000,
-        goal: None,
+        goal: Some(0.85),
     },
 ];
 
@@ -198,8 +201,18 @@ impl Drop for Postgrest {
     }
 }
 
+/// Requests of random rows that the load takes its turns with.
+const DRAWN: usize = 10_000;
+
 /// Longest wait for PostgREST, and for a statement to be seen.
 const READY_MAX: Duration = Duration::from_secs(20);
+
+/// What is measured beside requests.
+struct Others {
+    memory: Memory,
+    replicated: Vec<Replicated>,
+    idle: Idle,
+}
 
 /// What a router holds in memory.
 struct Memory {
@@ -321,10 +334,23 @@ async fn run(args: Args) -> Result<(), Failure> {
         results.push((work, bench.compare(work, postgrest.as_ref()).await?));
     }
     drop(postgrest);
-    let memory = args.tenants_memory(&cluster).await?;
+    let others = match args.requests {
+        true => None,
+        false => Some(args.tenants_memory(&cluster).await?),
+    };
     cluster.down().await;
-    let (replicated, idle) = nodes::measure(&args).await?;
-    print(&results, &memory, &replicated, &idle, args.json);
+    let others = match others {
+        Some(memory) => {
+            let (replicated, idle) = nodes::measure(&args).await?;
+            Some(Others {
+                memory,
+                replicated,
+                idle,
+            })
+        }
+        None => None,
+    };
+    print(&results, others.as_ref(), args.json);
     Ok(())
 }
 
@@ -491,10 +517,17 @@ impl<'a> Bench<'a> {
         prefix: &str,
         headers: &[(&str, &str)],
     ) -> Result<std::path::PathBuf, Failure> {
-        let (before, after) = work.path.split_once("{id}").unwrap_or((work.path, ""));
-        let id = match work.path.contains("{id}") {
-            true => format!("math.random({}, {})", self.ids.0, self.ids.1),
-            false => "\"\"".to_owned(),
+        // Made beforehand: what the load costs is taken from what is measured.
+        let requests = match work.path.split_once("{id}") {
+            Some((before, after)) => format!(
+                "local requests, n = {{}}, 0\n\
+                 init = function() for i = 1, {DRAWN} do\n\
+                   requests[i] = wrk.format(nil, \"{prefix}{before}\" .. math.random({}, {}) .. \"{after}\")\n\
+                 end end\n\
+                 request = function() n = n % {DRAWN} + 1; return requests[n] end\n",
+                self.ids.0, self.ids.1
+            ),
+            None => format!("wrk.path = \"{prefix}{}\"\n", work.path),
         };
         let mut more = String::new();
         for (name, value) in headers {
@@ -507,8 +540,7 @@ impl<'a> Bench<'a> {
             )
         });
         let script = format!(
-            "wrk.headers[\"apikey\"] = \"{}\"\n{more}{body}\
-             request = function() return wrk.format(nil, \"{prefix}{before}\" .. {id} .. \"{after}\") end\n\
+            "wrk.headers[\"apikey\"] = \"{}\"\n{more}{body}{requests}\
              done = function(summary, latency)\n\
                local bad = summary.errors.status + summary.errors.read + summary.errors.timeout\n\
                io.write(string.format(\"RESULT %d %d %f %f %d\\n\", summary.requests, summary.duration,\n\
@@ -534,7 +566,8 @@ impl<'a> Bench<'a> {
             .arg(script)
             .args(["-D", &format!("tenant={}", self.tenant)])
             .args(["-D", &format!("claims={claims}")])
-            .args(["-D", &format!("body={}", work.body().unwrap_or_default())])
+            // An empty value is refused.
+            .args(work.body().map(|body| format!("-Dbody={body}")))
             .arg(&self.dsn)
             .env(
                 "PGOPTIONS",
@@ -648,13 +681,7 @@ fn median(samples: &[Sample]) -> Sample {
     }
 }
 
-fn print(
-    results: &[(&Work, Compared)],
-    memory: &Memory,
-    replicated: &[Replicated],
-    idle: &Idle,
-    as_json: bool,
-) {
+fn print(results: &[(&Work, Compared)], others: Option<&Others>, as_json: bool) {
     if as_json {
         let side = |s: &Sample| -> Value {
             json!({ "rate": s.rate, "p50_ms": s.p50_ms, "p99_ms": s.p99_ms,
@@ -669,21 +696,24 @@ fn print(
                     "ratio": router.rate / pgbench.rate, "goal": work.goal })
             })
             .collect();
-        let memory = json!({ "tenants": memory.tenants, "exceptions": memory.exceptions,
-            "before_bytes": memory.before_bytes, "after_bytes": memory.after_bytes });
-        let replicated: Vec<Value> = replicated
-            .iter()
-            .map(|row| {
+        let mut all = json!({ "work": rows });
+        if let Some(Others {
+            memory,
+            replicated,
+            idle,
+        }) = others
+        {
+            all["memory"] = json!({ "tenants": memory.tenants, "exceptions": memory.exceptions,
+                "before_bytes": memory.before_bytes, "after_bytes": memory.after_bytes });
+            let rows = replicated.iter().map(|row| {
                 json!({ "replicas": row.replicas, "router": side(&row.sample),
                     "primary_us": row.primary_us })
-            })
-            .collect();
-        let idle = json!({ "look_us": idle.look_us, "connections": idle.connections,
-            "bytes_each": idle.bytes_each });
-        println!(
-            "{:#}",
-            json!({ "work": rows, "memory": memory, "replicas": replicated, "idle": idle })
-        );
+            });
+            all["replicas"] = rows.collect();
+            all["idle"] = json!({ "look_us": idle.look_us, "connections": idle.connections,
+                "bytes_each": idle.bytes_each });
+        }
+        println!("{all:#}");
         return;
     }
     let mut table = Table::new();
@@ -732,6 +762,17 @@ fn print(
         ));
     }
     println!("{table}");
+    if let Some(others) = others {
+        print_others(others);
+    }
+}
+
+fn print_others(others: &Others) {
+    let Others {
+        memory,
+        replicated,
+        idle,
+    } = others;
     let mib = |bytes: u64| bytes >> 20;
     println!(
         "\nA router's memory: {} MiB, and {} MiB once it knows {} tenants with {} exceptions.",
