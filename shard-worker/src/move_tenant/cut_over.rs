@@ -485,6 +485,11 @@ impl Crossing<'_> {
         let sides = (&self.source, &self.target, &self.tables[..]);
         let until = Instant::now() + RECHECK_MAX;
         recheck(context, job, way, &touched, sides, until).await?;
+        // Of nobody: a session's first call of a function takes some milliseconds more.
+        tokio::try_join!(
+            self.source.leave(&[], &[], &self.target.shard, &[]),
+            self.target.activate(&[], &[], &[], &[])
+        )?;
         let marker = self.source.mark(context.job().id, names::way(way)).await?;
         if !self.target.arrived(marker, QUICK).await? {
             return undone(format!(
