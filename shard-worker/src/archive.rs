@@ -1,5 +1,5 @@
-//! Tenants' archives on their way out and in. What is under way holds a part
-//! or two in memory, however large the tenant is.
+//! Tenants' archives on their way out and in. What is under way holds a few parts
+//! in memory, however large the tenant is.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use schema::archive::load::{self, Import};
 use schema::archive::manifest::ArchivedTenant;
 use schema::archive::read::{self, Piece};
 use schema::archive::{ArchiveError, Digests, Manifest};
-use schema::tenant_tables::tenant_tables;
+use schema::tenant_tables::{TenantTable, tenant_tables};
 use serde_json::json;
 use tenancy::chain;
 use tenancy::control::{
@@ -20,7 +20,7 @@ use tenancy::control::{
 };
 use tenancy::placement::TenantState;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::Client;
 use tokio_util::task::AbortOnDropHandle;
@@ -236,7 +236,33 @@ pub async fn import(
 /// Where an archive's rows go.
 struct Target {
     client: Client,
-    import: Import,
+    import: Arc<Import>,
+    lanes: Lanes,
+}
+
+/// Parts that are put at once. Rows cost the shard's processor most, one for each.
+const LANES_MAX: usize = 2;
+
+/// Connections by which parts are put.
+struct Lanes {
+    free: Vec<Client>,
+    busy: JoinSet<Result<Client, ArchiveError>>,
+}
+
+impl Lanes {
+    /// One that is free, or the first that comes to be.
+    async fn next(&mut self) -> Result<Client, ArchiveError> {
+        match self.free.pop() {
+            Some(client) => Ok(client),
+            None => self.done().await.unwrap_or(Err(ArchiveError::Gone)),
+        }
+    }
+
+    /// The next part's end; none where none is being put.
+    async fn done(&mut self) -> Option<Result<Client, ArchiveError>> {
+        let put = self.busy.join_next().await?;
+        Some(put.unwrap_or_else(|broken| Err(ArchiveError::Io(io::Error::other(broken)))))
+    }
 }
 
 async fn take(
@@ -247,13 +273,13 @@ async fn take(
     reader: JoinHandle<Result<Digests, ArchiveError>>,
     target: &mut Option<Target>,
 ) -> Result<(), Error> {
-    let mut tables = Vec::new();
+    let mut tables: Arc<[TenantTable]> = Arc::default();
     while let Some(piece) = taken.recv().await {
         match (piece, target.as_mut()) {
             (Piece::Manifest(manifest, digest), _) => {
                 let job = begin(app, actor, intake, &manifest, &digest).await?;
                 let opened = opened(app, job).await?;
-                tables = at(&opened.client).await?;
+                tables = at(&opened.client).await?.into();
                 let is_complete = opened.import.state == "complete";
                 *target = Some(opened);
                 if is_complete {
@@ -261,11 +287,21 @@ async fn take(
                 }
             }
             (Piece::Part { table, is, lines }, Some(target)) => {
-                let (client, import) = (&mut target.client, &target.import);
-                load::put(client, import, &tables, table, &is, lines).await?;
-                app.failpoints.hit("import_part");
+                let mut client = target.lanes.next().await?;
+                let (import, tables) = (target.import.clone(), tables.clone());
+                let failpoints = app.failpoints.clone();
+                target.lanes.busy.spawn(async move {
+                    load::put(&mut client, &import, &tables, table, &is, lines).await?;
+                    failpoints.hit("import_part");
+                    Ok(client)
+                });
             }
             (Piece::Part { .. }, None) => return Err(Error::Archive(ArchiveError::Gone)),
+        }
+    }
+    if let Some(target) = target.as_mut() {
+        while let Some(put) = target.lanes.done().await {
+            put?;
         }
     }
     let digests = reader.await.map_err(io::Error::other);
@@ -277,7 +313,7 @@ async fn take(
 }
 
 /// The shard's tables, named as in archives.
-async fn at(client: &Client) -> Result<Vec<schema::tenant_tables::TenantTable>, Error> {
+async fn at(client: &Client) -> Result<Vec<TenantTable>, Error> {
     let read = async {
         client.batch_execute("set search_path = pg_catalog").await?;
         tenant_tables(client).await
@@ -372,10 +408,23 @@ async fn opened(app: &App, job: Uuid) -> Result<Target, Error> {
     let shard = shard.unwrap_or_default();
     let nodes = nodes(app, &shard).await?;
     let client = app.logins.as_mover(&shard, &nodes).await?;
+    let mut lanes = Lanes {
+        free: Vec::new(),
+        busy: JoinSet::new(),
+    };
+    for _ in 0..LANES_MAX {
+        let lane = app.logins.as_mover(&shard, &nodes).await?;
+        at(&lane).await?;
+        lanes.free.push(lane);
+    }
     loop {
         if let Some(import) = load::look(&client, job).await? {
             return match (import.state.as_str(), &import.problem) {
-                ("open" | "complete", None) => Ok(Target { client, import }),
+                ("open" | "complete", None) => Ok(Target {
+                    client,
+                    import: Arc::new(import),
+                    lanes,
+                }),
                 _ => Err(ended(app, job).await?),
             };
         }
