@@ -28,7 +28,11 @@ const BATCH: u64 = 50_000;
 /// Bytes that two rows of the tenant, of an activity and a note, have in an archive.
 const PAIR_BYTES: u64 = 1_300;
 /// How often the worker is looked at, to be killed in the middle of its work.
-const LOOK: Duration = Duration::from_millis(50);
+const LOOK: Duration = Duration::from_millis(10);
+const TOLD: Duration = Duration::from_millis(100);
+/// Below so many megabytes a deletion is over before it can be found half done: the
+/// worker is killed at its beginning.
+const SMALL: u64 = 100;
 
 /// What came of it.
 pub(super) struct Lived {
@@ -84,11 +88,12 @@ pub(super) async fn suffer(args: &Args) -> Result<Lived, Failure> {
     life.step("export of the copy", &export, &[]).await?;
     let same = self::digests(Path::new(&second))?.parts == digests.parts;
     let kind = "tenant_delete";
+    let part = if args.megabytes < SMALL { 0.0 } else { 0.3 };
     let delete = ["tenant", "delete", COPY, "--confirm", COPY, "--wait"];
-    life.step("delete", &delete, &[Moment::Job(kind, 0.2)])
+    life.step("delete", &delete, &[Moment::Job(kind, part)])
         .await?;
     let delete = ["tenant", "delete", TENANT, "--confirm", TENANT, "--wait"];
-    life.step("delete", &delete, &[Moment::Job(kind, 0.5)])
+    life.step("delete", &delete, &[Moment::Job(kind, part)])
         .await?;
     let mut left = 0;
     for tenant in [original, copy] {
@@ -173,22 +178,23 @@ impl Life {
         loop {
             let has_come = match moment {
                 Moment::Bytes(folder, bytes) => largest(folder) >= bytes,
-                Moment::Job(kind, part) => self.done(kind).await >= part,
+                Moment::Job(kind, part) => self.done(kind).await.is_some_and(|is| is >= part),
             };
             if has_come {
-                return;
+                // Who asked for the job has been told its name.
+                return tokio::time::sleep(TOLD).await;
             }
             tokio::time::sleep(LOOK).await;
         }
     }
 
-    /// How much of its whole an open job has done.
-    async fn done(&self, kind: &str) -> f64 {
+    /// How much of its whole an open job has done; none where there is no such job.
+    async fn done(&self, kind: &str) -> Option<f64> {
         let query = [("open", "true"), ("kind", kind)];
         let jobs = self.admin.get("/jobs", &query).await.unwrap_or_default();
-        let progress = &jobs["items"][0]["progress"];
+        let progress = &jobs["items"].get(0)?["progress"];
         let number = |name: &str| progress[name].as_f64().unwrap_or(0.0);
-        number("done") / number("total").max(1.0)
+        Some(number("done") / number("total").max(1.0))
     }
 
     /// Rows of a tenant, anywhere.
@@ -232,6 +238,8 @@ async fn fill(client: &Client, tenant: Uuid, pairs: u64) -> Result<(), Failure> 
     client
         .batch_execute("set session_replication_role = replica")
         .await?;
+    let company = "insert into companies (tenant_id, name) values ($1, 'Whale') returning id";
+    let company: i64 = client.query_one(company, &[&tenant]).await?.get(0);
     let mut first = 1;
     while first <= pairs {
         let last = pairs.min(first + BATCH - 1);
@@ -240,8 +248,8 @@ async fn fill(client: &Client, tenant: Uuid, pairs: u64) -> Result<(), Failure> 
              select '{tenant}', (enum_range(null::activity_kind))[1 + n % 2],
                'No. ' || n || ', \"quoted\" ' || md5(n::text), 1 + n % 90
              from generate_series({first}, {last}) n;
-             insert into notes (tenant_id, body)
-             select '{tenant}', n || repeat(' ' || md5(n::text), 28)
+             insert into notes (tenant_id, company_id, body)
+             select '{tenant}', {company}, n || repeat(' ' || md5(n::text), 28)
              from generate_series({first}, {last}) n"
         );
         client.batch_execute(&sql).await?;
