@@ -285,8 +285,8 @@ async fn answer(
                 replanned += 1;
                 let until = incoming.deadline.min(Deadline::now() + SCHEMA_LOOK_MAX);
                 target.shard.look_at_schema(until).await;
-                let now = target.shard.model();
-                if now.is_some_and(|now| !Arc::ptr_eq(&now, &model)) {
+                let now = target.shard.loaded();
+                if now.is_some_and(|now| !now.is_of_the_same_schema(&loaded)) {
                     continue;
                 }
                 return Err(failed(error, &tenant, &model, &plan));

@@ -66,6 +66,15 @@ pub struct Loaded {
     /// there in the shard's history; none where it followed none. All DDL up to
     /// there is in the model (DESIGN.md §6, rule 12).
     pub since: Option<Place>,
+    version: Version,
+}
+
+impl Loaded {
+    /// Whether no change of the schema lies between them. Several changes can end
+    /// where they began, with the same model.
+    pub fn is_of_the_same_schema(&self, other: &Self) -> bool {
+        self.version == other.version
+    }
 }
 
 /// Looks at the schema: they are numbered, so that one can be waited for.
@@ -494,10 +503,13 @@ impl Shards {
         let looks = &shard.schema_looks;
         loop {
             let number = looks.begun.fetch_add(1, Ordering::SeqCst) + 1;
-            if let Err(error) = self.look(shard, &link, version).await {
-                return error;
+            match self.look(shard, &link, version).await {
+                Ok(true) => {
+                    looks.done.send_replace(number);
+                }
+                Ok(false) => {}
+                Err(error) => return error,
             }
-            looks.done.send_replace(number);
             tokio::select! {
                 () = looks.wanted.notified() => {}
                 heard = link.notices.recv() => if heard.is_none() { return WatchError::Closed },
@@ -506,13 +518,14 @@ impl Shards {
         }
     }
 
-    /// One look: still the same schema?
+    /// One look: still the same schema? False where it could not be told, as when
+    /// it changes meanwhile.
     async fn look(
         &self,
         shard: &Shard,
         link: &Link,
         version: &mut Option<Version>,
-    ) -> Result<(), WatchError> {
+    ) -> Result<bool, WatchError> {
         // Before the question, like a fill's stamp: what was applied until now is
         // visible on the primary, so the answer has it (rules 2, 5 and 12).
         let followed = self.coherence.shard(&ShardId(shard.id.clone()));
@@ -523,10 +536,13 @@ impl Shards {
         };
         if *version == Some(now) {
             if let Some(loaded) = shard.loaded().filter(|loaded| loaded.since != since) {
-                let model = loaded.model.clone();
-                shard.loaded.store(Some(Arc::new(Loaded { model, since })));
+                shard.loaded.store(Some(Arc::new(Loaded {
+                    model: loaded.model.clone(),
+                    since,
+                    version: now,
+                })));
             }
-            return Ok(());
+            return Ok(true);
         }
         let started = std::time::Instant::now();
         let schemas: Vec<&str> = self.watching.schemas.iter().map(String::as_str).collect();
@@ -539,11 +555,15 @@ impl Shards {
                     relations: catalog.relations.len(),
                     took: started.elapsed(),
                 });
-                let model = self.shared(catalog).await;
-                shard.loaded.store(Some(Arc::new(Loaded { model, since })));
+                shard.loaded.store(Some(Arc::new(Loaded {
+                    model: self.shared(catalog).await,
+                    since,
+                    version: now,
+                })));
                 shard.changed();
                 *version = Some(now);
-                link.report(&self.watching.instance, now.number).await
+                link.report(&self.watching.instance, now.number).await?;
+                Ok(true)
             }
             Ok(Err(error)) => {
                 let error = chain(&error);
@@ -551,7 +571,7 @@ impl Shards {
                     shard: &shard.id,
                     error,
                 });
-                Ok(())
+                Ok(false)
             }
             Err(_) => Err(WatchError::Slow),
         }
@@ -724,6 +744,13 @@ mod tests {
         let loaded = Loaded {
             model: model.clone(),
             since: None,
+            version: Version {
+                of: Generation {
+                    system: 1,
+                    timeline: 1,
+                },
+                number: 1,
+            },
         };
         before.loaded.store(Some(Arc::new(loaded)));
         shards.set([("s1".into(), nodes(&["a", "b"]))]);
