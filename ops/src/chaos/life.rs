@@ -228,7 +228,7 @@ impl Life {
         }
         let control = connect(&self.cluster.control_dsn()).await?;
         let sql = "select (select count(*) from ringfence.api_key where tenant = $1)
-                     + (select count(*) from ringfence.tenant where id = $1)";
+                     + (select count(*) from ringfence.tenant where id = $1 and state <> 'deleted')";
         Ok(left + control.query_one(sql, &[&tenant]).await?.get::<_, i64>(0))
     }
 }
