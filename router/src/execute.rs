@@ -5,12 +5,12 @@
 //!
 //! - a **read** is one statement whose first step is `ringfence.enter`; the
 //!   lateral reference and `offset 0` keep it first,
-//! - **what can write** is `BEGIN READ WRITE`, enter, statement, `COMMIT`,
-//!   pipelined. As one statement an UPDATE would scan before `enter` ran. The
-//!   place in the log is asked for behind COMMIT, in the same round trip.
+//! - **what can write** is `BEGIN READ WRITE`, enter, statement, `COMMIT` in one
+//!   message. As one statement an UPDATE would scan before `enter` ran. The
+//!   place in the log is asked for behind COMMIT, in the same message.
 //!
-//! Errors of the first step abort the transaction, so the steps behind it fail
-//! and `COMMIT` rolls back: nothing runs for a tenant that the shard refuses.
+//! Behind a step that fails Postgres skips the rest of its message, `COMMIT` too:
+//! nothing runs for a tenant that the shard refuses.
 //!
 //! A function of the schema may have changed its session for good, by
 //! `set_config(…, false)` say, or a lock of the session. Behind whatever may have
@@ -22,18 +22,18 @@
 //! a warning, and may be lost in a failover. Such an outcome is unknown.
 
 use std::borrow::Cow;
+use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
-use futures_util::TryStreamExt;
-use postgres_types::{Format, FromSql, IsNull, ToSql, Type, to_sql_checked};
+use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
-use tokio_postgres::error::{DbError, SqlState};
-use tokio_postgres::{Row, Statement};
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::Type;
 
 use crate::pool::{LeaseError, Leased};
+use crate::wire::{DbError, Prepared, Row, Value};
 
 /// Whom a statement runs for. Its four values are `$1` to `$4` of every statement.
 #[derive(Clone, Debug)]
@@ -70,6 +70,7 @@ pub struct Text(pub Option<Bytes>);
 /// One result row of fixed, named columns.
 #[derive(Debug)]
 pub struct Answer {
+    statement: Prepared,
     row: Row,
     /// Of what was committed: its place in the log. None also where the
     /// connection broke right behind COMMIT.
@@ -88,9 +89,9 @@ pub struct Position {
 }
 
 impl Position {
-    fn of(row: &Row) -> Option<Self> {
-        let timeline: i32 = row.try_get("timeline").ok()?;
-        let lsn: i64 = row.try_get("lsn").ok()?;
+    fn of(statement: &Prepared, row: &Row) -> Option<Self> {
+        let timeline = i32::try_from(statement.number(row, "timeline")?).ok()?;
+        let lsn = statement.number(row, "lsn")?;
         Some(Self {
             timeline: timeline.cast_unsigned(),
             lsn: lsn.cast_unsigned(),
@@ -105,29 +106,24 @@ impl Answer {
     /// A text column's bytes, NULL as none. The column's presence is part of
     /// the contract with `sql`, so a missing one reads as NULL.
     pub fn text(&self, column: &str) -> Option<&[u8]> {
-        self.row
-            .try_get::<_, Option<Raw<'_>>>(column)
-            .ok()
-            .flatten()
-            .map(|raw| raw.0)
+        self.statement.value(&self.row, column)
     }
 
     /// The plan, where the statement was an EXPLAIN.
     pub fn explanation(&self) -> Option<Bytes> {
-        if self.row.columns().first().map(|column| column.name()) != Some(EXPLANATION) {
+        if !self.statement.begins_with(EXPLANATION) {
             return None;
         }
         let rows = std::iter::once(&self.row).chain(&self.explanation);
         let lines: Vec<&[u8]> = rows
-            .filter_map(|row| row.try_get::<_, Raw<'_>>(0).ok())
-            .map(|raw| raw.0)
+            .filter_map(|row| self.statement.value(row, EXPLANATION))
             .collect();
         Some(lines.join(&b'\n').into())
     }
 
     /// A bigint column.
     pub fn number(&self, column: &str) -> Option<i64> {
-        self.row.try_get::<_, Option<i64>>(column).ok().flatten()
+        self.statement.number(&self.row, column)
     }
 }
 
@@ -142,7 +138,7 @@ pub enum ExecuteError {
     Deadline,
     /// The connection was lost before anything was committed.
     #[error("the connection to the shard was lost")]
-    Lost(#[source] Option<tokio_postgres::Error>),
+    Lost(#[source] Option<io::Error>),
     /// The node is a standby, or shuts down: nothing was begun.
     #[error("the node takes no transaction")]
     NotBegun(#[source] Box<DbError>),
@@ -250,9 +246,6 @@ impl Access {
         }
     }
 
-    /// A message of its own: behind a statement that fails, as the check does in
-    /// a transaction that was aborted before, the rest of a message is skipped,
-    /// and the transaction would stay open.
     fn end(self) -> &'static str {
         match self {
             Self::Write | Self::ReadOnly => "COMMIT",
@@ -283,7 +276,7 @@ pub async fn read(
     let run = pin!(async {
         let row = read_once(connection, guard, text, params, calls).await;
         match row {
-            Err(FailedStep::Postgres(error)) if plan_is_stale(error.as_db_error()) => {
+            Err(FailedStep::Refused(error)) if plan_is_stale(&error) => {
                 connection.forget(text);
                 read_once(connection, guard, text, params, calls).await
             }
@@ -308,29 +301,59 @@ async fn read_once(
         .prepare(text, &GUARD_TYPES, || guarded_read(text))
         .await?;
     let values = guard.values(params);
-    let (client, driver) = connection.start()?;
     if !calls {
-        let row = driver.drive(one_row(client, &statement, &values)).await;
-        settle(connection, &row);
-        return row;
+        return ask(connection, statement, &values).await;
     }
-    let both = async {
-        let read = one_row(client, &statement, &values);
-        tokio::join!(read, client.batch_execute(TIDY))
-    };
-    let (row, tidied) = driver.drive(both).await;
-    settle_tidied(connection, &tidied);
-    row
+    let session = connection.start()?;
+    session.add(&statement, &values)?;
+    session.sync();
+    session.add_query(TIDY)?;
+    session.send().await?;
+    let said = session.answer().await?;
+    // Lost behind its answer, it is closed, and nobody has to know.
+    let _ = tidied(connection).await;
+    said.refused.map_or(Ok(()), Err)?;
+    Answer::of(statement, said.done.into_iter().next())
+}
+
+/// Runs one statement, behind which the server is idle again.
+async fn ask(
+    connection: &mut Leased,
+    statement: Prepared,
+    values: &[Value<'_>],
+) -> Result<Answer, FailedStep> {
+    let session = connection.start()?;
+    session.add(&statement, values)?;
+    session.sync();
+    session.send().await?;
+    let said = session.answer().await?;
+    if session.is_idle() {
+        connection.finished();
+    }
+    said.refused.map_or(Ok(()), Err)?;
+    Answer::of(statement, said.done.into_iter().next())
+}
+
+/// Reads the answer to [`TIDY`], the last that was sent: with it the server is
+/// idle, and the session as it was. Else nobody else gets the connection.
+async fn tidied(connection: &mut Leased) -> Result<(), FailedStep> {
+    let session = connection.start()?;
+    let said = session.answer().await?;
+    if session.is_idle() {
+        connection.finished();
+    }
+    if said.refused.is_some() {
+        connection.spoil();
+    }
+    Ok(())
 }
 
 /// A statement that was prepared before a table got another shape answers so
 /// for ever (PostgreSQL, `RevalidateCachedQuery`); or somebody deallocated it.
-fn plan_is_stale(error: Option<&DbError>) -> bool {
-    error.is_some_and(|error| {
-        let reshaped = *error.code() == SqlState::FEATURE_NOT_SUPPORTED
-            && error.routine() == Some("RevalidateCachedQuery");
-        reshaped || *error.code() == SqlState::INVALID_SQL_STATEMENT_NAME
-    })
+fn plan_is_stale(error: &DbError) -> bool {
+    let reshaped = *error.code() == SqlState::FEATURE_NOT_SUPPORTED
+        && error.routine() == Some("RevalidateCachedQuery");
+    reshaped || *error.code() == SqlState::INVALID_SQL_STATEMENT_NAME
 }
 
 /// Whether nobody has the capture's slot, and how often it was acquired.
@@ -338,24 +361,17 @@ fn plan_is_stale(error: Option<&DbError>) -> bool {
 /// See schema/shard/011_capture_look.sql.
 pub async fn slot(connection: &mut Leased) -> Result<(bool, i64), ExecuteError> {
     const TEXT: &str = "select free, term from ringfence.capture_look()";
-    let run = async {
+    let asked = async {
         let statement = connection.prepare(TEXT, &[], || TEXT.to_owned()).await?;
-        let (client, driver) = connection.start()?;
-        let row = driver.drive(one_row(client, &statement, &[])).await;
-        settle(connection, &row);
-        row
+        ask(connection, statement, &[]).await
     };
-    let row = run.await.map_err(before_commit)?.row;
-    let free = row
-        .try_get("free")
-        .map_err(|e| ExecuteError::Lost(Some(e)))?;
-    let term = row
-        .try_get("term")
-        .map_err(|e| ExecuteError::Lost(Some(e)))?;
-    Ok((free, term))
+    let answer = asked.await.map_err(before_commit)?;
+    let free = answer.statement.is_true(&answer.row, "free");
+    let found = free.zip(answer.number("term"));
+    found.ok_or(ExecuteError::Lost(None))
 }
 
-/// Runs what may write as one pipelined transaction.
+/// Runs what may write as one transaction in one message.
 ///
 /// To be called in a task that outlives the request: a client that hangs up
 /// must never leave a COMMIT half sent.
@@ -370,9 +386,7 @@ pub async fn transact(
     let done = transact_once(&mut connection, &guard, access, &text, &params, deadline).await;
     match done {
         // The transaction was rolled back: nothing was written.
-        Err(ExecuteError::Refused(error))
-            if plan_is_stale(Some(&error)) && !connection.is_spoilt() =>
-        {
+        Err(ExecuteError::Refused(error)) if plan_is_stale(&error) && !connection.is_spoilt() => {
             connection.forget(&text);
             connection.forget(&access.enter_and_call(&guard));
             transact_once(&mut connection, &guard, access, &text, &params, deadline).await
@@ -443,9 +457,9 @@ async fn transact_once(
 
 /// The statements of a transaction between BEGIN and its end, and behind it.
 struct Steps {
-    enter: Statement,
-    statement: Statement,
-    position: Option<Statement>,
+    enter: Prepared,
+    statement: Prepared,
+    position: Option<Prepared>,
 }
 
 /// See schema/shard/006_position.sql.
@@ -455,73 +469,79 @@ async fn run_transaction(
     connection: &mut Leased,
     guard: &Guard,
     access: Access,
-    prepared: &Steps,
+    steps: &Steps,
     params: &[Text],
 ) -> Result<Answer, ExecuteError> {
-    let entering = guard.claiming_values();
-    let values = guard.tenant_values(params);
-    let (client, driver) = connection
-        .start()
-        .map_err(|error| before_commit(error.into()))?;
-    let check = async {
-        match access.check() {
-            Some(check) => client.batch_execute(check).await,
-            None => Ok(()),
+    let session = connection.start().map_err(|e| before_commit(e.into()))?;
+    // The check is part of what can fail before the end.
+    let before_end = 3 + usize::from(access.check().is_some());
+    let said = async {
+        session.add_text(access.begin())?;
+        session.add(&steps.enter, &guard.claiming_values())?;
+        session.add(&steps.statement, &guard.tenant_values(params))?;
+        if let Some(check) = access.check() {
+            session.add_text(check)?;
         }
+        session.add_text(access.end())?;
+        if let Some(position) = &steps.position {
+            session.add(position, &[])?;
+        }
+        session.sync();
+        session.add_query(TIDY)?;
+        session.send().await?;
+        session.answer().await
     };
-    // Polled in order, so sent in order; none waits for another's answer.
-    let steps = async {
-        tokio::join!(
-            client.batch_execute(access.begin()),
-            one_row(client, &prepared.enter, &entering),
-            one_row(client, &prepared.statement, &values),
-            check,
-            client.batch_execute(access.end()),
-            async {
-                match &prepared.position {
-                    Some(position) => one_row(client, position, &[]).await.map(Some),
-                    None => Ok(None),
-                }
-            },
-            client.batch_execute(TIDY),
-        )
+    // Everything was sent at once, COMMIT too: without the server's word it may
+    // have been carried out.
+    let lost = |error| match access {
+        Access::Write => ExecuteError::Unknown,
+        Access::WriteAndRollBack | Access::ReadOnly => ExecuteError::Lost(Some(error)),
     };
-    let (begun, entered, row, checked, ended, position, tidied) = driver.drive(steps).await;
-    let unconfirmed = access == Access::Write && driver.standbys_were_not_awaited();
-    // One that can't begin is in no state to be used again.
-    if begun.is_err() {
-        connection.spoil();
-    }
-    settle_tidied(connection, &tidied);
-    let position = position.ok().flatten();
-    if let Err(Some(refused)) = begun.as_ref().map_err(|error| error.as_db_error()) {
-        return Err(ExecuteError::NotBegun(Box::new(refused.clone())));
-    }
-    let steps = begun
-        .map_err(FailedStep::Postgres)
-        .and(entered.map(|_| ()))
-        .and(row)
-        .and_then(|row| checked.map(|()| row).map_err(FailedStep::Postgres))
-        .map_err(before_commit);
-    match (steps, ended) {
-        (Ok(_), Ok(())) if unconfirmed => Err(ExecuteError::Unknown),
-        (Ok(answer), Ok(())) => Ok(Answer {
-            position: position.as_ref().and_then(|found| Position::of(&found.row)),
-            ..answer
-        }),
+    let said = said.await.map_err(lost)?;
+    let unconfirmed = access == Access::Write && session.standbys_were_not_awaited();
+    // Lost behind its answer, it is closed, and nobody has to know.
+    let _ = match session.is_idle() {
+        true => tidied(connection).await,
+        false => rolled_back(connection).await,
+    };
+    let ended = said.done.len() > before_end;
+    match said.refused {
+        Some(refused) if said.done.is_empty() => {
+            // One that can't begin is in no state to be used again.
+            connection.spoil();
+            return Err(ExecuteError::NotBegun(refused));
+        }
         // The steps went through and the end did not: a deferred constraint
         // refused it, or the connection was lost around COMMIT.
-        (Ok(_), Err(error)) => Err(match error.as_db_error() {
-            Some(refused) if !shuts_down(refused.code()) => {
-                ExecuteError::Refused(Box::new(refused.clone()))
-            }
-            _ => ExecuteError::Unknown,
-        }),
-        // Everything was sent at once, COMMIT too: without the server's word on
-        // an earlier step it may have been carried out.
-        (Err(ExecuteError::Lost(_)), _) if access == Access::Write => Err(ExecuteError::Unknown),
-        (Err(error), _) => Err(error),
+        Some(refused) if said.done.len() == before_end && shuts_down(refused.code()) => {
+            return Err(ExecuteError::Unknown);
+        }
+        Some(refused) if !ended => return Err(ExecuteError::Refused(refused)),
+        Some(_) | None => {}
     }
+    if unconfirmed {
+        return Err(ExecuteError::Unknown);
+    }
+    let mut done = said.done.into_iter();
+    let answer = Answer::of(steps.statement.clone(), done.nth(2)).map_err(before_commit)?;
+    let position = steps.position.as_ref().and_then(|statement| {
+        // The end came first.
+        let row = done.nth(1)?.into_iter().next()?;
+        Position::of(statement, &row)
+    });
+    Ok(Answer { position, ..answer })
+}
+
+/// Behind a step that failed the transaction is still open, and the session could
+/// not be tidied.
+async fn rolled_back(connection: &mut Leased) -> Result<(), FailedStep> {
+    let session = connection.start()?;
+    session.answer().await?;
+    session.add_query("rollback")?;
+    session.add_query(TIDY)?;
+    session.send().await?;
+    session.answer().await?;
+    tidied(connection).await
 }
 
 /// Postgres ends the session of its own accord (class 57P). Before COMMIT
@@ -565,7 +585,7 @@ impl Guard {
             Value::Null,
             Value::Null,
         ]);
-        values.extend(params.iter().map(Value::of));
+        values.extend(params.iter().map(Text::value));
         values
     }
 
@@ -589,156 +609,72 @@ impl Guard {
                 .as_ref()
                 .map_or(Value::Null, |s| Value::Text(s)),
         ]);
-        values.extend(params.iter().map(Value::of));
+        values.extend(params.iter().map(Text::value));
         values
     }
 }
 
-/// A parameter as it is sent.
-#[derive(Debug)]
-enum Value<'a> {
-    Uuid(&'a uuid::Uuid),
-    Bigint(i64),
-    Text(&'a [u8]),
-    Null,
-}
-
-impl<'a> Value<'a> {
-    fn of(text: &'a Text) -> Self {
-        match &text.0 {
-            Some(bytes) => Self::Text(bytes),
-            None => Self::Null,
+impl Text {
+    fn value(&self) -> Value<'_> {
+        match &self.0 {
+            Some(bytes) => Value::Text(bytes),
+            None => Value::Null,
         }
-    }
-}
-
-impl ToSql for Value<'_> {
-    fn to_sql(
-        &self,
-        ty: &Type,
-        out: &mut BytesMut,
-    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
-        match self {
-            Self::Uuid(id) => id.to_sql(ty, out),
-            Self::Bigint(number) => number.to_sql(ty, out),
-            Self::Text(bytes) => {
-                out.put_slice(bytes);
-                Ok(IsNull::No)
-            }
-            Self::Null => Ok(IsNull::Yes),
-        }
-    }
-
-    fn accepts(_: &Type) -> bool {
-        true
-    }
-
-    /// Text for all that came from a request: the server then reads it with
-    /// the type's own input function, whatever the type.
-    fn encode_format(&self, _: &Type) -> Format {
-        match self {
-            Self::Uuid(_) | Self::Bigint(_) => Format::Binary,
-            Self::Text(_) | Self::Null => Format::Text,
-        }
-    }
-
-    to_sql_checked!();
-}
-
-/// A text column's bytes as they came.
-struct Raw<'a>(&'a [u8]);
-
-impl<'a> FromSql<'a> for Raw<'a> {
-    fn from_sql(
-        ty: &Type,
-        raw: &'a [u8],
-    ) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
-        // In the binary format a version comes before the text.
-        Ok(Raw(match (ty, raw) {
-            (&Type::JSONB, [_, text @ ..]) => text,
-            _ => raw,
-        }))
-    }
-
-    /// Any: a media type of the application's own can be of any type, and is sent
-    /// as Postgres sends it.
-    fn accepts(_: &Type) -> bool {
-        true
     }
 }
 
 /// A step that failed.
 enum FailedStep {
-    Postgres(tokio_postgres::Error),
-    Lease(LeaseError),
+    Refused(Box<DbError>),
+    Lost(io::Error),
+    Gone,
     NoRow,
 }
 
 impl From<LeaseError> for FailedStep {
     fn from(error: LeaseError) -> Self {
-        Self::Lease(error)
-    }
-}
-
-/// The one row of a statement; of an explanation all, which are as many as the
-/// plan has lines.
-async fn one_row(
-    client: &tokio_postgres::Client,
-    statement: &Statement,
-    values: &[Value<'_>],
-) -> Result<Answer, FailedStep> {
-    let rows = client
-        .query_raw(statement, values.iter())
-        .await
-        .map_err(FailedStep::Postgres)?;
-    let explains = statement.columns().first().map(|column| column.name()) == Some(EXPLANATION);
-    tokio::pin!(rows);
-    let mut first = None;
-    let mut explanation = Vec::new();
-    while let Some(row) = rows.try_next().await.map_err(FailedStep::Postgres)? {
-        match explains && first.is_some() {
-            true => explanation.push(row),
-            false => first = first.or(Some(row)),
+        match error {
+            LeaseError::Refused(refused) => Self::Refused(refused),
+            LeaseError::Lost(error) => Self::Lost(error),
+            LeaseError::Gone => Self::Gone,
         }
     }
-    let row = first.ok_or(FailedStep::NoRow)?;
-    Ok(Answer {
-        row,
-        position: None,
-        explanation,
-    })
 }
 
-/// After a single statement the server is idle again, unless the connection broke.
-fn settle<T>(connection: &mut Leased, result: &Result<T, FailedStep>) {
-    match result {
-        Ok(_) | Err(FailedStep::NoRow) => connection.finished(),
-        Err(FailedStep::Postgres(error)) if error.as_db_error().is_some() => connection.finished(),
-        Err(_) => {}
+impl From<io::Error> for FailedStep {
+    fn from(error: io::Error) -> Self {
+        Self::Lost(error)
     }
 }
 
-/// The session's reset is the last that was sent: with its answer the server is
-/// idle, and the session as it was.
-fn settle_tidied(connection: &mut Leased, tidied: &Result<(), tokio_postgres::Error>) {
-    match tidied {
-        Ok(()) => connection.finished(),
-        Err(error) if error.as_db_error().is_some() => {
-            connection.finished();
-            connection.spoil();
-        }
-        Err(_) => {}
+impl From<Box<DbError>> for FailedStep {
+    fn from(error: Box<DbError>) -> Self {
+        Self::Refused(error)
+    }
+}
+
+impl Answer {
+    /// The one row of a statement; of an explanation all, which are as many as the
+    /// plan has lines.
+    fn of(statement: Prepared, rows: Option<Vec<Row>>) -> Result<Self, FailedStep> {
+        let mut rows = rows.into_iter().flatten();
+        let row = rows.next().ok_or(FailedStep::NoRow)?;
+        Ok(Self {
+            explanation: match statement.begins_with(EXPLANATION) {
+                true => rows.collect(),
+                false => Vec::new(),
+            },
+            statement,
+            row,
+            position: None,
+        })
     }
 }
 
 fn before_commit(error: FailedStep) -> ExecuteError {
     match error {
-        FailedStep::Postgres(error) | FailedStep::Lease(LeaseError::Postgres(error)) => {
-            match error.as_db_error() {
-                Some(refused) => ExecuteError::Refused(Box::new(refused.clone())),
-                None => ExecuteError::Lost(Some(error)),
-            }
-        }
-        FailedStep::Lease(LeaseError::Gone) | FailedStep::NoRow => ExecuteError::Lost(None),
+        FailedStep::Refused(refused) => ExecuteError::Refused(refused),
+        FailedStep::Lost(error) => ExecuteError::Lost(Some(error)),
+        FailedStep::Gone | FailedStep::NoRow => ExecuteError::Lost(None),
     }
 }

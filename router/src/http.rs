@@ -13,7 +13,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tower_http::CompressionLevel;
@@ -23,6 +23,7 @@ use tower_http::compression::predicate::SizeAbove;
 use crate::app::App;
 use crate::pipeline;
 use crate::tag;
+use crate::threads::Threads;
 use paced::Paced;
 
 /// Largest request head, which has room for the longest URL and as many bytes of
@@ -55,12 +56,13 @@ pub async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     })
 }
 
-/// Serves HTTP/1.1 and h2c until `stop`, then lets requests in flight finish,
-/// for `drain` at most. Returns whether all of them did.
+/// Serves HTTP/1.1 and h2c on `threads` until `stop`, then lets requests in flight
+/// finish, for `drain` at most. Returns whether all of them did.
 pub async fn serve(
     listener: TcpListener,
     routes: Router,
     bounds: Bounds,
+    threads: Threads,
     stop: CancellationToken,
     drain: Duration,
 ) -> bool {
@@ -90,8 +92,8 @@ pub async fn serve(
         };
         let (place, stream) = tokio::select! {
             () = stop.cancelled() => break,
-            (place, accepted) = place => match accepted {
-                Ok((stream, _)) => (place, stream),
+            (place, accepted) = place => match accepted.and_then(unwatched) {
+                Ok(stream) => (place, stream),
                 Err(error) => {
                     // Out of file descriptors, most likely: wait for some to close.
                     tracing::warn!(%error, "can't accept a connection");
@@ -100,15 +102,17 @@ pub async fn serve(
                 }
             },
         };
-        let _ = stream.set_nodelay(true);
-        let service = TowerToHyperService::new(routes.clone());
-        let stream = Paced::new(stream, bounds.headers_max, bounds.send_max);
-        let connection = builder
-            .serve_connection(TokioIo::new(stream), service)
-            .into_owned();
-        let connection = graceful.watch(connection);
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
+        let (builder, routes, watcher) = (builder.clone(), routes.clone(), graceful.watcher());
+        threads.spawn(async move {
+            // From here on this thread's runtime watches it.
+            let stream = match TcpStream::from_std(stream) {
+                Ok(stream) => stream,
+                Err(error) => return tracing::warn!(%error, "can't serve a connection"),
+            };
+            let stream = Paced::new(stream, bounds.headers_max, bounds.send_max);
+            let service = TowerToHyperService::new(routes);
+            let connection = builder.serve_connection(TokioIo::new(stream), service);
+            if let Err(error) = watcher.watch(connection.into_owned()).await {
                 tracing::debug!(%error, "connection ended");
             }
             drop(place);
@@ -118,6 +122,13 @@ pub async fn serve(
     tokio::time::timeout(drain, graceful.shutdown())
         .await
         .is_ok()
+}
+
+/// An accepted connection, without the runtime that accepted it.
+fn unwatched((stream, _): (TcpStream, SocketAddr)) -> std::io::Result<std::net::TcpStream> {
+    // A client that is gone already says so when it is read from.
+    let _ = stream.set_nodelay(true);
+    stream.into_std()
 }
 
 /// Compresses larger bodies by zstd, br or gzip, whichever the client prefers.
@@ -190,6 +201,7 @@ mod tests {
             listener,
             routes,
             BOUNDS,
+            Threads::here(),
             CancellationToken::new(),
             Duration::ZERO,
         ));
@@ -236,7 +248,8 @@ mod tests {
             .route("/large", axum::routing::get(large))
             .fallback(|| async { "here" });
         let stop = CancellationToken::new();
-        tokio::spawn(serve(listener, routes, bounds, stop, Duration::ZERO));
+        let here = Threads::here();
+        tokio::spawn(serve(listener, routes, bounds, here, stop, Duration::ZERO));
         address
     }
 

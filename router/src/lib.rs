@@ -33,5 +33,7 @@ pub mod shards;
 pub mod sql;
 pub mod tag;
 pub mod tenant;
+pub mod threads;
 pub mod timeline;
 pub mod token;
+pub mod wire;

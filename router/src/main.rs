@@ -11,6 +11,7 @@ use router::config::{Config, LogFormat};
 use router::event::Events;
 use router::event::metrics::Metrics;
 use router::http::Bounds;
+use router::threads::Threads;
 use router::{admin, http};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use telemetry::{Service, Telemetry};
@@ -102,11 +103,14 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             }
         }
     });
+    let served = CancellationToken::new();
+    let threads = Threads::start(&served).context("can't start the threads that serve")?;
     let admin_stop = CancellationToken::new();
     let admin = tokio::spawn(http::serve(
         admin_listener,
         admin::routes(app.clone(), rendered),
         bounds,
+        Threads::here(),
         admin_stop.clone(),
         Duration::from_secs(1),
     ));
@@ -114,6 +118,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         listener,
         http::routes(app.clone()),
         bounds,
+        threads,
         stop.clone(),
         drain,
     ));
@@ -123,6 +128,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     app.drain();
     stop.cancel();
     let drained = data.await.unwrap_or(false) && app.finish(drain).await;
+    served.cancel();
     admin_stop.cancel();
     let _ = admin.await;
     upkeep.abort();

@@ -1,35 +1,34 @@
-//! Connections to shards' nodes: one bounded deadpool per (node, role), behind a
-//! gate per node that lets tenants in by turns ([`crate::gate`]). A node's
+//! Connections to shards' nodes: bounded deadpools per node and role, behind a gate per
+//! node that lets tenants in by turns ([`crate::gate`]). A node's
 //! connections are a budget that all live routers share.
 //!
-//! tokio-postgres splits a connection into a client and a driver of its socket,
-//! which is meant to be spawned. Here the driver stays beside its client, and
-//! the task that uses the client also drives it: sending a statement and waking
-//! up with its answer then costs no switch to another task and back, half of
-//! what a small read cost the router.
+//! Each runtime has pools of its own ([`crate::threads`]): a connection's socket is
+//! watched by the runtime that made it, and waking a task of another one takes a
+//! switch between threads.
 //!
 //! The role is a property of the connection, set when it is made, so a request
 //! never spends a round trip on it. Sessions are read-only by default: a read
 //! can't write even by accident, and a write says `BEGIN READ WRITE`.
 
 use std::collections::HashMap;
-use std::future::poll_fn;
+use std::io;
 use std::num::NonZeroUsize;
-use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, RwLock};
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use deadpool::managed::{self, Metrics, QueueMode, RecycleError, RecycleResult, Timeouts};
 use lru::LruCache;
-use tenancy::tls::{self, Tls};
-use tokio_postgres::error::DbError;
+use tenancy::socket::{ConnectError, Server};
+use tenancy::tls::Tls;
+use tokio::runtime;
+use tokio_postgres::error::DbError as LoginError;
 use tokio_postgres::types::Type;
-use tokio_postgres::{AsyncMessage, Client, SimpleQueryMessage, Statement};
+use tokio_postgres::{CancelToken, SimpleQueryMessage};
 
 use crate::gate::{Claim, Gate, Permit, Refused, Waiting};
 use crate::token::Generation;
+use crate::wire::{DbError, Prepared, Session};
 
 /// A node to connect to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -88,13 +87,22 @@ pub struct Pools {
     nodes: RwLock<HashMap<NodeAddress, Arc<NodePools>>>,
 }
 
-/// A node's pools, a role each, behind one gate.
+/// A node's pools, behind one gate.
 struct NodePools {
     gate: Arc<Gate>,
-    roles: RwLock<HashMap<Arc<str>, managed::Pool<NodeManager>>>,
+    /// Connections of one role at most.
+    role_max: usize,
+    pools: RwLock<HashMap<Whose, managed::Pool<NodeManager>>>,
     /// Connections in use beyond what the router may have since its share fell:
     /// so many are closed when they are given back.
     excess: AtomicUsize,
+}
+
+/// Whose a pool is: a role's, on a runtime.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Whose {
+    role: Arc<str>,
+    runtime: runtime::Id,
 }
 
 /// How a node's connections are used.
@@ -125,7 +133,7 @@ pub enum PoolError {
         port: u16,
         /// Why.
         #[source]
-        source: Option<tokio_postgres::Error>,
+        source: Option<ConnectError>,
     },
     /// It answers, and refuses what this session was to be: its role, say.
     #[error("{host}:{port} refuses the session")]
@@ -171,13 +179,15 @@ impl Pools {
         wait_max: Duration,
     ) -> Result<Leased, PoolError> {
         let pools = self.node(node);
-        let role = claim.role.clone();
+        let whose = Whose {
+            role: claim.role.clone(),
+            runtime: runtime::Handle::current().id(),
+        };
         let permit = pools.gate.enter(claim, wait_max).await;
         let permit = permit.map_err(PoolError::Busy)?;
-        let pool = pools.role(&role, || self.build(node, &role))?;
+        let own = pools.own(&whose, || self.build(node, &whose.role))?;
         loop {
-            pools.make_room(&pool);
-            let object = pool.get().await;
+            let object = pools.source(&whose.role, &own).get().await;
             let object = object.map_err(|error| failed(node, error))?;
             if object.identity == identity {
                 return Ok(Leased {
@@ -276,7 +286,8 @@ impl Pools {
         let new = || {
             Arc::new(NodePools {
                 gate: Gate::new(self.share(), settings.size_max, settings.waiting),
-                roles: RwLock::default(),
+                role_max: settings.size_max,
+                pools: RwLock::default(),
                 excess: AtomicUsize::new(0),
             })
         };
@@ -292,20 +303,18 @@ impl Pools {
         let settings = &self.settings;
         let mut config = tokio_postgres::Config::new();
         config
-            .host(&*node.host)
-            .port(node.port)
             .user(&settings.user)
             .dbname(&settings.database)
             .application_name(&settings.application)
-            .connect_timeout(settings.connect_max)
-            .tcp_user_timeout(TCP_USER_TIMEOUT)
-            .keepalives_idle(KEEPALIVE)
-            .keepalives_interval(KEEPALIVE)
             .options(session_options(role, &settings.search_path));
         if let Some(password) = &settings.password {
             config.password(password);
         }
         managed::Pool::builder(NodeManager {
+            server: Server {
+                host: node.host.clone(),
+                port: node.port,
+            },
             config,
             tls: settings.tls.clone(),
             statements_max: settings.statements_max,
@@ -328,42 +337,51 @@ impl Pools {
     }
 }
 
-/// What was sent is acknowledged by the node's kernel within this time, or the
-/// connection ends: the cable may have been cut.
-const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Silence after which a connection is probed.
-const KEEPALIVE: Duration = Duration::from_secs(10);
-
 impl NodePools {
-    /// The role's pool, built for its first connection.
-    fn role(
+    /// The role's pool on a runtime, built for its first connection.
+    fn own(
         &self,
-        role: &Arc<str>,
+        whose: &Whose,
         build: impl FnOnce() -> Result<managed::Pool<NodeManager>, PoolError>,
     ) -> Result<managed::Pool<NodeManager>, PoolError> {
-        let roles = self.roles.read().unwrap_or_else(|p| p.into_inner());
-        if let Some(pool) = roles.get(role) {
+        let pools = self.pools.read().unwrap_or_else(|p| p.into_inner());
+        if let Some(pool) = pools.get(whose) {
             return Ok(pool.clone());
         }
-        drop(roles);
+        drop(pools);
         let pool = build()?;
-        let mut roles = self.roles.write().unwrap_or_else(|p| p.into_inner());
-        Ok(roles.entry(role.clone()).or_insert(pool).clone())
+        let mut pools = self.pools.write().unwrap_or_else(|p| p.into_inner());
+        Ok(pools.entry(whose.clone()).or_insert(pool).clone())
     }
 
     fn all(&self) -> Vec<managed::Pool<NodeManager>> {
-        let roles = self.roles.read().unwrap_or_else(|p| p.into_inner());
-        roles.values().cloned().collect()
+        let pools = self.pools.read().unwrap_or_else(|p| p.into_inner());
+        pools.values().cloned().collect()
     }
 
-    /// Where `pool` must open a connection and there are as many as may be,
-    /// closes an idle one of another role, or one too many of an earlier share.
-    fn make_room(&self, pool: &managed::Pool<NodeManager>) {
-        let status = pool.status();
-        if status.available > 0 {
-            return;
+    /// The pool that the role's next connection comes from: its `own`, which may open
+    /// one if there is none idle. Where there are as many as may be, an idle one of
+    /// another runtime does too; else an idle one of another role makes room, or one
+    /// too many of an earlier share.
+    fn source(&self, role: &str, own: &managed::Pool<NodeManager>) -> managed::Pool<NodeManager> {
+        if own.status().available > 0 {
+            return own.clone();
         }
-        self.close_idle_beyond(self.gate.capacity().saturating_sub(1));
+        let capacity = self.gate.capacity();
+        let pools = self.pools.read().unwrap_or_else(|p| p.into_inner());
+        let of_role = || {
+            let of_role = pools.iter().filter(|(whose, _)| *whose.role == *role);
+            of_role.map(|(_, pool)| pool)
+        };
+        if open(pools.values()) >= capacity || open(of_role()) >= self.role_max {
+            let idle = of_role().find(|pool| pool.status().available > 0);
+            if let Some(pool) = idle {
+                return pool.clone();
+            }
+        }
+        drop(pools);
+        self.close_idle_beyond(capacity.saturating_sub(1));
+        own.clone()
     }
 
     /// Closes what is open beyond the router's share: idle ones now, others as
@@ -377,8 +395,7 @@ impl NodePools {
     /// many there still are too many, all of them in use.
     fn close_idle_beyond(&self, wanted: usize) -> usize {
         let pools = self.all();
-        let open: usize = pools.iter().map(|pool| pool.status().size).sum();
-        let mut too_many = open.saturating_sub(wanted);
+        let mut too_many = open(&pools).saturating_sub(wanted);
         for pool in pools {
             pool.retain(|_, _| {
                 let close = too_many > 0;
@@ -414,7 +431,11 @@ impl NodePools {
     }
 }
 
-fn failed(node: &NodeAddress, error: managed::PoolError<tokio_postgres::Error>) -> PoolError {
+fn open<'a>(pools: impl IntoIterator<Item = &'a managed::Pool<NodeManager>>) -> usize {
+    pools.into_iter().map(|pool| pool.status().size).sum()
+}
+
+fn failed(node: &NodeAddress, error: managed::PoolError<ConnectError>) -> PoolError {
     let source = match error {
         managed::PoolError::Timeout(managed::TimeoutType::Wait) => {
             return PoolError::Busy(Refused::TooLong);
@@ -423,16 +444,16 @@ fn failed(node: &NodeAddress, error: managed::PoolError<tokio_postgres::Error>) 
         _ => None,
     };
     let (host, port) = (node.host.clone(), node.port);
-    let refused = source.as_ref().and_then(tokio_postgres::Error::as_db_error);
+    let refused = source.as_ref().and_then(ConnectError::refused);
     // Classes of values and names: the role or the search path. A login that is
     // refused (28) is refused to everybody, as by a node that is down.
     let of_session =
-        |refused: &&DbError| matches!(refused.code().code().get(..2), Some("22" | "42"));
+        |refused: &&LoginError| matches!(refused.code().code().get(..2), Some("22" | "42"));
     if let Some(refused) = refused.filter(of_session) {
         return PoolError::Session {
             host,
             port,
-            refused: Box::new(refused.clone()),
+            refused: Box::new(refused.into()),
         };
     }
     PoolError::Connect { host, port, source }
@@ -457,6 +478,7 @@ fn session_options(role: &str, search_path: &str) -> String {
 
 /// Makes connections, and gives each a bounded cache of statements.
 pub struct NodeManager {
+    server: Server,
     config: tokio_postgres::Config,
     tls: Tls,
     statements_max: NonZeroUsize,
@@ -464,33 +486,37 @@ pub struct NodeManager {
 
 /// A connection with its prepared statements.
 pub struct Connection {
-    tls: Tls,
-    client: Client,
-    driver: Driver,
-    statements: LruCache<Box<str>, Statement>,
+    session: Session,
+    canceller: Canceller,
+    statements: LruCache<Box<str>, Prepared>,
     /// Who the server was when the connection was made.
     identity: Identity,
 }
 
 impl managed::Manager for NodeManager {
     type Type = Connection;
-    type Error = tokio_postgres::Error;
+    type Error = ConnectError;
 
     /// Boxed, as what happens seldom: every request's own future has room for all
     /// that it may do, and is moved from stage to stage.
     async fn create(&self) -> Result<Connection, Self::Error> {
-        let connecting = Box::pin(self.tls.connect(&self.config));
-        let (client, connection) = connecting.await?;
-        let mut driver = Driver {
-            socket: Some(Box::new(connection)),
-            standbys_not_awaited: false,
-        };
-        let answer = driver.drive(client.simple_query(IDENTITY)).await?;
+        let connecting = Box::pin(self.tls.log_in(&self.server, &self.config));
+        let (socket, token) = connecting.await?;
+        let mut session = Session::new(socket);
+        session.add_query(IDENTITY)?;
+        session.send().await?;
+        let said = session.answer().await?;
         Ok(Connection {
-            tls: self.tls.clone(),
-            identity: identity(&answer),
-            client,
-            driver,
+            canceller: Canceller {
+                token,
+                server: self.server.clone(),
+                tls: self.tls.clone(),
+            },
+            identity: match said.done.first().and_then(|rows| rows.first()) {
+                Some(row) => identity_of(|column| row.text(column)),
+                None => identity_of(|_| None),
+            },
+            session,
             statements: LruCache::new(self.statements_max),
         })
     }
@@ -503,11 +529,10 @@ impl managed::Manager for NodeManager {
         connection: &mut Connection,
         _: &Metrics,
     ) -> RecycleResult<Self::Error> {
-        connection.driver.look();
-        if connection.client.is_closed() {
-            return Err(RecycleError::message("closed"));
+        match connection.session.is_open() {
+            true => Ok(()),
+            false => Err(RecycleError::message("closed")),
         }
-        Ok(())
     }
 }
 
@@ -520,77 +545,17 @@ pub(crate) fn identity(answer: &[SimpleQueryMessage]) -> Identity {
         SimpleQueryMessage::Row(row) => Some(row),
         _ => None,
     });
-    let text = |column| row.and_then(|row| row.get(column)).unwrap_or_default();
+    identity_of(|column| row.and_then(|row| row.get(column)))
+}
+
+fn identity_of<'a>(text: impl Fn(usize) -> Option<&'a str>) -> Identity {
+    let text = |column| text(column).unwrap_or_default();
     Identity {
         generation: Generation {
             system: text(1).parse().unwrap_or_default(),
             timeline: text(2).parse().unwrap_or_default(),
         },
         primary: text(0) == "t",
-    }
-}
-
-/// The half of a connection that reads and writes its socket. It only does so
-/// while somebody waits in [`Driver::drive`].
-pub struct Driver {
-    socket: Option<Box<tls::Connection>>,
-    standbys_not_awaited: bool,
-}
-
-/// Where in Postgres a warning comes from that a COMMIT returns without its
-/// synchronous standbys' word.
-const SYNC_REP_WAIT: &str = "SyncRepWaitForLSN";
-
-impl Driver {
-    /// Runs `work`, which uses this connection's client, to its end.
-    pub async fn drive<T>(&mut self, work: impl Future<Output = T>) -> T {
-        let mut work = pin!(work);
-        poll_fn(|context| {
-            // First the socket, so that what `work` sends wakes this task and not
-            // the one that used the connection before; then what `work` sends;
-            // then the socket again, which takes it along.
-            self.poll(context);
-            if let Poll::Ready(done) = work.as_mut().poll(context) {
-                return Poll::Ready(done);
-            }
-            self.poll(context);
-            work.as_mut().poll(context)
-        })
-        .await
-    }
-
-    /// Whether, since this was asked last, a COMMIT was answered although its
-    /// wait for synchronous standbys had been cut short: by a request to cancel
-    /// it, whoever sent that, or by a `statement_timeout`.
-    pub fn standbys_were_not_awaited(&mut self) -> bool {
-        std::mem::take(&mut self.standbys_not_awaited)
-    }
-
-    /// Notices whether the server has closed the connection.
-    fn look(&mut self) {
-        self.poll(&mut Context::from_waker(Waker::noop()));
-    }
-
-    fn poll(&mut self, context: &mut Context<'_>) {
-        let Some(connection) = &mut self.socket else {
-            return;
-        };
-        loop {
-            match connection.poll_message(context) {
-                Poll::Pending => return,
-                Poll::Ready(Some(Ok(AsyncMessage::Notice(notice)))) => {
-                    self.standbys_not_awaited |= notice.routine() == Some(SYNC_REP_WAIT);
-                }
-                Poll::Ready(Some(Ok(_))) => {}
-                Poll::Ready(Some(Err(error))) => {
-                    tracing::debug!(%error, "a connection to a shard ended");
-                    break;
-                }
-                Poll::Ready(None) => break,
-            }
-        }
-        // Dropped, it ends all that still waits for an answer.
-        self.socket = None;
     }
 }
 
@@ -616,7 +581,7 @@ impl Leased {
         text: &str,
         types: &[Type],
         sql: impl FnOnce() -> String,
-    ) -> Result<Statement, LeaseError> {
+    ) -> Result<Prepared, LeaseError> {
         let connection: &mut Connection = self.object.as_mut().ok_or(LeaseError::Gone)?;
         if let Some(statement) = connection.statements.get(text) {
             return Ok(statement.clone());
@@ -624,31 +589,32 @@ impl Leased {
         self.in_flight = true;
         let sql = sql();
         // Boxed: most statements are prepared already.
-        let prepared = Box::pin(connection.client.prepare_typed(&sql, types));
-        let prepared = connection.driver.drive(prepared).await;
-        self.in_flight = prepared
-            .as_ref()
-            .is_err_and(|error| error.as_db_error().is_none());
-        let statement = prepared.map_err(LeaseError::Postgres)?;
-        connection.statements.put(text.into(), statement.clone());
+        let prepared = Box::pin(connection.session.prepare(&sql, types)).await?;
+        self.in_flight = !connection.session.is_idle();
+        let statement = prepared.map_err(LeaseError::Refused)?;
+        if let Some((_, old)) = connection.statements.push(text.into(), statement.clone()) {
+            connection.session.forget(old);
+        }
         Ok(statement)
     }
 
     /// Forgets the statement for `text`: after an error that a changed schema
     /// can cause, it must be prepared anew.
     pub fn forget(&mut self, text: &str) {
-        if let Some(connection) = self.object.as_mut() {
-            connection.statements.pop(text);
+        if let Some(connection) = self.object.as_mut()
+            && let Some(old) = connection.statements.pop(text)
+        {
+            connection.session.forget(old);
         }
     }
 
-    /// Begins to use the connection: what the client is asked must be awaited
-    /// in the driver. [`Leased::finished`] must follow once the server has
-    /// answered everything that was sent.
-    pub fn start(&mut self) -> Result<(&Client, &mut Driver), LeaseError> {
+    /// Begins to use the connection. [`Leased::finished`] must follow once the
+    /// server has answered everything that was sent.
+    pub fn start(&mut self) -> Result<&mut Session, LeaseError> {
         let connection: &mut Connection = self.object.as_mut().ok_or(LeaseError::Gone)?;
         self.in_flight = true;
-        Ok((&connection.client, &mut connection.driver))
+        connection.session.close_forgotten()?;
+        Ok(&mut connection.session)
     }
 
     /// Who the server was when the connection was made.
@@ -673,11 +639,7 @@ impl Leased {
 
     /// What can stop a statement on this connection from outside.
     pub fn canceller(&self) -> Option<Canceller> {
-        let connection = self.object.as_ref()?;
-        Some(Canceller {
-            token: connection.client.cancel_token(),
-            tls: connection.tls.clone(),
-        })
+        Some(self.object.as_ref()?.canceller.clone())
     }
 }
 
@@ -698,8 +660,10 @@ impl Drop for Leased {
 }
 
 /// Stops the statement that runs on one connection.
+#[derive(Clone)]
 pub struct Canceller {
-    token: tokio_postgres::CancelToken,
+    token: CancelToken,
+    server: Server,
     tls: Tls,
 }
 
@@ -710,7 +674,7 @@ impl Canceller {
             return;
         };
         runtime.spawn(async move {
-            let sent = self.tls.cancel(&self.token);
+            let sent = self.tls.cancel_at(&self.server, &self.token);
             let sent = tokio::time::timeout(Duration::from_secs(2), sent).await;
             if !matches!(sent, Ok(Ok(()))) {
                 tracing::debug!("a cancel request could not be delivered");
@@ -725,9 +689,12 @@ pub enum LeaseError {
     /// It was given back already.
     #[error("the connection is gone")]
     Gone,
-    /// Postgres' own answer, or a lost connection.
+    /// Postgres' own answer.
     #[error(transparent)]
-    Postgres(tokio_postgres::Error),
+    Refused(Box<DbError>),
+    /// The connection was lost.
+    #[error(transparent)]
+    Lost(#[from] io::Error),
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ops::local::{Cluster, Content, Options};
@@ -11,7 +12,7 @@ use router::execute::{self, Access, Answer, ExecuteError, Guard};
 use router::gate::{Claim, Waiting};
 use router::pool::{Identity, Leased, NodeAddress, PoolError, PoolSettings, Pools};
 use router::token::Generation;
-use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+use tokio_postgres::{Client, NoTls};
 use uuid::Uuid;
 
 const WAIT: Duration = Duration::from_secs(10);
@@ -187,14 +188,16 @@ fn claim(role: &str) -> Claim {
 
 /// A question of one answer; the connection is idle again then.
 async fn ask(leased: &mut Leased, question: &str) -> String {
-    let (client, driver) = leased.start().unwrap();
-    let answer = driver.drive(client.simple_query(question)).await.unwrap();
+    let session = leased.start().unwrap();
+    session.add_query(question).unwrap();
+    session.send().await.unwrap();
+    let said = session.answer().await.unwrap();
     leased.finished();
-    let mut rows = answer.iter().filter_map(|message| match message {
-        SimpleQueryMessage::Row(row) => row.get(0),
-        _ => None,
-    });
-    rows.next().unwrap_or_default().to_owned()
+    let first = said.done.first().and_then(|rows| rows.first());
+    first
+        .and_then(|row| row.text(0))
+        .unwrap_or_default()
+        .to_owned()
 }
 
 async fn pid(leased: &mut Leased) -> String {
@@ -216,8 +219,8 @@ async fn what_a_request_leaves_behind_reaches_nobody() {
     assert_eq!(pid(&mut leased).await, first);
 
     // An open transaction.
-    let (client, driver) = leased.start().unwrap();
-    driver.drive(client.batch_execute("begin")).await.unwrap();
+    ask(&mut leased, "begin").await;
+    leased.start().unwrap();
     drop(leased);
     let mut leased = node.lease(&pools).await;
     let second = pid(&mut leased).await;
@@ -225,8 +228,7 @@ async fn what_a_request_leaves_behind_reaches_nobody() {
 
     // A statement in flight: it is stopped, and nobody waits for it.
     {
-        let (client, driver) = leased.start().unwrap();
-        let sleep = driver.drive(client.batch_execute("select pg_sleep(60)"));
+        let sleep = ask(&mut leased, "select pg_sleep(60)");
         assert!(
             tokio::time::timeout(Duration::from_millis(300), sleep)
                 .await
@@ -360,6 +362,35 @@ async fn another_server_at_the_same_address_is_noticed() {
     assert!(matches!(other.await, Err(PoolError::Changed { .. })));
     node.until(SESSIONS, 0).await;
     drop(node.lease(&pools).await);
+    node.cluster.down().await;
+}
+
+/// As a router's threads have; a connection is quicker on the one that made it.
+#[tokio::test]
+async fn each_runtime_has_connections_of_its_own_within_one_bound() {
+    let node = Node::open().await;
+    let pools = Arc::new(node.pools(2, WAIT));
+    let mut other = tokio::runtime::Builder::new_multi_thread();
+    let other = other.worker_threads(1).enable_all().build().unwrap();
+    let elsewhere = || {
+        let (pools, address, identity) = (pools.clone(), node.address.clone(), node.identity);
+        other.spawn(async move {
+            let leased = pools.get(&address, claim("authenticated"), identity, WAIT);
+            pid(&mut leased.await.unwrap()).await
+        })
+    };
+    let here = pid(&mut node.lease(&pools).await).await;
+    let there = elsewhere().await.unwrap();
+    assert_ne!(there, here);
+    assert_eq!(pid(&mut node.lease(&pools).await).await, here);
+    assert_eq!(elsewhere().await.unwrap(), there);
+
+    // More there may not be: the second is the other's.
+    let mut two = (node.lease(&pools).await, node.lease_other(&pools).await);
+    assert_eq!(pid(&mut two.0).await, here);
+    assert_eq!(pid(&mut two.1).await, there);
+    drop(two);
+    other.shutdown_background();
     node.cluster.down().await;
 }
 

@@ -14,6 +14,7 @@ pub mod quota;
 pub mod ring;
 pub mod settings;
 pub mod snapshot;
+pub mod socket;
 pub mod tls;
 pub mod usage;
 pub mod watch;

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Error, Report};
+use crate::wire::DbError;
 
 /// An error as Postgres reported it, for a role.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,11 +35,7 @@ pub struct Hidden<'a> {
 
 impl Refusal {
     /// Takes over what Postgres said, without the hidden column.
-    pub fn new(
-        error: &tokio_postgres::error::DbError,
-        anonymous: bool,
-        hidden: Option<Hidden<'_>>,
-    ) -> Self {
+    pub fn new(error: &DbError, anonymous: bool, hidden: Option<Hidden<'_>>) -> Self {
         let detail = error.detail().map(str::to_owned);
         Self {
             sqlstate: error.code().code().to_owned(),

@@ -9,7 +9,6 @@ use std::time::Duration;
 use tenancy::auth::TenantContext;
 use tenancy::id::ShardId;
 use tokio::time::{Instant, timeout, timeout_at};
-use tokio_postgres::error::DbError;
 use tokio_util::sync::CancellationToken;
 
 use super::{Stage, Stages};
@@ -27,6 +26,7 @@ use crate::replica::{self, Candidate};
 use crate::shards::{Primary, Reign};
 use crate::sql::Statement;
 use crate::token::{Generation, Token};
+use crate::wire::DbError;
 
 /// Longest wait for what a node that is no longer the primary says of a write.
 const LAST_WORD_MAX: Duration = Duration::from_millis(300);

@@ -332,6 +332,7 @@ async fn serve(cluster: &Cluster, stop: CancellationToken) -> String {
         listener,
         routes,
         bounds,
+        router::threads::Threads::here(),
         stop,
         Duration::ZERO,
     ));
