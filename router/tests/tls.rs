@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
+#[path = "tls/redis.rs"]
+mod redis;
 #[path = "tls/streams.rs"]
 mod streams;
 
