@@ -85,10 +85,13 @@ pub(crate) fn serve(
         let _ = fs::remove_file(out_file(folder, node, name));
     }
     certify(&dir)?;
+    // Debian's Nginx closes idle connections the moment it is reloaded, also those on
+    // which a request is on its way (`keepalive_min_timeout` came with 1.27.4): none
+    // is kept.
     let listen = format!(
         "listen 127.0.0.1:{} ssl http2 backlog=4096;\nlisten 127.0.0.1:{http_port} backlog=4096;\n\
          ssl_certificate site/server.pem;\nssl_certificate_key site/server.key;\n\
-         access_log access.log replay;\n",
+         access_log access.log replay;\nkeepalive_timeout 0;\n",
         node.port
     );
     let mut out = String::from("set $ringfence_routers $ringfence_release;\n");
