@@ -43,6 +43,15 @@ fn make_secrets(at: &Path) {
     assert!(made.status.success(), "{made:?}");
 }
 
+/// Held until all are known, so that none is given twice.
+fn free_ports(wanted: usize) -> Vec<u16> {
+    let held: Vec<_> = (0..wanted)
+        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+        .collect();
+    let ports = held.iter().map(|port| port.local_addr().unwrap().port());
+    ports.collect()
+}
+
 impl Redis {
     fn start() -> Self {
         let dir = std::env::temp_dir().join(format!("ringfence-{}", uuid::Uuid::new_v4().simple()));
@@ -51,14 +60,7 @@ impl Redis {
         make_secrets(&secrets);
         let password = std::fs::read_to_string(secrets.join("redis")).unwrap();
         let conf = std::fs::read_to_string(compose().join("redis.conf")).unwrap();
-        // Held until all are known, so that none is given twice.
-        let free: Vec<_> = (0..2 * NODES)
-            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-            .collect();
-        let free: Vec<u16> = free
-            .iter()
-            .map(|listener| listener.local_addr().unwrap().port())
-            .collect();
+        let free = free_ports(2 * NODES);
         let (ports, buses) = free.split_at(NODES);
         let mut children = Vec::new();
         for (port, bus) in ports.iter().zip(buses) {
