@@ -449,7 +449,7 @@ impl Default for Shards {
             waiting_max: 1_000,
             waiting_tenant_max: 200,
             tenant_share_percent: 20,
-            queue_standing_ms: 100,
+            queue_standing_ms: 1_000,
             pool_wait_ms_max: 2_000,
             connect_ms_max: 2_000,
             statements_max: 256,
