@@ -491,13 +491,15 @@ async fn run_transaction(
         session.send().await?;
         session.answer().await
     };
-    // Everything was sent at once, COMMIT too: without the server's word it may
-    // have been carried out.
-    let lost = |error| match access {
-        Access::Write => ExecuteError::Unknown,
-        Access::WriteAndRollBack | Access::ReadOnly => ExecuteError::Lost(Some(error)),
+    let said = match said.await {
+        Ok(said) => said,
+        // All was sent at once, COMMIT too: without the server's word it may have been
+        // carried out.
+        Err(_) if access == Access::Write && !session.is_unsent() => {
+            return Err(ExecuteError::Unknown);
+        }
+        Err(error) => return Err(ExecuteError::Lost(Some(error))),
     };
-    let said = said.await.map_err(lost)?;
     let unconfirmed = access == Access::Write && session.standbys_were_not_awaited();
     // Lost behind its answer, it is closed, and nobody has to know.
     let _ = match session.is_idle() {

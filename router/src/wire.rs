@@ -48,6 +48,8 @@ pub struct Session {
     forgotten: Vec<Prepared>,
     /// Nothing more comes of it.
     ended: bool,
+    /// Of the last message the server got nothing at all.
+    unsent: bool,
     /// By its last answer: everything was answered, and no transaction is open.
     idle: bool,
     standbys_not_awaited: bool,
@@ -110,6 +112,7 @@ impl Session {
             named: 0,
             forgotten: Vec::new(),
             ended: false,
+            unsent: false,
             idle: true,
             standbys_not_awaited: false,
         }
@@ -216,7 +219,9 @@ impl Session {
     /// The connection broke.
     pub async fn send(&mut self) -> io::Result<()> {
         self.idle = false;
+        let whole = self.sending.len();
         let sent = self.socket.write_all_buf(&mut self.sending).await;
+        self.unsent = sent.is_err() && self.sending.len() == whole;
         let sent = match sent {
             Ok(()) => self.socket.flush().await,
             failed => failed,
@@ -289,6 +294,12 @@ impl Session {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
+    }
+
+    /// Whether what was sent last failed before its first byte had left: the server had
+    /// closed the connection.
+    pub fn is_unsent(&self) -> bool {
+        self.unsent
     }
 
     /// By the last answer that was read, no transaction is open.
