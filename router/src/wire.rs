@@ -48,7 +48,7 @@ pub struct Session {
     forgotten: Vec<Prepared>,
     /// Nothing more comes of it.
     ended: bool,
-    /// Of the last message the server got nothing at all.
+    /// Of what was added last the server got nothing at all.
     unsent: bool,
     /// By its last answer: everything was answered, and no transaction is open.
     idle: bool,
@@ -179,6 +179,7 @@ impl Session {
     }
 
     fn bind(&mut self, name: &str, values: &[Value<'_>]) -> io::Result<()> {
+        self.unsent = true;
         let formats = values.iter().map(Value::format);
         let write = |value: &Value<'_>, out: &mut BytesMut| Ok(value.write(out));
         let bound = frontend::bind(
@@ -296,8 +297,8 @@ impl Session {
         }
     }
 
-    /// Whether what was sent last failed before its first byte had left: the server had
-    /// closed the connection.
+    /// Whether the server got nothing of the last message: it could not be written, or
+    /// the connection was closed before its first byte had left.
     pub fn is_unsent(&self) -> bool {
         self.unsent
     }

@@ -228,7 +228,8 @@ declare
   changed bigint;
 begin
   perform ringfence.move_durable();
-  perform set_config('lock_timeout', wait_ms::text, true);
+  -- 0 would be for ever.
+  perform set_config('lock_timeout', greatest(wait_ms, 1)::text, true);
   -- New writes don't queue behind this: they are told to try again.
   perform pg_advisory_xact_lock(uuid_hash_extended(t, 0)) from unnest(tenants) t;
   update ringfence.fence f set state = 'fenced', changed_at = now()

@@ -44,21 +44,25 @@ impl TimeBudget {
 
     /// Whether a statement may begin; if not, how long it takes until one may.
     pub(super) fn check(&self) -> Result<(), Duration> {
-        let left = self.now().left;
-        match left > 0.0 {
-            true => Ok(()),
-            false => {
-                let seconds = -left / self.income;
-                Err(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
-            }
-        }
+        self.may_begin(&self.now())
     }
 
     /// Begins a statement, where one may begin.
     pub(super) fn begin(self: &Arc<Self>) -> Result<Running, Duration> {
-        self.check()?;
-        self.now().running += 1;
+        let mut state = self.now();
+        self.may_begin(&state)?;
+        state.running += 1;
         Ok(Running(Some(self.clone())))
+    }
+
+    fn may_begin(&self, state: &State) -> Result<(), Duration> {
+        match state.left > 0.0 {
+            true => Ok(()),
+            false => {
+                let seconds = -state.left / self.income;
+                Err(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+            }
+        }
     }
 
     fn now(&self) -> MutexGuard<'_, State> {
