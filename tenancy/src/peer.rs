@@ -15,7 +15,7 @@ use rustls::client::danger::HandshakeSignatureValid;
 use rustls::client::verify_server_name;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, InvalidDnsNameError, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::version::TLS13;
@@ -27,7 +27,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
 use crate::chain;
-use crate::tls::{TlsError, authorities};
+use crate::tls::{TlsError, authorities, setup};
 
 /// What a router's certificate is for.
 pub const ROUTER: &str = "ringfence-router";
@@ -140,9 +140,7 @@ fn worker(settings: &PeerSettings) -> Result<ServerConfig, TlsError> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let authorities = Arc::new(authorities(&settings.ca_file)?);
     let known = WebPkiClientVerifier::builder_with_provider(authorities, provider.clone());
-    let known = known
-        .build()
-        .map_err(|error| TlsError::Setup(rustls::Error::General(error.to_string())))?;
+    let known = known.build().map_err(setup)?;
     let (chain, key) = own(settings)?;
     ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&TLS13])
@@ -181,9 +179,7 @@ fn unfit(settings: &PeerSettings, source: rustls::Error) -> TlsError {
 }
 
 fn name(of: &'static str) -> Result<ServerName<'static>, TlsError> {
-    let wrong =
-        |error: InvalidDnsNameError| TlsError::Setup(rustls::Error::General(error.to_string()));
-    ServerName::try_from(of).map_err(wrong)
+    ServerName::try_from(of).map_err(setup)
 }
 
 /// Lets in who has a known authority's certificate, for being a router.

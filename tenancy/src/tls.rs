@@ -224,6 +224,11 @@ pub(crate) fn authorities(path: &Path) -> Result<RootCertStore, TlsError> {
     }
 }
 
+/// What can't be set up has errors of several types.
+pub(crate) fn setup(error: impl std::fmt::Display) -> TlsError {
+    TlsError::Setup(rustls::Error::General(error.to_string()))
+}
+
 /// Verifies all of a certificate but the name in it.
 #[derive(Debug)]
 struct AnyName(Arc<WebPkiServerVerifier>);
@@ -231,10 +236,7 @@ struct AnyName(Arc<WebPkiServerVerifier>);
 impl AnyName {
     fn new(authorities: RootCertStore, provider: Arc<CryptoProvider>) -> Result<Self, TlsError> {
         let builder = WebPkiServerVerifier::builder_with_provider(Arc::new(authorities), provider);
-        let verifier = builder
-            .build()
-            .map_err(|error| TlsError::Setup(rustls::Error::General(error.to_string())))?;
-        Ok(Self(verifier))
+        builder.build().map(Self).map_err(setup)
     }
 }
 

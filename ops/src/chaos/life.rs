@@ -202,22 +202,17 @@ impl Life {
         let mut left = 0;
         for shard in ["s1-primary", "s2-primary"] {
             let client = connect(&self.cluster.shard_dsn(shard)?).await?;
-            let mut places: Vec<(String, String)> = ["fence", "import"]
-                .map(|table| {
-                    let column = if table == "fence" {
-                        "tenant_id"
-                    } else {
-                        "tenant"
-                    };
-                    (format!("ringfence.{table}"), column.to_owned())
-                })
-                .to_vec();
+            let own = [
+                ("ringfence.fence", "tenant_id"),
+                ("ringfence.idempotency", "tenant_id"),
+                ("ringfence.import", "tenant"),
+            ];
+            let own = own.map(|(table, column)| (table.to_owned(), column.to_owned()));
             let tables = tenant_tables(&client).await?;
-            places.extend(
-                tables
-                    .iter()
-                    .map(|table| (table.name.to_string(), table.tenant_column.to_string())),
-            );
+            let tables = tables
+                .iter()
+                .map(|table| (table.name.to_string(), table.tenant_column.to_string()));
+            let places = own.into_iter().chain(tables);
             for (table, column) in places {
                 let sql = format!("select count(*) from {table} where {column} = $1");
                 left += client.query_one(&sql, &[&tenant]).await?.get::<_, i64>(0);
