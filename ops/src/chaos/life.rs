@@ -204,7 +204,6 @@ impl Life {
             let client = connect(&self.cluster.shard_dsn(shard)?).await?;
             let own = [
                 ("ringfence.fence", "tenant_id"),
-                ("ringfence.idempotency", "tenant_id"),
                 ("ringfence.import", "tenant"),
             ];
             let own = own.map(|(table, column)| (table.to_owned(), column.to_owned()));
