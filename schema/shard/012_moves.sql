@@ -196,7 +196,8 @@ $$;
 
 -- Steps of a cut-over, for all tenants of a group: each is one transaction, on disk
 -- once it is answered, whatever the server's default is. Their settings are local
--- to it: none has a SET clause, which would undo them.
+-- to it: none has a SET clause, which would undo them. A wait is at least 1 ms: 0
+-- would be for ever.
 
 create or replace function ringfence.move_durable() returns void
 language plpgsql as $$
@@ -228,8 +229,7 @@ declare
   changed bigint;
 begin
   perform ringfence.move_durable();
-  -- 0 would be for ever.
-  perform set_config('lock_timeout', greatest(wait_ms, 1)::text, true);
+  perform set_config('lock_timeout', wait_ms::text, true);
   -- New writes don't queue behind this: they are told to try again.
   perform pg_advisory_xact_lock(uuid_hash_extended(t, 0)) from unnest(tenants) t;
   update ringfence.fence f set state = 'fenced', changed_at = now()

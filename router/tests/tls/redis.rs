@@ -155,15 +155,15 @@ async fn composes_redis_speaks_tls_only_and_is_verified() {
     let other = redis.dir.join("other");
     make_secrets(&other);
     let stranger = redis.reached_by(&other.join("ca.pem"), &stop);
-    let router = redis.reached_by(&redis.secret("ca.pem"), &stop);
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !router.is_connected() {
-        assert!(Instant::now() < deadline);
-        tokio::time::sleep(Duration::from_millis(20)).await;
+    // It tries again and again: it has had as long as each of these, who got there.
+    for _ in 0..3 {
+        let router = redis.reached_by(&redis.secret("ca.pem"), &stop);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !router.is_connected() {
+            assert!(Instant::now() < deadline);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(!stranger.is_connected());
     }
-    // It has had as long, and tries again and again.
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    assert!(!stranger.is_connected());
-    assert!(router.is_connected());
     stop.cancel();
 }

@@ -15,9 +15,7 @@ use crate::job::{Context, JobError};
 use crate::shard::ShardError;
 
 /// A fence's commit is on disk, whatever the server's default is.
-const DURABLE: &str = "with durable as materialized (
-    select set_config('synchronous_commit', case when current_setting('synchronous_commit') in ('off', 'local')
-      then 'on' else current_setting('synchronous_commit') end, true))";
+const DURABLE: &str = "with durable as materialized (select ringfence.move_durable())";
 
 /// SQLSTATE of a function that found a fence otherwise.
 const CHANGED: &str = "RF015";
