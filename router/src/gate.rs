@@ -696,6 +696,33 @@ mod tests {
         assert_eq!(numbers.len(), 50);
     }
 
+    /// As after a switch-over: what was held comes at once, and others behind it, half
+    /// as many as can be served.
+    #[tokio::test(start_paused = true)]
+    async fn what_was_held_is_served_whole_though_more_comes() {
+        let shards = crate::config::Shards::default();
+        let waiting = Waiting {
+            max: 1_000,
+            tenant_max: 100,
+            tenant_share: 20,
+            standing: Duration::from_millis(shards.queue_standing_ms),
+        };
+        let gate = Gate::new(2, 20, waiting);
+        let mut all = tokio::task::JoinSet::new();
+        for number in 0..40 {
+            let gate = gate.clone();
+            all.spawn(async move {
+                let permit = gate.enter(claim(1), LONG).await;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                permit.map(drop)
+            });
+            if number >= 20 {
+                tokio::time::sleep(Duration::from_millis(40)).await;
+            }
+        }
+        assert_eq!(all.join_all().await, vec![Ok(()); 40]);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn roles_have_their_own_bound_and_do_not_block_each_other() {
         let waiting = Waiting {
