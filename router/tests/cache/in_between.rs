@@ -38,8 +38,11 @@ impl Service {
     }
 
     /// Changes something by SQL, and returns once the first router answers so
-    /// from its memory: then it has applied all that was committed until now.
+    /// from its memory: then it has applied all that was committed until now,
+    /// for the answer from before was there as well and had to be dropped. (A
+    /// first fill could see the change before the router hears of it.)
     async fn applied(&self, change: &str, path: &str, seen: impl Fn(&Value) -> bool) {
+        assert!(!seen(&self.cached(0, path).await));
         self.shard.batch_execute(change).await.unwrap();
         let begun = Instant::now();
         while !seen(&self.cached(0, path).await) {
