@@ -121,8 +121,8 @@ pub enum FromRouter {
     Ping {
         /// The shard.
         shard: ShardId,
-        /// Repeated in the answer. Of a connection's unanswered pings for one
-        /// shard, the newest alone is answered.
+        /// Repeated in the answer. Of a connection's pings for one shard that one
+        /// marker answers, the newest alone is answered.
         id: u64,
     },
     /// Its watermark (rule 8). Sent after each `Start` and each

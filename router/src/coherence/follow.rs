@@ -28,7 +28,8 @@ pub struct Connection(pub u64);
 /// What is to be sent, and to whom.
 pub type Say = Vec<(Connection, FromRouter)>;
 
-/// Pings that may wait for their answer at once; the newest is answered.
+/// Pings that may wait for their answer at once; what the oldest would be
+/// answered with is over by then.
 const PINGS_MAX: usize = 8;
 /// Leases that may wait for the watermark at once.
 const GRANTED_MAX: usize = 8;

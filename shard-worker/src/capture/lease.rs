@@ -14,18 +14,17 @@ const ROUTERS_MAX: usize = 10_000;
 /// Pings that wait, and routers that are counted.
 #[derive(Default)]
 pub(super) struct Leases {
-    waiting: HashMap<Connection, Ping>,
+    /// The newest ping of each connection that no marker has begun after.
+    waiting: HashMap<Connection, u64>,
+    /// Those that the marker under way answers. A later ping of the connection
+    /// takes nothing from them: with markers slower than pings, none would ever
+    /// be answered.
+    covered: HashMap<Connection, u64>,
     routers: HashMap<RouterRun, Router>,
     /// Number of the next marker.
     next: u64,
     /// One marker at a time serves all who wait.
     under_way: bool,
-}
-
-struct Ping {
-    id: u64,
-    /// Only a marker that began after the ping came proves anything.
-    marker: u64,
 }
 
 struct Router {
@@ -57,8 +56,7 @@ impl Leases {
             applied: Lsn(0),
         });
         router.until = router.until.max(until);
-        let marker = self.next;
-        self.waiting.insert(connection, Ping { id, marker });
+        self.waiting.insert(connection, id);
         true
     }
 
@@ -72,28 +70,22 @@ impl Leases {
         !self.under_way
     }
 
-    /// A marker begins: it serves all pings that came before.
+    /// A marker begins: it serves all pings that came before, for only a marker
+    /// that began after a ping proves anything.
     pub(super) fn begin_marker(&mut self) -> u64 {
         self.under_way = true;
+        self.covered.extend(self.waiting.drain());
         self.next += 1;
         self.next - 1
     }
 
     /// A marker was published: the pings that it answers.
     pub(super) fn marker_published(&mut self, marker: u64) -> Vec<(Connection, u64)> {
-        if marker + 1 == self.next {
-            self.under_way = false;
+        if marker + 1 != self.next {
+            return Vec::new();
         }
-        let answered: Vec<_> = self
-            .waiting
-            .iter()
-            .filter(|(_, ping)| ping.marker <= marker)
-            .map(|(connection, ping)| (*connection, ping.id))
-            .collect();
-        for (connection, _) in &answered {
-            self.waiting.remove(connection);
-        }
-        answered
+        self.under_way = false;
+        self.covered.drain().collect()
     }
 
     /// A router's watermark. One that has not pinged holds nothing, but its
@@ -109,8 +101,9 @@ impl Leases {
         router.applied = router.applied.max(lsn);
     }
 
-    /// The connection is gone: its ping is not answered. Its router still counts.
+    /// The connection is gone: its pings are not answered. Its router still counts.
     pub(super) fn forget(&mut self, connection: Connection) {
+        self.covered.remove(&connection);
         self.waiting.remove(&connection);
     }
 
@@ -157,11 +150,28 @@ mod tests {
         assert_eq!(leases.marker_published(first), [(1, 10)]);
         assert!(leases.wants_marker());
         let second = leases.begin_marker();
-        // The newest of a connection's pings counts, and waits anew.
-        leases.ping(2, B, 21, now);
-        assert!(leases.marker_published(second).is_empty());
-        let third = leases.begin_marker();
-        assert_eq!(leases.marker_published(third), [(2, 21)]);
+        assert!(leases.marker_published(first).is_empty(), "once");
+        assert_eq!(leases.marker_published(second), [(2, 20)]);
+        assert!(!leases.wants_marker());
+    }
+
+    #[test]
+    fn pings_that_come_faster_than_markers_are_answered_all_the_same() {
+        let (mut leases, now) = (Leases::default(), Instant::now());
+        leases.ping(1, A, 10, now);
+        for round in 0..5 {
+            let marker = leases.begin_marker();
+            // Of those that wait for the next marker the newest is enough.
+            leases.ping(1, A, 100 + round, now);
+            leases.ping(1, A, 200 + round, now);
+            let answered = if round == 0 { 10 } else { 200 + round - 1 };
+            assert_eq!(leases.marker_published(marker), [(1, answered)]);
+            assert!(leases.wants_marker());
+        }
+        leases.begin_marker();
+        leases.ping(1, A, 300, now);
+        leases.forget(1);
+        assert!(leases.marker_published(5).is_empty());
         assert!(!leases.wants_marker());
     }
 
