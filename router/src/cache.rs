@@ -254,6 +254,7 @@ impl<F: Clone + Send + Sync + 'static> Cache<F> {
             return None;
         }
         self.metrics.hit(Level::Local);
+        self.worth.hit(question.table);
         Some(Hit {
             entry,
             level: Level::Local,
@@ -574,6 +575,21 @@ mod tests {
         let ahead = SystemTime::now() + Duration::from_secs(600);
         keep(&cache, &question, 110, ahead);
         assert!(!old(&cache));
+    }
+
+    #[test]
+    fn fills_that_answer_while_they_are_old_are_worth_making() {
+        let (cache, question) = (cache(), question());
+        cache
+            .coherence
+            .heard_for_test(&question.shard, G, Lsn(100));
+        for round in 0..500 {
+            assert!(cache.is_worth_a_fill(&question), "after {round}");
+            keep(&cache, &question, 100, SystemTime::now());
+            for _ in 0..2 {
+                assert!(cache.local_old(&question, HOUR, None).is_some());
+            }
+        }
     }
 
     #[test]
