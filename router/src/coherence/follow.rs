@@ -13,6 +13,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tenancy::changes::{CELLS, CellSet, FromRouter, Generation, Lsn};
 use tenancy::id::ShardId;
@@ -44,6 +45,8 @@ pub struct Follow {
     source: Option<Source>,
     pings: VecDeque<Ping>,
     next_ping: u64,
+    /// When the source was asked for a lease last.
+    asked: Option<Boot>,
     /// Leases whose place the watermark has not reached: (place, end).
     granted: VecDeque<(Lsn, Boot)>,
 }
@@ -66,7 +69,7 @@ struct Ping {
 
 /// A worker that is asked for leases and gives none for so long is not the one
 /// that has the slot, or can't reach it: another that claims it is tried.
-const SILENT_MAX: std::time::Duration = std::time::Duration::from_secs(1);
+const SILENT_MAX: Duration = Duration::from_secs(1);
 
 impl Follow {
     /// Nothing is known.
@@ -78,6 +81,7 @@ impl Follow {
             source: None,
             pings: VecDeque::new(),
             next_ping: 0,
+            asked: None,
             granted: VecDeque::new(),
         }
     }
@@ -227,6 +231,11 @@ impl Follow {
         self.leave(from, now)
     }
 
+    /// Whether a lease was asked for within that time.
+    pub fn has_asked(&self, now: Boot, within: Duration) -> bool {
+        self.asked.is_some_and(|last| now.since(last) < within)
+    }
+
     /// Time to keep the lease alive, where it is wanted.
     pub fn tick(&mut self, wanted: bool, now: Boot) -> Say {
         let Some(source) = self.source else {
@@ -253,6 +262,7 @@ impl Follow {
             self.pings.pop_front();
         }
         self.pings.push_back(Ping { id, sent: now });
+        self.asked = Some(now);
         let shard = self.shard.clone();
         vec![(source.connection, FromRouter::Ping { shard, id })]
     }
@@ -331,6 +341,7 @@ impl Follow {
 
     fn forget_leases(&mut self) {
         self.pings.clear();
+        self.asked = None;
         self.granted.clear();
     }
 }

@@ -13,7 +13,7 @@ use tenancy::peer::PeerConnector;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
@@ -111,11 +111,26 @@ impl Coherence {
     }
 
     async fn tick(self: Arc<Self>) {
+        let mut rounds = interval(PING_EVERY);
+        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let _ = timeout(PING_EVERY, self.workers.wake.notified()).await;
-            let now = Boot::now();
-            for shard in self.all() {
-                let said = shard.follow().tick(shard.is_wanted(now), now);
+            let for_all = tokio::select! {
+                _ = rounds.tick() => true,
+                () = self.workers.wake.notified() => false,
+            };
+            self.ask_for_leases(for_all, Boot::now());
+        }
+    }
+
+    /// Asks for the leases that are wanted: in a round for all of them, between
+    /// two for those that nobody had asked for. A shard that wakes up must not
+    /// make all others ask again.
+    fn ask_for_leases(&self, for_all: bool, now: Boot) {
+        for shard in self.all() {
+            let mut follow = shard.follow();
+            if for_all || !follow.has_asked(now, PING_EVERY) {
+                let said = follow.tick(shard.is_wanted(now), now);
+                drop(follow);
                 self.send(said);
             }
         }
@@ -422,6 +437,45 @@ mod tests {
         let begun = Instant::now();
         let error = coherence.run(connection, socket, messages).await;
         (error, begun.elapsed())
+    }
+
+    #[test]
+    fn a_shard_that_wakes_up_makes_no_other_ask_again() {
+        let coherence = Coherence::new("router-1".into());
+        let (connection, mut messages) = coherence.workers.open();
+        let generation = tenancy::changes::Generation {
+            system: 7,
+            timeline: 1,
+            incarnation: 1,
+        };
+        let at = |ms: u64| Boot::from_nanos(1_000_000 * ms);
+        let [busy, sleeper] = ["s1", "s2"].map(|id| coherence.shard(&id.into()));
+        for shard in [&busy, &sleeper] {
+            let mut follow = shard.follow();
+            follow.captures(connection, generation, at(1));
+            follow.start(connection, generation, Lsn(1), false, at(1));
+        }
+        let mut pinged = |for_all: bool, now: Boot| {
+            coherence.ask_for_leases(for_all, now);
+            let mut shards = Vec::new();
+            while let Ok(message) = messages.try_recv() {
+                if let FromRouter::Ping { shard, .. } = message {
+                    shards.push(shard.to_string());
+                }
+            }
+            shards.sort();
+            shards.join(" ")
+        };
+        coherence.wanted(&busy, at(10));
+        assert_eq!(pinged(true, at(10)), "s1");
+        busy.follow().lease(connection, 0, generation, Lsn(1), at(11));
+        coherence.wanted(&busy, at(20));
+        coherence.wanted(&sleeper, at(20));
+        assert_eq!(pinged(false, at(20)), "s2");
+        assert_eq!(pinged(false, at(21)), "");
+        // A round that comes early asks all the same: a lease must not wait for
+        // the next.
+        assert_eq!(pinged(true, at(70)), "s1 s2");
     }
 
     #[tokio::test(start_paused = true)]
