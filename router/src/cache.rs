@@ -580,9 +580,7 @@ mod tests {
     #[test]
     fn fills_that_answer_while_they_are_old_are_worth_making() {
         let (cache, question) = (cache(), question());
-        cache
-            .coherence
-            .heard_for_test(&question.shard, G, Lsn(100));
+        cache.coherence.heard_for_test(&question.shard, G, Lsn(100));
         for round in 0..500 {
             assert!(cache.is_worth_a_fill(&question), "after {round}");
             keep(&cache, &question, 100, SystemTime::now());

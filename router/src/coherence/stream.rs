@@ -468,7 +468,8 @@ mod tests {
         };
         coherence.wanted(&busy, at(10));
         assert_eq!(pinged(true, at(10)), "s1");
-        busy.follow().lease(connection, 0, generation, Lsn(1), at(11));
+        busy.follow()
+            .lease(connection, 0, generation, Lsn(1), at(11));
         coherence.wanted(&busy, at(20));
         coherence.wanted(&sleeper, at(20));
         assert_eq!(pinged(false, at(20)), "s2");
