@@ -362,6 +362,8 @@ pub struct Limits {
     pub send_ms_max: u64,
     /// Largest request body.
     pub body_bytes_max: usize,
+    /// Largest body of what a read answers: it is held in memory until it is sent.
+    pub response_bytes_max: usize,
     /// How long the answer to a write with an Idempotency-Key is kept.
     pub idempotency_seconds: u32,
     /// Keys of one tenant that are kept at once; counted by a sample of one in a
@@ -495,6 +497,7 @@ impl Default for Limits {
             body_ms_max: 10_000,
             send_ms_max: 30_000,
             body_bytes_max: 16 << 20,
+            response_bytes_max: 64 << 20,
             idempotency_seconds: 86_400,
             idempotency_keys_max: 1_000_000,
             idempotency_body_bytes_max: 1 << 20,

@@ -270,7 +270,7 @@ pub enum Error {
     #[error("The answer is larger than {max} bytes")]
     AnswerTooLarge {
         /// In bytes.
-        max: u32,
+        max: usize,
     },
     /// A fault of the router's own.
     #[error("Internal error")]

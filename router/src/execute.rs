@@ -33,7 +33,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 
 use crate::pool::{LeaseError, Leased};
-use crate::wire::{DbError, Prepared, Row, Value};
+use crate::wire::{DbError, Prepared, Row, TooLarge, Value};
 
 /// Whom a statement runs for. Its four values are `$1` to `$4` of every statement.
 #[derive(Clone, Debug)]
@@ -139,6 +139,9 @@ pub enum ExecuteError {
     /// The connection was lost before anything was committed.
     #[error("the connection to the shard was lost")]
     Lost(#[source] Option<io::Error>),
+    /// The answer is larger than the connection was leased for; nothing was written.
+    #[error("the answer is too large to be read")]
+    TooLarge,
     /// The node is a standby, or shuts down: nothing was begun.
     #[error("the node takes no transaction")]
     NotBegun(#[source] Box<DbError>),
@@ -155,7 +158,7 @@ impl ExecuteError {
         match self {
             Self::Lost(_) | Self::NotBegun(_) => true,
             Self::Refused(error) => shuts_down(error.code()),
-            Self::Deadline | Self::Unknown => false,
+            Self::Deadline | Self::TooLarge | Self::Unknown => false,
         }
     }
 
@@ -163,7 +166,11 @@ impl ExecuteError {
     pub fn sqlstate(&self) -> Option<&str> {
         match self {
             Self::Refused(error) => Some(error.code().code()),
-            Self::Deadline | Self::Lost(_) | Self::NotBegun(_) | Self::Unknown => None,
+            Self::Deadline
+            | Self::Lost(_)
+            | Self::TooLarge
+            | Self::NotBegun(_)
+            | Self::Unknown => None,
         }
     }
 
@@ -173,6 +180,7 @@ impl ExecuteError {
             Self::Refused(error) => Self::Refused(error.clone()),
             Self::Deadline => Self::Deadline,
             Self::Lost(_) => Self::Lost(None),
+            Self::TooLarge => Self::TooLarge,
             Self::NotBegun(error) => Self::NotBegun(error.clone()),
             Self::Unknown => Self::Unknown,
         }
@@ -498,7 +506,7 @@ async fn run_transaction(
         Err(_) if access == Access::Write && !session.is_unsent() => {
             return Err(ExecuteError::Unknown);
         }
-        Err(error) => return Err(ExecuteError::Lost(Some(error))),
+        Err(error) => return Err(before_commit(error.into())),
     };
     let unconfirmed = access == Access::Write && session.standbys_were_not_awaited();
     // Lost behind its answer, it is closed, and nobody has to know.
@@ -629,6 +637,7 @@ impl Text {
 enum FailedStep {
     Refused(Box<DbError>),
     Lost(io::Error),
+    TooLarge,
     Gone,
     NoRow,
 }
@@ -637,7 +646,7 @@ impl From<LeaseError> for FailedStep {
     fn from(error: LeaseError) -> Self {
         match error {
             LeaseError::Refused(refused) => Self::Refused(refused),
-            LeaseError::Lost(error) => Self::Lost(error),
+            LeaseError::Lost(error) => error.into(),
             LeaseError::Gone => Self::Gone,
         }
     }
@@ -645,7 +654,10 @@ impl From<LeaseError> for FailedStep {
 
 impl From<io::Error> for FailedStep {
     fn from(error: io::Error) -> Self {
-        Self::Lost(error)
+        match error.get_ref().is_some_and(|source| source.is::<TooLarge>()) {
+            true => Self::TooLarge,
+            false => Self::Lost(error),
+        }
     }
 }
 
@@ -677,6 +689,7 @@ fn before_commit(error: FailedStep) -> ExecuteError {
     match error {
         FailedStep::Refused(refused) => ExecuteError::Refused(refused),
         FailedStep::Lost(error) => ExecuteError::Lost(Some(error)),
+        FailedStep::TooLarge => ExecuteError::TooLarge,
         FailedStep::Gone | FailedStep::NoRow => ExecuteError::Lost(None),
     }
 }

@@ -240,6 +240,7 @@ async fn answer(
             &plan,
         );
         guard.claim = keep.filter(|_| !answered_before).map(Keep::claim);
+        let answer_max = answer_max(bounds, &own, plan.form);
         let application = seen.recorded().map(guard::application);
         let work = Work {
             app,
@@ -249,6 +250,7 @@ async fn answer(
             statement: &statement,
             wanted: request.wanted(),
             deadline: statement_deadline(&own, incoming.deadline),
+            answer_max,
             application,
         };
         let done = match request.method.reads() {
@@ -261,7 +263,7 @@ async fn answer(
                 }
                 done => done.map(|served| {
                     let row = Row::read(&served.answer);
-                    made(&app.config.api, &request, &plan, row, &own, seen)
+                    made(&work, &request, &plan, row, seen)
                 }),
             },
         };
@@ -289,7 +291,7 @@ async fn answer(
                 if now.is_some_and(|now| !now.is_of_the_same_schema(&loaded)) {
                     continue;
                 }
-                return Err(failed(error, &tenant, &model, &plan));
+                return Err(failed(error, &tenant, &model, &plan, answer_max));
             }
             // Once more, and no more: the statement itself might be what kills the node.
             Err(Failed::Execute(error))
@@ -311,7 +313,7 @@ async fn answer(
                     if error.sqlstate() == Some(idempotency::OTHER_REQUEST) {
                         app.events.emit(&Event::Key(KeyUse::Refused));
                     }
-                    return Err(failed(error, &tenant, &model, &plan));
+                    return Err(failed(error, &tenant, &model, &plan, answer_max));
                 }
             },
             Err(Failed::NoPrimary) => Refused::NoPrimary,
@@ -380,11 +382,12 @@ fn statement_deadline(own: &quota::Limits, deadline: Deadline) -> Deadline {
     own.map_or(deadline, |own| deadline.min(Deadline::now() + own))
 }
 
-/// The bound that a read exceeds. What was written is not kept from its writer.
-fn too_large(plan: &Plan, row: &Row, own: &quota::Limits) -> Option<u32> {
-    let max = own.response_bytes?;
-    let larger = row.body.len() > usize::try_from(max).unwrap_or(usize::MAX);
-    (larger && !plan.form.writes()).then_some(max)
+/// Bytes at most of an answer's body. What was written is not kept from its writer.
+fn answer_max(bounds: &Limits, own: &quota::Limits, form: Form) -> usize {
+    match form.writes() {
+        true => usize::MAX,
+        false => least(bounds.response_bytes_max, own.response_bytes),
+    }
 }
 
 fn least(bound: usize, own: Option<u32>) -> usize {
@@ -425,7 +428,7 @@ async fn read(
         }
     };
     let old = got.hit.as_ref().and_then(|hit| hit.old);
-    let made = made(&app.config.api, request, plan, got.row, own, seen);
+    let made = made(work, request, plan, got.row, seen);
     Ok(made.map(|mut made| {
         if let Some(question) = question.filter(|_| got.hit.is_some() && request.token.is_none()) {
             let key = Key::of_request(
@@ -451,17 +454,17 @@ async fn read(
 
 /// Stage 9, within the tenant's bounds.
 fn made(
-    api: &Api,
+    work: &Work<'_>,
     request: &ApiRequest,
     plan: &Plan,
     row: Row,
-    own: &quota::Limits,
     seen: &mut Seen,
 ) -> Result<http::Response<Bytes>, Error> {
     seen.rows = u64::try_from(row.page).unwrap_or(0);
-    match too_large(plan, &row, own) {
-        Some(max) => Err(Error::AnswerTooLarge { max }),
-        None => response::build(api, request, plan, row),
+    let max = work.answer_max;
+    match row.body.len() > max {
+        true => Err(Error::AnswerTooLarge { max }),
+        false => response::build(&work.app.config.api, request, plan, row),
     }
 }
 
@@ -604,7 +607,13 @@ struct MovedDetail {
     epoch: i64,
 }
 
-fn failed(error: ExecuteError, tenant: &TenantContext, model: &Model, plan: &Plan) -> Error {
+fn failed(
+    error: ExecuteError,
+    tenant: &TenantContext,
+    model: &Model,
+    plan: &Plan,
+    answer_max: usize,
+) -> Error {
     match error {
         ExecuteError::Refused(error) => {
             let id = tenant.tenant().to_string();
@@ -619,6 +628,7 @@ fn failed(error: ExecuteError, tenant: &TenantContext, model: &Model, plan: &Pla
             Error::Postgres(Box::new(refusal.with_detail(detail)))
         }
         ExecuteError::Deadline => Error::Deadline,
+        ExecuteError::TooLarge => Error::AnswerTooLarge { max: answer_max },
         ExecuteError::Lost(_) | ExecuteError::NotBegun(_) if plan.form.writes() => {
             Error::Unavailable {
                 why: "the connection to the shard was lost before anything was written",

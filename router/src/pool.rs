@@ -188,8 +188,9 @@ impl Pools {
         let own = pools.own(&whose, || self.build(node, &whose.role))?;
         loop {
             let object = pools.source(&whose.role, &own).get().await;
-            let object = object.map_err(|error| failed(node, error))?;
+            let mut object = object.map_err(|error| failed(node, error))?;
             if object.identity == identity {
+                object.session.bound_rows(usize::MAX);
                 return Ok(Leased {
                     object: Some(object),
                     in_flight: false,
@@ -615,6 +616,14 @@ impl Leased {
         self.in_flight = true;
         connection.session.close_forgotten()?;
         Ok(&mut connection.session)
+    }
+
+    /// No more bytes of rows are read of one answer: a statement that answers more is
+    /// cancelled, and the connection closed. For whoever has it now.
+    pub fn bound_rows(&mut self, bytes_max: usize) {
+        if let Some(connection) = self.object.as_mut() {
+            connection.session.bound_rows(bytes_max);
+        }
     }
 
     /// Who the server was when the connection was made.

@@ -34,6 +34,10 @@ const READ_BYTES: usize = 8 << 10;
 const BINARY: i16 = 1;
 /// ReadyForQuery's word for: outside of any transaction.
 const IDLE: u8 = b'I';
+/// A message's type and length.
+const HEADER_BYTES: usize = 5;
+/// The type of a row's message.
+const DATA_ROW: u8 = b'D';
 /// Where in Postgres a warning comes from that a COMMIT returns without its
 /// synchronous standbys' word.
 const SYNC_REP_WAIT: &str = "SyncRepWaitForLSN";
@@ -53,7 +57,15 @@ pub struct Session {
     /// By its last answer: everything was answered, and no transaction is open.
     idle: bool,
     standbys_not_awaited: bool,
+    /// Bytes of rows at most that are read of one answer.
+    rows_bytes_max: usize,
 }
+
+/// Why an answer is read no further, as an [`io::Error`]'s source: its rows are
+/// more than may be. What the statement has done is not known.
+#[derive(Debug, thiserror::Error)]
+#[error("the rows of the answer are more than may be read")]
+pub struct TooLarge;
 
 /// A statement that the server knows by a name of the session's.
 #[derive(Clone, Debug)]
@@ -115,7 +127,14 @@ impl Session {
             unsent: false,
             idle: true,
             standbys_not_awaited: false,
+            rows_bytes_max: usize::MAX,
         }
+    }
+
+    /// From now on an answer of more bytes of rows ends the session, before the row
+    /// that is too much has been read.
+    pub fn bound_rows(&mut self, bytes_max: usize) {
+        self.rows_bytes_max = bytes_max;
     }
 
     /// Has a statement parsed, in a round trip of its own. `types` are those of its
@@ -234,12 +253,13 @@ impl Session {
     /// Reads the answer to the next message that was sent.
     ///
     /// # Errors
-    /// The connection broke before the server said why.
+    /// The connection broke before the server said why, or [`TooLarge`].
     pub async fn answer(&mut self) -> io::Result<Said> {
         let mut said = Said::default();
         let mut rows = Vec::new();
+        let mut left = self.rows_bytes_max;
         loop {
-            let message = match self.message().await {
+            let message = match self.message(left).await {
                 Ok(message) => message,
                 Err(error) => {
                     self.ended = true;
@@ -251,7 +271,10 @@ impl Session {
                 }
             };
             match message {
-                Message::DataRow(body) => rows.push(Row::read(&body)?),
+                Message::DataRow(body) => {
+                    left = left.saturating_sub(body.buffer_bytes().len());
+                    rows.push(Row::read(&body)?);
+                }
                 Message::CommandComplete(_) | Message::EmptyQueryResponse => {
                     said.done.push(std::mem::take(&mut rows));
                 }
@@ -282,8 +305,12 @@ impl Session {
         }
     }
 
-    async fn message(&mut self) -> io::Result<Message> {
+    async fn message(&mut self, rows_left: usize) -> io::Result<Message> {
         loop {
+            // Told by its header: `parse` makes room for the whole of it.
+            if row_bytes(&self.received).is_some_and(|bytes| bytes > rows_left) {
+                return Err(io::Error::other(TooLarge));
+            }
             if let Some(message) = Message::parse(&mut self.received)? {
                 return Ok(message);
             }
@@ -396,6 +423,16 @@ impl Row {
         let range = self.values.get(column)?.clone()?;
         std::str::from_utf8(self.bytes.get(range)?).ok()
     }
+}
+
+/// The length that the header of a row's message tells, where that is what begins
+/// here; of its body or some bytes more.
+fn row_bytes(received: &[u8]) -> Option<usize> {
+    let header = received.first_chunk::<HEADER_BYTES>()?;
+    let [DATA_ROW, length @ ..] = *header else {
+        return None;
+    };
+    usize::try_from(u32::from_be_bytes(length)).ok()
 }
 
 fn columns(body: &RowDescriptionBody) -> io::Result<Vec<Column>> {

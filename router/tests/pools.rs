@@ -310,11 +310,52 @@ async fn what_was_cancelled_or_changed_its_session_reaches_nobody() {
     assert!(matches!(done, Err(ExecuteError::Deadline)), "{done:?}");
     assert_ne!(pid(&mut node.lease(&pools).await).await, first);
 
+    too_much_is_not_read(&node, &pools).await;
+
     // A role that the node lacks is the request's fault, and no other's.
     let unknown = pools.get(&node.address, claim("nobody"), node.identity, WAIT);
     let refused = unknown.await.err().unwrap();
     assert!(matches!(refused, PoolError::Session { .. }), "{refused}");
     node.cluster.down().await;
+}
+
+/// A row larger than wanted is refused by its header, and its sender stopped.
+async fn too_much_is_not_read(node: &Node, pools: &Pools) {
+    let deadline = tokio::time::Instant::now() + WAIT;
+    let body = |bytes: u32| format!("select repeat('x', {bytes}) as body");
+    // More than any socket's buffers hold.
+    let large = body(64 << 20);
+    for access in [None, Some(Access::ReadOnly)] {
+        let mut leased = node.lease(pools).await;
+        leased.bound_rows(2_000);
+        let done = match access {
+            Some(access) => {
+                let text = large.clone();
+                execute::transact(leased, guard(), access, text, Vec::new(), deadline).await
+            }
+            None => {
+                let done = execute::read(&mut leased, &guard(), &large, &[], false, deadline).await;
+                let waits = "select count(*) from pg_stat_activity
+                    where application_name = 'test' and wait_event = 'ClientWrite'";
+                node.until(waits, 1).await;
+                drop(leased);
+                done
+            }
+        };
+        assert!(matches!(done, Err(ExecuteError::TooLarge)), "{done:?}");
+        node.until(SESSIONS, 0).await;
+    }
+    let mut leased = node.lease(pools).await;
+    leased.bound_rows(2_000);
+    let fits = execute::read(&mut leased, &guard(), &body(1_900), &[], false, deadline).await;
+    assert_eq!(fits.unwrap().text("body").unwrap().len(), 1_900);
+    let session = pid(&mut leased).await;
+    drop(leased);
+    // The bound was that lease's own.
+    let mut leased = node.lease(pools).await;
+    assert_eq!(pid(&mut leased).await, session);
+    let fits = execute::read(&mut leased, &guard(), &body(2_100), &[], false, deadline).await;
+    assert_eq!(fits.unwrap().text("body").unwrap().len(), 2_100);
 }
 
 /// Postgres answers such a COMMIT as if it were done.

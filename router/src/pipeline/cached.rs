@@ -11,7 +11,7 @@ use tenancy::quota;
 use tokio::time::{Instant, timeout_at};
 
 use super::serve::{self, Failed, Work};
-use super::{Incoming, Seen, Stage, Stages, too_large};
+use super::{Incoming, Seen, Stage, Stages, answer_max};
 use crate::app::App;
 use crate::cache::control::Control;
 use crate::cache::entry::Entry;
@@ -133,7 +133,8 @@ pub(super) fn at_once(
         return None;
     }
     let hit = app.cache.local(&front.question, &under, None)?;
-    if too_large(&front.plan, &hit.entry.row, own).is_some() {
+    let max = answer_max(&app.config.limits, own, front.plan.form);
+    if hit.entry.row.body.len() > max {
         return None;
     }
     seen.shard = Some(target.shard.id.clone());
@@ -437,6 +438,7 @@ struct Owned {
     statement: Statement,
     wanted: Wanted,
     deadline: Instant,
+    answer_max: usize,
     application: Option<Arc<str>>,
 }
 
@@ -450,6 +452,7 @@ impl Owned {
             statement: work.statement.clone(),
             wanted: work.wanted,
             deadline: work.deadline,
+            answer_max: work.answer_max,
             application: work.application.clone(),
         }
     }
@@ -463,6 +466,7 @@ impl Owned {
             statement: &self.statement,
             wanted: self.wanted,
             deadline: self.deadline,
+            answer_max: self.answer_max,
             application: self.application.clone(),
         }
     }

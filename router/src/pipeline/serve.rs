@@ -33,6 +33,10 @@ const LAST_WORD_MAX: Duration = Duration::from_millis(300);
 /// Longest wait for one of a replica's connections: the primary has some, too.
 const REPLICA_WAIT_MAX: Duration = Duration::from_millis(50);
 
+/// Beside its body an answer's row has counts, a status and headers: the body itself
+/// is measured once it is there.
+const BESIDE_BODY_BYTES: usize = 64 << 10;
+
 /// What is to be done on a shard.
 pub(super) struct Work<'a> {
     pub(super) app: &'a Arc<App>,
@@ -42,6 +46,8 @@ pub(super) struct Work<'a> {
     pub(super) statement: &'a Statement,
     pub(super) wanted: Wanted,
     pub(super) deadline: Instant,
+    /// Bytes at most of its answer's body.
+    pub(super) answer_max: usize,
     /// What Postgres calls the connection meanwhile, where it is a traced request's.
     pub(super) application: Option<Arc<str>>,
 }
@@ -367,6 +373,7 @@ async fn run(
 ) -> Result<Answer, ExecuteError> {
     let statement = work.statement;
     let deadline = work.deadline;
+    connection.bound_rows(work.answer_max.saturating_add(BESIDE_BODY_BYTES));
     let params: Vec<Text> = statement.params.iter().cloned().map(Text).collect();
     // Boxed: few requests have it, and all have room for it.
     let named = work.application.as_deref();
