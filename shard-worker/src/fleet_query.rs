@@ -1,6 +1,7 @@
 //! What people ask of a shard by SQL: read only, within bounds of time, rows and
 //! bytes, on a replica where there is one.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
@@ -15,7 +16,7 @@ use tokio_postgres::types::ToSql;
 
 use crate::app::App;
 use crate::error::Error;
-use crate::shard::{Address, ShardError};
+use crate::shard::{Address, Newest, ShardError};
 
 /// Rows of one shard's answer at most, whatever was asked for.
 pub const ROWS_MAX: usize = 10_000;
@@ -106,7 +107,8 @@ pub async fn ask(app: &App, shard: &ShardInfo, ask: &Ask<'_>) -> Result<Answer, 
     Err(error)
 }
 
-/// Replicas that were seen lately and are not far behind, then all others.
+/// Replicas that were seen lately and are not far behind, then all others but for
+/// primaries that were replaced.
 fn in_order(nodes: &[NodeInfo], primary: bool) -> Vec<&NodeInfo> {
     let is_good = |node: &NodeInfo| {
         node.role.as_deref() == Some("replica")
@@ -121,7 +123,8 @@ fn in_order(nodes: &[NodeInfo], primary: bool) -> Vec<&NodeInfo> {
         (false, Some("primary")) => 1,
         (false, _) => 2,
     };
-    let mut nodes: Vec<&NodeInfo> = nodes.iter().collect();
+    let newest = Newest::of(nodes);
+    let mut nodes: Vec<&NodeInfo> = nodes.iter().filter(|n| !newest.condemns(n)).collect();
     if primary {
         nodes.retain(|node| node.role.as_deref() != Some("replica"));
     }
@@ -135,6 +138,7 @@ async fn ask_node(app: &App, node: &NodeInfo, ask: &Ask<'_>) -> Result<Rows, Err
     let address = Address {
         host: node.host.clone(),
         port: node.port,
+        newest: Arc::default(),
     };
     let client = app.logins.as_reader(&address).await?;
     let replica = begin(&client, ask).await?;
@@ -234,8 +238,14 @@ mod tests {
 
     #[test]
     fn replicas_are_asked_first_unless_they_lag() {
+        let on = |timeline, node| NodeInfo {
+            system_id: Some("7".into()),
+            timeline: Some(timeline),
+            ..node
+        };
         let nodes = [
-            node("primary", Some("primary"), 0),
+            on(1, node("replaced", Some("primary"), 0)),
+            on(2, node("primary", Some("primary"), 0)),
             node("late", Some("replica"), 1 << 30),
             node("fresh", Some("replica"), 10),
         ];

@@ -16,7 +16,7 @@ use crate::app::App;
 use crate::error::Error;
 use crate::migrate;
 use crate::move_tenant::janitor;
-use crate::shard::Address;
+use crate::shard::{Address, Newest};
 
 const EVERY: Duration = Duration::from_secs(2);
 /// Leftovers of moves and migrations are looked for so often.
@@ -171,13 +171,16 @@ async fn repair_suspensions(app: &App, shards: &[ShardInfo]) -> Result<(), Error
     outcome
 }
 
-/// Where the shard's nodes listen.
+/// Where the shard's nodes listen, but for primaries that were replaced.
 pub fn addresses(shard: &ShardInfo) -> Vec<Address> {
+    let newest = Arc::new(Newest::of(&shard.nodes));
     let nodes = shard.nodes.iter();
     nodes
+        .filter(|node| !newest.condemns(node))
         .map(|node| Address {
             host: node.host.clone(),
             port: node.port,
+            newest: newest.clone(),
         })
         .collect()
 }

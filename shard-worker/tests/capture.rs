@@ -117,7 +117,28 @@ async fn writes_arrive_in_order_exactly_once_whatever_is_killed() {
     shard.insert(tenant(3_000)).await;
     router.catch_up(shard.position().await).await;
     assert_eq!(router.times_raised(Cell::rows(tenant(3_000), T)), 1);
+    a_replaced_primary_gets_no_fence(&cluster).await;
     cluster.down().await;
+}
+
+/// It returns, takes itself for the primary, and its name comes first.
+async fn a_replaced_primary_gets_no_fence(cluster: &Cluster) {
+    cluster.start_node("s1-primary").await.unwrap();
+    let control = Shard::open(&cluster.control_dsn()).await;
+    let seen = "select role = 'primary' and timeline = 2 from ringfence.node
+        where name = 's1-replica1'";
+    eventually(async || control.value::<Option<bool>>(seen).await == Some(true)).await;
+    let url = format!("{}/admin/v1/tenants", cluster.admin_url());
+    let request = reqwest::Client::new().post(url);
+    let request = request.bearer_auth(cluster.admin_token());
+    let request = request.json(&serde_json::json!({ "slug": "acme" }));
+    assert_eq!(request.send().await.unwrap().status(), 201);
+    for (node, fences) in [("s1-primary", 0), ("s1-replica1", 1)] {
+        let shard = Shard::connect(cluster, node).await;
+        assert!(!shard.value::<bool>("select pg_is_in_recovery()").await);
+        let found = shard.value::<i64>("select count(*) from ringfence.fence");
+        assert_eq!(found.await, fences, "{node}");
+    }
 }
 
 #[tokio::test]

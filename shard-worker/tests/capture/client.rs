@@ -37,8 +37,11 @@ pub(crate) struct Shard(tokio_postgres::Client);
 
 impl Shard {
     pub(crate) async fn connect(cluster: &Cluster, node: &str) -> Self {
-        let dsn = cluster.shard_dsn(node).unwrap();
-        let (client, connection) = tokio_postgres::connect(&dsn, NoTls).await.unwrap();
+        Self::open(&cluster.shard_dsn(node).unwrap()).await
+    }
+
+    pub(crate) async fn open(dsn: &str) -> Self {
+        let (client, connection) = tokio_postgres::connect(dsn, NoTls).await.unwrap();
         tokio::spawn(connection);
         Self(client)
     }
