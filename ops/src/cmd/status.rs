@@ -78,14 +78,23 @@ impl Status {
         if !self.watch {
             return look(admin).await;
         }
+        let mut output = look(admin).await?;
         loop {
-            let output = look(admin).await?;
             if format == Format::Table {
                 // A terminal that went away ends the command at the next print.
                 let _ = stdout().write_all(CLEAR_SCREEN);
             }
             output.print(format)?;
             tokio::time::sleep(AGAIN).await;
+            // Who watches wants to see the end of what is wrong, too: what was seen
+            // last stays, with the reason below.
+            output = loop {
+                match look(admin).await {
+                    Ok(output) => break output,
+                    Err(error) => eprintln!("not seen: {}", error.chain()),
+                }
+                tokio::time::sleep(AGAIN).await;
+            };
         }
     }
 }
@@ -159,16 +168,29 @@ fn duration(seconds: &Value) -> String {
 /// or `down` when nothing takes its writes; with the reason.
 fn state(shard: &Value, nodes: &[Value]) -> Value {
     let of_shard: Vec<&Value> = nodes.iter().filter(|n| n["shard"] == shard["id"]).collect();
-    // A primary that came back stays on its old timeline: the newest one rules.
-    let primary = of_shard
+    // A primary that came back stays on its old timeline: the newest one rules, also
+    // while none that is up is on it.
+    let newest = of_shard
         .iter()
         .filter(|n| n["role"] == "primary" && is_up(n))
         .max_by_key(|n| n["timeline"].as_u64());
+    let replaced_at = newest.and_then(|node| {
+        let of_server = of_shard.iter().filter(|n| n["system_id"] == node["system_id"]);
+        let seen = of_server.filter_map(|n| n["timeline"].as_u64()).max();
+        seen.filter(|seen| Some(*seen) > node["timeline"].as_u64())
+    });
+    let primary = newest.filter(|_| replaced_at.is_none());
     let name = primary.map(|p| &p["name"]);
     let others = of_shard.iter().filter(|n| Some(&n["name"]) != name);
     let (up, missing): (Vec<&Value>, Vec<&Value>) = others.partition(|n| follows(n, primary));
     let (status, why) = match (primary, missing.first()) {
-        (None, _) => ("down", Some("no primary is seen".to_owned())),
+        (None, _) => match newest.zip(replaced_at) {
+            Some((old, timeline)) => {
+                let why = format!("{}, and {timeline} was seen", trouble(old));
+                ("down", Some(why))
+            }
+            None => ("down", Some("no primary is seen".to_owned())),
+        },
         (Some(_), Some(node)) => ("degraded", Some(trouble(node))),
         (Some(_), None) => ("ok", None),
     };
@@ -225,13 +247,16 @@ mod tests {
     }
 
     /// A well shard, one whose old primary came back, one with a replica that
-    /// does not answer, one without a primary, and one never looked at.
+    /// does not answer, one without a primary, one never looked at, and one whose
+    /// new primary is down while the old one came back.
     #[test]
     fn states() {
         let mut lost = node("s3-replica1", "replica", 1);
         lost["error"] = json!("connection refused");
         let mut gone = node("s4-primary", "primary", 1);
         gone["seen_seconds_ago"] = json!(60.0);
+        let mut promoted = node("s6-replica1", "primary", 2);
+        promoted["error"] = json!("connection refused");
         let nodes = [
             node("s1-primary", "primary", 1),
             node("s1-replica1", "replica", 1),
@@ -242,8 +267,10 @@ mod tests {
             gone,
             node("s4-replica1", "replica", 1),
             json!({"name": "s5-primary", "shard": "s5"}),
+            node("s6-primary", "primary", 1),
+            promoted,
         ];
-        let shards = ["s1", "s2", "s3", "s4", "s5"];
+        let shards = ["s1", "s2", "s3", "s4", "s5", "s6"];
         let shards = shards.map(|id| json!({"id": id, "region": "local", "tenants": 7}));
         let member = |kind: &str, name: &str, seen: f64| {
             json!({
