@@ -257,12 +257,16 @@ pub enum Error {
     /// The tenant asks for more at once than it may.
     #[error("Too many requests at once")]
     TooManyAtOnce {
+        /// On all routers together.
+        quota: u32,
         /// On this router.
         max: u32,
     },
     /// The tenant's statements have taken more of the shards' time than they may.
     #[error("Too much time on the shard")]
     TooMuchTime {
+        /// Milliseconds in a second.
+        quota: u32,
         /// Seconds until one may begin again.
         reset: u32,
     },
@@ -418,8 +422,8 @@ impl From<Limited> for Error {
     fn from(limited: Limited) -> Self {
         match limited {
             Limited::Rate(rate) => Self::TooManyRequests(rate),
-            Limited::Concurrency { max } => Self::TooManyAtOnce { max },
-            Limited::Time { reset } => Self::TooMuchTime { reset },
+            Limited::Concurrency { quota, max } => Self::TooManyAtOnce { quota, max },
+            Limited::Time { quota, reset } => Self::TooMuchTime { quota, reset },
         }
     }
 }
@@ -565,12 +569,22 @@ impl Error {
                 .header(RETRY_AFTER, &rate.reset.to_string())
                 .header(quota::POLICY, &rate.policy())
                 .header(quota::LIMIT, &rate.limit()),
-            Self::TooManyAtOnce { max } => report(429, "RF051")
+            Self::TooManyAtOnce { quota, max } => report(429, "RF051")
                 .details(format!("{max} of the tenant's are being answered here"))
-                .header(RETRY_AFTER, "1"),
-            Self::TooMuchTime { reset } => report(429, "RF053")
+                .header(RETRY_AFTER, "1")
+                .header(
+                    quota::POLICY,
+                    &format!("\"concurrency\";q={quota};qu=\"concurrent-requests\""),
+                )
+                .header(quota::LIMIT, "\"concurrency\";r=0;t=1"),
+            Self::TooMuchTime { quota, reset } => report(429, "RF053")
                 .details(format!("Statements may begin again in {reset} s"))
-                .header(RETRY_AFTER, &reset.to_string()),
+                .header(RETRY_AFTER, &reset.to_string())
+                .header(
+                    quota::POLICY,
+                    &format!("\"shard-time\";q={quota};qu=\"milliseconds\";w=1"),
+                )
+                .header(quota::LIMIT, &format!("\"shard-time\";r=0;t={reset}")),
             Self::AnswerTooLarge { .. } => report(422, "RF052")
                 .hint("Ask for fewer rows or columns: limit, select.".to_owned()),
             Self::Internal { .. } => report(500, "XX000"),

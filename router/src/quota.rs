@@ -99,11 +99,15 @@ pub enum Limited {
     Rate(RateNow),
     /// Too many requests at once.
     Concurrency {
+        /// On all routers together.
+        quota: u32,
         /// On this router.
         max: u32,
     },
     /// Too much time on the shards.
     Time {
+        /// Milliseconds in a second, on all routers together.
+        quota: u32,
         /// Seconds until a statement may begin again.
         reset: u32,
     },
@@ -263,6 +267,7 @@ impl Account {
         };
         if others >= allowance.concurrency {
             return Err(Limited::Concurrency {
+                quota: limits.concurrency.unwrap_or(u32::MAX),
                 max: allowance.concurrency,
             });
         }
@@ -275,7 +280,9 @@ impl Account {
     fn in_time<T>(&self, asked: Result<T, Duration>) -> Result<T, Limited> {
         asked.map_err(|wait| {
             self.counters.refused.fetch_add(1, Ordering::Relaxed);
+            let limits = self.allowance.load().limits;
             Limited::Time {
+                quota: limits.shard_ms_per_second.unwrap_or_default(),
                 reset: whole_seconds(wait),
             }
         })
@@ -368,12 +375,13 @@ impl RateNow {
 }
 
 impl Pass {
-    /// Tells the client what is left, where there is a limit.
+    /// Tells the client what is left, where there is a limit; beside the one that a
+    /// refusal tells of.
     pub fn tell(&self, headers: &mut HeaderMap) {
         let Some(rate) = &self.rate else { return };
         for (name, value) in [(POLICY, rate.policy()), (LIMIT, rate.limit())] {
             if let Ok(value) = HeaderValue::try_from(value) {
-                headers.insert(name, value);
+                headers.append(name, value);
             }
         }
     }
@@ -493,7 +501,7 @@ mod tests {
         let first = quotas.admit(ACME, limits).unwrap();
         let second = quotas.admit(ACME, limits).unwrap();
         let third = quotas.admit(ACME, limits).map(drop);
-        assert_eq!(third, Err(Limited::Concurrency { max: 2 }));
+        assert_eq!(third, Err(Limited::Concurrency { quota: 2, max: 2 }));
         drop(first);
         drop(quotas.admit(ACME, limits).unwrap());
         drop(second);

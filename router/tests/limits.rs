@@ -274,6 +274,12 @@ async fn time_and_concurrency(service: &Service) {
     let mut answers = Vec::new();
     for answer in [pair.0, pair.1] {
         let status = answer.status().as_u16();
+        if status == 429 {
+            let policy = "\"concurrency\";q=1;qu=\"concurrent-requests\"";
+            assert_eq!(header(&answer, "ratelimit-policy"), policy);
+            assert_eq!(header(&answer, "ratelimit"), "\"concurrency\";r=0;t=1");
+            assert_eq!(header(&answer, "retry-after"), "1");
+        }
         let body: Value = answer.json().await.unwrap();
         answers.push((status, body["code"].as_str().unwrap().to_owned()));
     }
@@ -305,6 +311,10 @@ async fn time_of_all(service: &Service) {
     };
     let wait: u64 = header(&refused, "retry-after").parse().unwrap();
     assert!((1..=4).contains(&wait), "{wait} s");
+    let policy = "\"shard-time\";q=200;qu=\"milliseconds\";w=1";
+    assert_eq!(header(&refused, "ratelimit-policy"), policy);
+    let left = format!("\"shard-time\";r=0;t={wait}");
+    assert_eq!(header(&refused, "ratelimit"), left);
     let body: Value = refused.json().await.unwrap();
     assert_eq!(body["code"], "RF053");
     let quick = service.get(0, "acme", "companies?limit=1").await;
