@@ -166,11 +166,9 @@ impl ExecuteError {
     pub fn sqlstate(&self) -> Option<&str> {
         match self {
             Self::Refused(error) => Some(error.code().code()),
-            Self::Deadline
-            | Self::Lost(_)
-            | Self::TooLarge
-            | Self::NotBegun(_)
-            | Self::Unknown => None,
+            Self::Deadline | Self::Lost(_) | Self::TooLarge | Self::NotBegun(_) | Self::Unknown => {
+                None
+            }
         }
     }
 
@@ -654,9 +652,9 @@ impl From<LeaseError> for FailedStep {
 
 impl From<io::Error> for FailedStep {
     fn from(error: io::Error) -> Self {
-        match error.get_ref().is_some_and(|source| source.is::<TooLarge>()) {
-            true => Self::TooLarge,
-            false => Self::Lost(error),
+        match error.get_ref() {
+            Some(source) if source.is::<TooLarge>() => Self::TooLarge,
+            _ => Self::Lost(error),
         }
     }
 }

@@ -74,6 +74,9 @@ pub enum Refused {
     /// A newer request of the tenant came in its place.
     #[error("newer requests of the tenant were served first")]
     PushedOut,
+    /// There is room here, and the node itself takes no more connections.
+    #[error("the node takes no more connections")]
+    ByNode,
 }
 
 #[derive(Default)]

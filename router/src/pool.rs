@@ -10,6 +10,8 @@
 //! never spends a round trip on it. Sessions are read-only by default: a read
 //! can't write even by accident, and a write says `BEGIN READ WRITE`.
 
+mod budget;
+
 use std::collections::HashMap;
 use std::io;
 use std::num::NonZeroUsize;
@@ -22,13 +24,18 @@ use lru::LruCache;
 use tenancy::socket::{ConnectError, Server};
 use tenancy::tls::Tls;
 use tokio::runtime;
+use tokio::time::Instant;
 use tokio_postgres::error::DbError as LoginError;
 use tokio_postgres::types::Type;
 use tokio_postgres::{CancelToken, SimpleQueryMessage};
 
+use self::budget::{Budget, Place};
 use crate::gate::{Claim, Gate, Permit, Refused, Waiting};
 use crate::token::Generation;
 use crate::wire::{DbError, Prepared, Session};
+
+/// Pause before a place for a connection is looked for again.
+const PLACE_LOOK: Duration = Duration::from_millis(1);
 
 /// A node to connect to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -90,8 +97,7 @@ pub struct Pools {
 /// A node's pools, behind one gate.
 struct NodePools {
     gate: Arc<Gate>,
-    /// Connections of one role at most.
-    role_max: usize,
+    budget: Arc<Budget>,
     pools: RwLock<HashMap<Whose, managed::Pool<NodeManager>>>,
     /// Connections in use beyond what the router may have since its share fell:
     /// so many are closed when they are given back.
@@ -185,10 +191,19 @@ impl Pools {
         };
         let permit = pools.gate.enter(claim, wait_max).await;
         let permit = permit.map_err(PoolError::Busy)?;
-        let own = pools.own(&whose, || self.build(node, &whose.role))?;
+        let own = pools.own(&whose, || self.build(node, &whose.role, &pools.budget))?;
+        let until = Instant::now() + self.settings.connect_max;
         loop {
-            let object = pools.source(&whose.role, &own).get().await;
-            let mut object = object.map_err(|error| failed(node, error))?;
+            let mut object = match pools.source(&whose.role, &own).get().await {
+                Ok(object) => object,
+                // Another took the idle one, or the place, at the same moment. For who
+                // is let in there is one.
+                Err(managed::PoolError::Backend(NotMade::NoPlace)) if Instant::now() < until => {
+                    tokio::time::sleep(PLACE_LOOK).await;
+                    continue;
+                }
+                Err(error) => return Err(failed(node, error)),
+            };
             if object.identity == identity {
                 object.session.bound_rows(usize::MAX);
                 return Ok(Leased {
@@ -221,6 +236,7 @@ impl Pools {
         let nodes = self.nodes.read().unwrap_or_else(|p| p.into_inner());
         for pools in nodes.values() {
             pools.gate.resize(self.share());
+            pools.budget.resize(self.share());
             pools.shrink();
         }
     }
@@ -287,7 +303,7 @@ impl Pools {
         let new = || {
             Arc::new(NodePools {
                 gate: Gate::new(self.share(), settings.size_max, settings.waiting),
-                role_max: settings.size_max,
+                budget: Budget::new(self.share(), settings.size_max),
                 pools: RwLock::default(),
                 excess: AtomicUsize::new(0),
             })
@@ -299,7 +315,8 @@ impl Pools {
     fn build(
         &self,
         node: &NodeAddress,
-        role: &str,
+        role: &Arc<str>,
+        budget: &Arc<Budget>,
     ) -> Result<managed::Pool<NodeManager>, PoolError> {
         let settings = &self.settings;
         let mut config = tokio_postgres::Config::new();
@@ -319,6 +336,8 @@ impl Pools {
             config,
             tls: settings.tls.clone(),
             statements_max: settings.statements_max,
+            budget: budget.clone(),
+            role: role.clone(),
         })
         .max_size(settings.size_max)
         // The last one used first: what is not needed stays idle, and is closed.
@@ -368,20 +387,14 @@ impl NodePools {
         if own.status().available > 0 {
             return own.clone();
         }
-        let capacity = self.gate.capacity();
-        let pools = self.pools.read().unwrap_or_else(|p| p.into_inner());
-        let of_role = || {
-            let of_role = pools.iter().filter(|(whose, _)| *whose.role == *role);
-            of_role.map(|(_, pool)| pool)
-        };
-        if open(pools.values()) >= capacity || open(of_role()) >= self.role_max {
-            let idle = of_role().find(|pool| pool.status().available > 0);
-            if let Some(pool) = idle {
+        if self.budget.is_spent(role) {
+            let pools = self.pools.read().unwrap_or_else(|p| p.into_inner());
+            let mut of_role = pools.iter().filter(|(whose, _)| *whose.role == *role);
+            if let Some((_, pool)) = of_role.find(|(_, pool)| pool.status().available > 0) {
                 return pool.clone();
             }
         }
-        drop(pools);
-        self.close_idle_beyond(capacity.saturating_sub(1));
+        self.close_idle_beyond(self.gate.capacity().saturating_sub(1));
         own.clone()
     }
 
@@ -395,9 +408,8 @@ impl NodePools {
     /// Closes idle connections until no more than `wanted` are open; returns how
     /// many there still are too many, all of them in use.
     fn close_idle_beyond(&self, wanted: usize) -> usize {
-        let pools = self.all();
-        let mut too_many = open(&pools).saturating_sub(wanted);
-        for pool in pools {
+        let mut too_many = self.budget.open().saturating_sub(wanted);
+        for pool in self.all() {
             pool.retain(|_, _| {
                 let close = too_many > 0;
                 too_many -= usize::from(close);
@@ -421,31 +433,32 @@ impl NodePools {
         let mut usage = Usage {
             waiting: self.gate.waiting(),
             max: self.gate.capacity(),
+            open: self.budget.open(),
             ..Usage::default()
         };
         for pool in self.all() {
             let status = pool.status();
             usage.used += status.size.saturating_sub(status.available);
-            usage.open += status.size;
         }
         usage
     }
 }
 
-fn open<'a>(pools: impl IntoIterator<Item = &'a managed::Pool<NodeManager>>) -> usize {
-    pools.into_iter().map(|pool| pool.status().size).sum()
-}
-
-fn failed(node: &NodeAddress, error: managed::PoolError<ConnectError>) -> PoolError {
+fn failed(node: &NodeAddress, error: managed::PoolError<NotMade>) -> PoolError {
     let source = match error {
-        managed::PoolError::Timeout(managed::TimeoutType::Wait) => {
+        managed::PoolError::Timeout(managed::TimeoutType::Wait)
+        | managed::PoolError::Backend(NotMade::NoPlace) => {
             return PoolError::Busy(Refused::TooLong);
         }
-        managed::PoolError::Backend(source) => Some(source),
+        managed::PoolError::Backend(NotMade::Connect(source)) => Some(source),
         _ => None,
     };
     let (host, port) = (node.host.clone(), node.port);
     let refused = source.as_ref().and_then(ConnectError::refused);
+    // Class 53: it has room for no more. It is well, and serves those who are in.
+    if refused.is_some_and(|refused| refused.code().code().starts_with("53")) {
+        return PoolError::Busy(Refused::ByNode);
+    }
     // Classes of values and names: the role or the search path. A login that is
     // refused (28) is refused to everybody, as by a node that is down.
     let of_session =
@@ -483,6 +496,19 @@ pub struct NodeManager {
     config: tokio_postgres::Config,
     tls: Tls,
     statements_max: NonZeroUsize,
+    budget: Arc<Budget>,
+    role: Arc<str>,
+}
+
+/// Why a connection is not made.
+#[derive(Debug, thiserror::Error)]
+pub enum NotMade {
+    /// There are as many as may be.
+    #[error("there is no place for one more")]
+    NoPlace,
+    /// The node can't be connected to.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
 }
 
 /// A connection with its prepared statements.
@@ -492,17 +518,39 @@ pub struct Connection {
     statements: LruCache<Box<str>, Prepared>,
     /// Who the server was when the connection was made.
     identity: Identity,
+    /// The last to be dropped: the place is free once the connection is closed.
+    _place: Place,
 }
 
 impl managed::Manager for NodeManager {
     type Type = Connection;
-    type Error = ConnectError;
+    type Error = NotMade;
 
     /// Boxed, as what happens seldom: every request's own future has room for all
     /// that it may do, and is moved from stage to stage.
     async fn create(&self) -> Result<Connection, Self::Error> {
-        let connecting = Box::pin(self.tls.log_in(&self.server, &self.config));
-        let (socket, token) = connecting.await?;
+        let place = self.budget.take(&self.role).ok_or(NotMade::NoPlace)?;
+        Ok(Box::pin(self.connect(place)).await?)
+    }
+
+    /// Only connections come back that are known to be idle, outside a
+    /// transaction, and with the session that they began with (see [`Leased`] and
+    /// [`crate::execute`]); but the server may have closed one meanwhile.
+    async fn recycle(
+        &self,
+        connection: &mut Connection,
+        _: &Metrics,
+    ) -> RecycleResult<Self::Error> {
+        match connection.session.is_open() {
+            true => Ok(()),
+            false => Err(RecycleError::message("closed")),
+        }
+    }
+}
+
+impl NodeManager {
+    async fn connect(&self, place: Place) -> Result<Connection, ConnectError> {
+        let (socket, token) = self.tls.log_in(&self.server, &self.config).await?;
         let mut session = Session::new(socket);
         session.add_query(IDENTITY)?;
         session.send().await?;
@@ -519,21 +567,8 @@ impl managed::Manager for NodeManager {
             },
             session,
             statements: LruCache::new(self.statements_max),
+            _place: place,
         })
-    }
-
-    /// Only connections come back that are known to be idle, outside a
-    /// transaction, and with the session that they began with (see [`Leased`] and
-    /// [`crate::execute`]); but the server may have closed one meanwhile.
-    async fn recycle(
-        &self,
-        connection: &mut Connection,
-        _: &Metrics,
-    ) -> RecycleResult<Self::Error> {
-        match connection.session.is_open() {
-            true => Ok(()),
-            false => Err(RecycleError::message("closed")),
-        }
     }
 }
 

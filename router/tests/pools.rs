@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use ops::local::{Cluster, Content, Options};
 use router::execute::{self, Access, Answer, ExecuteError, Guard};
-use router::gate::{Claim, Waiting};
+use router::gate::{Claim, Refused, Waiting};
 use router::pool::{Identity, Leased, NodeAddress, PoolError, PoolSettings, Pools};
 use router::token::Generation;
 use tokio_postgres::{Client, NoTls};
@@ -497,5 +497,44 @@ async fn connections_and_statements_are_bounded_and_idle_ones_closed() {
         () = closing => {}
         () = node.until(SESSIONS, 0) => {}
     }
+    no_place_is_taken_twice(&node).await;
+    a_full_node_serves_those_who_are_in(&node).await;
     node.cluster.down().await;
+}
+
+/// Four hold idle connections, and four come for others of another role, all at once.
+async fn no_place_is_taken_twice(node: &Node) {
+    let pools = node.pools(4, WAIT);
+    for role in ["authenticated", "anon"] {
+        let each = (1..=4).map(|tenant| {
+            let claim = Claim {
+                tenant: Uuid::from_u128(tenant),
+                role: role.into(),
+            };
+            pools.get(&node.address, claim, node.identity, WAIT)
+        });
+        let leased = futures_util::future::try_join_all(each).await.unwrap();
+        node.until(SESSIONS, 4).await;
+        drop(leased);
+    }
+}
+
+async fn a_full_node_serves_those_who_are_in(node: &Node) {
+    let pools = node.pools(3, WAIT);
+    let mut first = node.lease(&pools).await;
+    let session = pid(&mut first).await;
+    let limit = async |sessions: i32| {
+        let set = format!("alter role ringfence_router connection limit {sessions}");
+        node.admin.batch_execute(&set).await.unwrap();
+    };
+    limit(1).await;
+    let second = pools.get(&node.address, claim("authenticated"), node.identity, WAIT);
+    let refused = second.await.err().unwrap();
+    assert!(
+        matches!(refused, PoolError::Busy(Refused::ByNode)),
+        "{refused}"
+    );
+    drop(first);
+    assert_eq!(pid(&mut node.lease(&pools).await).await, session);
+    limit(-1).await;
 }

@@ -175,7 +175,9 @@ fn state(shard: &Value, nodes: &[Value]) -> Value {
         .filter(|n| n["role"] == "primary" && is_up(n))
         .max_by_key(|n| n["timeline"].as_u64());
     let replaced_at = newest.and_then(|node| {
-        let of_server = of_shard.iter().filter(|n| n["system_id"] == node["system_id"]);
+        let of_server = of_shard
+            .iter()
+            .filter(|n| n["system_id"] == node["system_id"]);
         let seen = of_server.filter_map(|n| n["timeline"].as_u64()).max();
         seen.filter(|seen| Some(*seen) > node["timeline"].as_u64())
     });

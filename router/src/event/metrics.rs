@@ -43,7 +43,7 @@ pub struct Metrics {
     /// Requests refused for a tenant's limit: of its rate, its concurrency, its time.
     limited: [Counter; 3],
     /// Requests that got none of a node's connections, by reason.
-    not_admitted: [Counter; 3],
+    not_admitted: [Counter; 4],
     /// Tenants that asked for something lately.
     pub tenants: Gauge,
     /// Schema models loaded.
@@ -126,7 +126,7 @@ impl Metrics {
             not_modified: metrics::counter!("ringfence_not_modified_total"),
             limited: ["rate", "concurrency", "time"]
                 .map(|limit| metrics::counter!("ringfence_requests_limited_total", "limit" => limit)),
-            not_admitted: [Refused::Full, Refused::TooLong, Refused::PushedOut].map(|why| {
+            not_admitted: [Refused::Full, Refused::TooLong, Refused::PushedOut, Refused::ByNode].map(|why| {
                 metrics::counter!("ringfence_requests_not_admitted_total", "reason" => refused_name(why))
             }),
             tenants: metrics::gauge!("ringfence_tenants_active"),
@@ -197,6 +197,7 @@ fn refused_name(why: Refused) -> &'static str {
         Refused::Full => "full",
         Refused::TooLong => "too_long",
         Refused::PushedOut => "pushed_out",
+        Refused::ByNode => "by_node",
     }
 }
 
@@ -238,7 +239,7 @@ fn describe() {
     );
     counter!(
         "ringfence_requests_not_admitted_total",
-        "Times that a request got none of a node's connections: the queue was full, the wait too long, or newer ones of its tenant were served first."
+        "Times that a request got none of a node's connections: the queue was full, the wait too long, newer ones of its tenant were served first, or the node took no more."
     );
     gauge!(
         "ringfence_tenants_active",
