@@ -55,6 +55,9 @@ struct Args {
     /// Small tenants that change shards, of `--moves`.
     #[arg(long, default_value_t = 10_000)]
     tenants: u32,
+    /// Size of the tenant that changes shards under writes, of `--moves`.
+    #[arg(long, default_value_t = 16)]
+    megabytes: u32,
 }
 
 /// A kind of request.
@@ -308,7 +311,7 @@ async fn main() -> ExitCode {
 
 async fn run(args: Args) -> Result<(), Failure> {
     if args.moves {
-        return moves::measure(args.tenants, args.rounds).await;
+        return moves::measure(args.tenants, args.megabytes, args.rounds).await;
     }
     if args.caches {
         caches::print(&caches::measure(&args).await?, args.json);

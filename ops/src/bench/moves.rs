@@ -1,15 +1,17 @@
 //! What moves cost: how long cut-overs hold requests while a tenant is written
-//! to, how fast rows are copied beside a bare COPY, how many tenants a minute
-//! change shards.
+//! to, what other tenants notice, how fast rows are copied beside a bare COPY, how
+//! many tenants a second change shards.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
 use ops::admin::Admin;
 use ops::local::{Cluster, Content, Options};
+use reqwest::RequestBuilder;
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 
 use super::{Failure, connect};
 
@@ -18,8 +20,14 @@ const CUT_OVERS: usize = 10;
 /// Writes a second meanwhile.
 const WRITES: u64 = 500;
 const WRITERS: u64 = 25;
-/// Rows of the tenant that moves.
-const ROWS: i32 = 50_000;
+/// Rows of the tenant that moves, a megabyte.
+const ROWS_A_MEGABYTE: u32 = 3_200;
+/// Other tenants, which read meanwhile, and their reads a second.
+const OTHERS: u32 = 200;
+const READS: u64 = 200;
+const READERS: u64 = 20;
+/// How long they are watched before anything moves.
+const BEFORE: Duration = Duration::from_secs(15);
 /// Rows whose copy is timed, and characters of each.
 const COPIED: i32 = 400_000;
 /// Tenants that change shards, and their rows.
@@ -30,7 +38,7 @@ const LONGEST: Duration = Duration::from_secs(3_600);
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Prints them one after another.
-pub(crate) async fn measure(tenants: u32, rounds: usize) -> Result<(), Failure> {
+pub(crate) async fn measure(tenants: u32, megabytes: u32, rounds: usize) -> Result<(), Failure> {
     let cluster = Cluster::start(Options {
         shards: Some(2),
         replicas: Some(0),
@@ -38,7 +46,7 @@ pub(crate) async fn measure(tenants: u32, rounds: usize) -> Result<(), Failure> 
         caches: true,
         fsync: true,
         content: Content::Demo {
-            extra: 0,
+            extra: OTHERS,
             rows: Some(100),
         },
         ..Options::default()
@@ -48,7 +56,9 @@ pub(crate) async fn measure(tenants: u32, rounds: usize) -> Result<(), Failure> 
         admin: Admin::new(&cluster.admin_url(), cluster.admin_token())?,
         cluster,
     };
-    stage.cut_overs(rounds.max(1) * CUT_OVERS).await?;
+    stage
+        .cut_overs(rounds.max(1) * CUT_OVERS, megabytes)
+        .await?;
     stage.copy().await?;
     stage.many(tenants.min(TENANTS)).await?;
     stage.cluster.down().await;
@@ -107,13 +117,14 @@ impl Stage {
         }
     }
 
-    async fn cut_overs(&self, count: usize) -> Result<(), Failure> {
+    async fn cut_overs(&self, count: usize, megabytes: u32) -> Result<(), Failure> {
         let (tenant, home, _) = self.home().await?;
-        self.fill(&home, &tenant, ROWS).await?;
-        let writers = Writers::start(
-            self.cluster.router_url(0),
-            self.cluster.key("acme").ok_or("there is no key of acme")?,
-        );
+        let rows = i32::try_from(megabytes.saturating_mul(ROWS_A_MEGABYTE))?;
+        self.fill(&home, &tenant, rows).await?;
+        let others = Traffic::start(self.reads().await?, READERS, READS);
+        let writers = Traffic::start(vec![self.write()?], WRITERS, WRITES);
+        tokio::time::sleep(BEFORE).await;
+        let began = Instant::now();
         let mut pauses = Vec::new();
         while pauses.len() < count {
             let (_, _, away) = self.home().await?;
@@ -127,19 +138,66 @@ impl Stage {
             pauses.extend(own.unwrap_or_default().iter().filter_map(Value::as_f64));
             eprintln!("· {} cut-overs", pauses.len());
         }
-        let (writes, failed, slowest, seconds) = writers.end().await;
+        let seconds = (BEFORE + began.elapsed()).as_secs_f64();
+        let (writes, reads) = (writers.end().await?, others.end().await?);
         pauses.sort_by(f64::total_cmp);
-        let at = |part: f64| pauses[((pauses.len() - 1) as f64 * part).round() as usize];
+        let of = |answers: &[Answer], wanted: &dyn Fn(&Answer) -> bool| {
+            let mut took: Vec<f64> = answers.iter().filter(|a| wanted(a)).map(|a| a.ms).collect();
+            took.sort_by(f64::total_cmp);
+            took
+        };
+        let failed = |answers: &[Answer]| answers.iter().filter(|answer| !answer.ok).count();
+        let written = of(&writes, &|_| true);
         println!(
-            "{} cut-overs at {:.0} writes a second: requests held for p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms; \
-             {failed} of {writes} writes failed, the slowest took {slowest:.0} ms",
+            "{} cut-overs of a tenant of {megabytes} MB at {:.0} writes a second: requests held for \
+             p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms; {} of {} writes failed, they took p99 {:.0} ms, max {:.0} ms",
             pauses.len(),
-            writes as f64 / seconds,
-            at(0.5),
-            at(0.99),
-            at(1.0)
+            writes.len() as f64 / seconds,
+            quantile(&pauses, 0.5),
+            quantile(&pauses, 0.99),
+            quantile(&pauses, 1.0),
+            failed(&writes),
+            writes.len(),
+            quantile(&written, 0.99),
+            quantile(&written, 1.0),
+        );
+        let before = of(&reads, &|answer| answer.due < began);
+        let during = of(&reads, &|answer| answer.due >= began);
+        println!(
+            "{OTHERS} other tenants' reads meanwhile: p99 {:.1} ms, before {:.1} ms; {} of {} failed",
+            quantile(&during, 0.99),
+            quantile(&before, 0.99),
+            failed(&reads),
+            reads.len()
         );
         Ok(())
+    }
+
+    /// An insert of the tenant that moves.
+    fn write(&self) -> Result<RequestBuilder, Failure> {
+        let key = self.cluster.key("acme").ok_or("there is no key of acme")?;
+        let url = format!("{}/rest/v1/activities", self.cluster.router_url(0));
+        let row = json!({ "kind": "call", "subject": "bench", "minutes": 1 });
+        let request = reqwest::Client::new().post(url);
+        Ok(request.header("apikey", key).json(&row))
+    }
+
+    /// A page of each other tenant, out of its database.
+    async fn reads(&self) -> Result<Vec<RequestBuilder>, Failure> {
+        let http = reqwest::Client::new();
+        let url = format!(
+            "{}/rest/v1/companies?select=id,name&order=id&limit=20",
+            self.cluster.router_url(0)
+        );
+        let mut reads = Vec::new();
+        for number in 1..=OTHERS {
+            let path = format!("/tenants/t-{number}/keys");
+            let made = self.admin.post(&path, &json!({ "name": "bench" })).await?;
+            let key = made["key"].as_str().ok_or("a key was not shown")?;
+            let read = http.get(&url).header("apikey", key);
+            reads.push(read.header("cache-control", "no-cache"));
+        }
+        Ok(reads)
     }
 
     /// The largest table's copy, beside a binary COPY of the same rows.
@@ -224,62 +282,70 @@ impl Stage {
     }
 }
 
-/// Clients that insert, each at its rate.
-struct Writers {
+/// Clients that send requests by turns, each at its rate.
+struct Traffic {
     stop: Arc<AtomicBool>,
-    seen: Arc<[AtomicU64; 3]>,
-    began: Instant,
-    tasks: Vec<tokio::task::JoinHandle<()>>,
+    clients: Vec<JoinHandle<Vec<Answer>>>,
 }
 
-impl Writers {
-    fn start(url: String, key: String) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let seen: Arc<[AtomicU64; 3]> = Arc::default();
-        let http = reqwest::Client::new();
-        let tasks = (0..WRITERS).map(|_| {
-            let request = http
-                .post(format!("{url}/rest/v1/activities"))
-                .header("apikey", &key)
-                .json(&json!({ "kind": "call", "subject": "bench", "minutes": 1 }));
-            let (stop, seen) = (stop.clone(), seen.clone());
+struct Answer {
+    due: Instant,
+    /// Behind when it was due.
+    ms: f64,
+    ok: bool,
+}
+
+impl Traffic {
+    fn start(requests: Vec<RequestBuilder>, clients: u64, a_second: u64) -> Self {
+        let stop = Arc::<AtomicBool>::default();
+        let requests = Arc::new(requests);
+        let every = Duration::from_secs_f64(clients as f64 / a_second as f64);
+        let clients = (0..clients as usize).map(|number| {
+            let (stop, requests) = (stop.clone(), requests.clone());
             tokio::spawn(async move {
-                let every = Duration::from_secs(1) * WRITERS as u32 / WRITES as u32;
+                let mut answers = Vec::new();
                 let mut tick = tokio::time::interval(every);
-                while !stop.load(Ordering::Relaxed) {
-                    let due = tick.tick().await;
-                    let Some(request) = request.try_clone() else {
-                        return;
-                    };
-                    let answer = request.send().await;
-                    let failed = !answer.is_ok_and(|answer| answer.status().is_success());
-                    let took = due.elapsed().as_micros() as u64;
-                    seen[0].fetch_add(1, Ordering::Relaxed);
-                    seen[1].fetch_add(u64::from(failed), Ordering::Relaxed);
-                    seen[2].fetch_max(took, Ordering::Relaxed);
+                for turn in number.. {
+                    let due = tick.tick().await.into_std();
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let request = requests[turn % requests.len()].try_clone();
+                    let Some(request) = request else { break };
+                    let ok = succeeds(request).await;
+                    let ms = due.elapsed().as_secs_f64() * 1e3;
+                    answers.push(Answer { due, ms, ok });
                 }
+                answers
             })
         });
         Self {
-            tasks: tasks.collect(),
+            clients: clients.collect(),
             stop,
-            seen,
-            began: Instant::now(),
         }
     }
 
-    /// Writes, failures, the slowest in ms, and seconds.
-    async fn end(self) -> (u64, u64, f64, f64) {
+    async fn end(self) -> Result<Vec<Answer>, Failure> {
         self.stop.store(true, Ordering::Relaxed);
-        for task in self.tasks {
-            let _ = task.await;
+        let mut answers = Vec::new();
+        for client in self.clients {
+            answers.extend(client.await?);
         }
-        let [writes, failed, slowest] = [0, 1, 2].map(|n| self.seen[n].load(Ordering::Relaxed));
-        (
-            writes,
-            failed,
-            slowest as f64 / 1e3,
-            self.began.elapsed().as_secs_f64(),
-        )
+        Ok(answers)
     }
+}
+
+/// It is answered in full, and well.
+async fn succeeds(request: RequestBuilder) -> bool {
+    match request.send().await {
+        Ok(answer) if answer.status().is_success() => answer.bytes().await.is_ok(),
+        Ok(_) | Err(_) => false,
+    }
+}
+
+/// Of sorted values.
+fn quantile(sorted: &[f64], part: f64) -> f64 {
+    let last = sorted.len().saturating_sub(1);
+    let place = (last as f64 * part).round() as usize;
+    sorted.get(place).copied().unwrap_or_default()
 }
