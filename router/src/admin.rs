@@ -108,10 +108,12 @@ async fn render(State(admin): State<Admin>) -> impl IntoResponse {
     metrics.connections_open.set(usage.open as f64);
     metrics.connections_max.set(usage.max as f64);
     metrics.requests_waiting.set(usage.waiting as f64);
-    nodes(app);
     app.cache.measure();
     let headers = [("content-type", "text/plain; version=0.0.4; charset=utf-8")];
-    (headers, admin.metrics.render() + &busiest(app))
+    (
+        headers,
+        admin.metrics.render() + &nodes(app) + &busiest(app),
+    )
 }
 
 /// Tenants that `/metrics` names.
@@ -166,35 +168,120 @@ fn busiest(app: &App) -> String {
     text
 }
 
-/// One gauge a node: there are few, and they come and go.
-fn nodes(app: &App) {
+/// Name, help text, and what it shows.
+type OfNode = (&'static str, &'static str, fn(&Looked) -> f64);
+
+const OF_NODES: [OfNode; 6] = [
+    ("up", "Whether the node answers", |node| f64::from(node.up)),
+    (
+        "primary",
+        "Whether the node says that it takes writes",
+        |node| f64::from(node.primary),
+    ),
+    (
+        "follows",
+        "Whether the node is on the primary's timeline",
+        |node| f64::from(node.follows),
+    ),
+    (
+        "lag_bytes",
+        "WAL that the node has still to replay",
+        |node| node.lag_bytes as f64,
+    ),
+    (
+        "breaker_open",
+        "Whether requests are kept away from the node",
+        |node| f64::from(node.breaker_open),
+    ),
+    ("reads_in_flight", "Reads in flight at a replica", |node| {
+        node.reads as f64
+    }),
+];
+
+/// What is known of a node just now.
+struct Looked {
+    shard: Arc<str>,
+    node: String,
+    up: bool,
+    primary: bool,
+    follows: bool,
+    lag_bytes: u64,
+    breaker_open: bool,
+    reads: usize,
+}
+
+/// One gauge a node: there are few. Nor are they kept in the registry, where a
+/// node that was taken away would stay as it was last seen, and be alerted of.
+fn nodes(app: &App) -> String {
+    let mut all = Vec::new();
     for shard in app.shards.all() {
         let reign = shard.reign();
         let written = shard.primary_lsn();
         for watched in shard.nodes() {
-            let labels = [
-                ("shard", shard.id.to_string()),
-                ("node", watched.node.name.to_string()),
-            ];
             let seen = watched.seen();
             let seen = seen.as_ref().as_ref().ok();
             let lag = seen.map(|seen| written.unwrap_or(seen.lsn).saturating_sub(seen.lsn));
-            let follows = seen
-                .zip(reign.as_ref())
-                .is_some_and(|(seen, reign)| seen.identity.generation == reign.generation);
-            let set = |name: &'static str, value: f64| metrics::gauge!(name, &labels).set(value);
-            set("ringfence_node_up", f64::from(seen.is_some()));
-            set("ringfence_node_follows", f64::from(follows));
-            set(
-                "ringfence_node_primary",
-                f64::from(seen.is_some_and(|seen| seen.identity.primary)),
-            );
-            set("ringfence_node_lag_bytes", lag.unwrap_or(0) as f64);
-            set(
-                "ringfence_node_breaker_open",
-                f64::from(watched.breaker.is_open()),
-            );
-            set("ringfence_node_reads_in_flight", watched.reads() as f64);
+            all.push(Looked {
+                shard: shard.id.clone(),
+                node: watched.node.name.to_string(),
+                up: seen.is_some(),
+                primary: seen.is_some_and(|seen| seen.identity.primary),
+                follows: seen
+                    .zip(reign.as_ref())
+                    .is_some_and(|(seen, reign)| seen.identity.generation == reign.generation),
+                lag_bytes: lag.unwrap_or(0),
+                breaker_open: watched.breaker.is_open(),
+                reads: watched.reads(),
+            });
         }
+    }
+    of_nodes(&all)
+}
+
+fn of_nodes(nodes: &[Looked]) -> String {
+    let mut text = String::new();
+    for (name, help, value) in OF_NODES.iter().filter(|_| !nodes.is_empty()) {
+        let name = format!("ringfence_node_{name}");
+        let _ = writeln!(text, "# HELP {name} {help}.\n# TYPE {name} gauge");
+        for node in nodes {
+            let (shard, label) = (&node.shard, &node.node);
+            let value = value(node);
+            let _ = writeln!(text, "{name}{{shard=\"{shard}\",node=\"{label}\"}} {value}");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_are_shown_as_they_are_now_and_others_not_at_all() {
+        assert_eq!(of_nodes(&[]), "");
+        let text = of_nodes(&[Looked {
+            shard: "s1".into(),
+            node: "s1-replica1".into(),
+            up: true,
+            primary: false,
+            follows: true,
+            lag_bytes: 8_192,
+            breaker_open: false,
+            reads: 3,
+        }]);
+        let lines: Vec<_> = text.lines().filter(|line| !line.starts_with('#')).collect();
+        let of = |name: &str, value: &str| {
+            format!("ringfence_node_{name}{{shard=\"s1\",node=\"s1-replica1\"}} {value}")
+        };
+        let expected = [
+            of("up", "1"),
+            of("primary", "0"),
+            of("follows", "1"),
+            of("lag_bytes", "8192"),
+            of("breaker_open", "0"),
+            of("reads_in_flight", "3"),
+        ];
+        assert_eq!(lines, expected);
+        assert!(text.starts_with("# HELP ringfence_node_up Whether the node answers.\n# TYPE "));
     }
 }

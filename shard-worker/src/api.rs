@@ -123,7 +123,7 @@ pub fn routes(app: Arc<App>, metrics: PrometheusHandle) -> Router {
         .route("/ready", get(ready))
         .route(
             "/metrics",
-            get(move || std::future::ready(render(&metrics))),
+            get(move |State(app): State<Arc<App>>| std::future::ready(render(&app, &metrics))),
         )
         .fallback(|| async { Error::NoRoute })
         .with_state(app)
@@ -158,7 +158,7 @@ async fn ready(State(app): State<Arc<App>>) -> (StatusCode, String) {
     }
 }
 
-fn render(metrics: &PrometheusHandle) -> impl IntoResponse + use<> {
+fn render(app: &App, metrics: &PrometheusHandle) -> impl IntoResponse + use<> {
     let headers = [("content-type", "text/plain; version=0.0.4; charset=utf-8")];
-    (headers, metrics.render())
+    (headers, metrics.render() + &app.capture.exposition())
 }

@@ -98,6 +98,11 @@ impl Capture {
         shards.values().map(|shard| shard.status()).collect()
     }
 
+    /// What the captures are now, in Prometheus' text format.
+    pub fn exposition(&self) -> String {
+        metric::exposition(&self.status(), self.outlets.count())
+    }
+
     /// Captures all shards that are free, until it is told to stop. While the
     /// control database is down, it goes on with those that it knows.
     pub async fn run(self: Arc<Self>, control: Control, logins: Logins, worker: String) {

@@ -281,27 +281,6 @@ fn describe() {
         "ringfence_retries_denied_total",
         "Retries that were not made because the budget was spent."
     );
-    gauge!("ringfence_node_up", "Whether the node answers.");
-    gauge!(
-        "ringfence_node_primary",
-        "Whether the node says that it takes writes."
-    );
-    gauge!(
-        "ringfence_node_follows",
-        "Whether the node is on the primary's timeline."
-    );
-    gauge!(
-        "ringfence_node_lag_bytes",
-        "WAL that the node has still to replay."
-    );
-    gauge!(
-        "ringfence_node_breaker_open",
-        "Whether requests are kept away from the node."
-    );
-    gauge!(
-        "ringfence_node_reads_in_flight",
-        "Reads in flight at a replica."
-    );
     gauge!(
         "ringfence_placement_version",
         "Version of the placement snapshot in use."

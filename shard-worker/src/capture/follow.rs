@@ -54,7 +54,6 @@ pub(super) async fn run(
     worker: String,
     stop: CancellationToken,
 ) {
-    metric::captures(&shard.id, false);
     loop {
         let tried = tokio::select! {
             () = stop.cancelled() => break,
@@ -277,7 +276,6 @@ impl<'a> Following<'a> {
         self.confirm(now);
         if now >= self.next_health && self.health.is_none() {
             self.next_health = now + HEALTH;
-            self.shard.count();
             let client = self.client.clone();
             self.health = Some(Box::pin(async move { size(&client).await }));
         }

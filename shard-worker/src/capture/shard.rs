@@ -124,9 +124,10 @@ impl Shard {
         self.lock().condition = condition;
     }
 
+    /// What its slot holds back, while it is this worker's.
     pub(super) fn set_slot(&self, size: SlotSize) {
-        metric::slot(&self.id, size);
-        self.lock().slot = Some(size);
+        let mut state = self.lock();
+        state.slot = state.serving.is_some().then_some(size);
     }
 
     /// A slot was made: a new generation begins.
@@ -148,7 +149,6 @@ impl Shard {
             followers: BTreeMap::new(),
         });
         drop(state);
-        metric::captures(&self.id, true);
         self.outlets.announce(&FromWorker::Captures {
             shard: self.id.clone(),
             generation,
@@ -158,10 +158,14 @@ impl Shard {
     /// The slot is not this worker's any longer. Leases that it gave are the
     /// next holder's to wait for (rule 8).
     pub(super) fn end(&self) {
-        let Some(serving) = self.lock().serving.take() else {
+        let ended = {
+            let mut state = self.lock();
+            state.slot = None;
+            state.serving.take()
+        };
+        let Some(serving) = ended else {
             return;
         };
-        metric::captures(&self.id, false);
         for (outlet, _) in serving.followers.values() {
             outlet.reply(self.gone());
         }
@@ -402,17 +406,6 @@ impl Shard {
             generations: state.generations,
             slot: state.slot,
         }
-    }
-
-    /// Holders and followers, for the metrics.
-    pub(super) fn count(&self) {
-        let state = self.lock();
-        let holders = state
-            .serving
-            .as_ref()
-            .map_or(0, |s| s.leases.count(Instant::now()));
-        metric::holders(&self.id, holders);
-        metric::streams(self.outlets.count());
     }
 
     fn finish_barriers(&self, serving: &mut Serving, now: Instant) {
