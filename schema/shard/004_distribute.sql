@@ -1,6 +1,7 @@
 -- ringfence.distribute(t) turns an ordinary single-tenant table into one that
 -- holds many tenants' rows; ringfence.reference(t) marks one that holds the
--- same rows for all. Both are one transaction, and do nothing the second time.
+-- same rows for all. Both are one transaction, and the second time mend only what
+-- was taken from the table since.
 
 -- What each table was declared to be. The API trusts only what pg_policy and
 -- pg_class prove, and reads from here whether the tenant column is hidden.
@@ -46,10 +47,18 @@ begin
 end
 $$;
 
--- Row security, triggers and revokes of one table or partition.
+-- Row security, triggers and revokes of one table or partition. With `own_policies`,
+-- row security was on already: what the authors' policies, or that there are none,
+-- keep from API roles stays kept from them. Whom they did not bind they don't bind
+-- now: service keys (Supabase's service_role has BYPASSRLS), and functions that run
+-- as the tables' owner, unless row security was forced on it.
 create or replace function ringfence.protect(t regclass, own_policies boolean) returns void
 language plpgsql set client_min_messages = warning as $$
 declare
+  opened text := case
+    when not own_policies then 'public'
+    when (select c.relforcerowsecurity from pg_class c where c.oid = t) then 'service_role'
+    else 'service_role, ringfence_owner' end;
   grantee record;
 begin
   -- Restrictive: policies of the table's authors are ANDed with it, so that not
@@ -59,9 +68,8 @@ begin
     create policy ringfence_tenant on %s as restrictive for all to public
       using (tenant_id = (select ringfence.tenant_id()))
       with check (tenant_id = (select ringfence.tenant_id()))$policy$, t);
-  execute format('drop policy if exists ringfence_open on %s', t);
-  if not own_policies then
-    execute format('create policy ringfence_open on %s as permissive for all to public using (true) with check (true)', t);
+  if not exists (select from pg_policy p where p.polrelid = t and p.polname = 'ringfence_open') then
+    execute format('create policy ringfence_open on %s as permissive for all to %s using (true) with check (true)', t, opened);
   end if;
   -- After the policy: each ALTER TABLE lets keep_relations() look for partitions without one.
   execute format('alter table %s enable row level security, force row level security', t);
@@ -77,6 +85,51 @@ begin
       case grantee.name when 'public' then 'public' else quote_ident(grantee.name) end);
   end loop;
 end
+$$;
+
+-- The same of a distributed table with its partitions.
+create or replace function ringfence.protect_whole(t regclass, own_policies boolean) returns void
+language plpgsql set client_min_messages = warning as $$
+declare
+  part regclass;
+begin
+  perform ringfence.protect(t, own_policies);
+  execute format('drop trigger if exists ringfence_refuse_tenant_change on %s', t);
+  -- AFTER, so that it sees what other triggers made of the row.
+  execute format('create trigger ringfence_refuse_tenant_change after update on %s for each row when (old.tenant_id is distinct from new.tenant_id) execute function ringfence.refuse_tenant_change()', t);
+  for part in select p.relid from pg_partition_tree(t) p where p.relid <> t loop
+    perform ringfence.protect_partition(part);
+  end loop;
+end
+$$;
+
+-- Whether a distributed table is still as protect_whole() left it.
+create or replace function ringfence.is_protected(t regclass) returns boolean
+language sql stable set search_path = pg_catalog, pg_temp as $$
+  select c.relrowsecurity and c.relforcerowsecurity
+    and exists (
+      select from pg_policy p
+      where p.polrelid = t and p.polname = 'ringfence_tenant' and not p.polpermissive
+        and p.polcmd = '*' and p.polroles = '{0}'
+        and pg_get_expr(p.polqual, t) = '(tenant_id = ( SELECT ringfence.tenant_id() AS tenant_id))'
+        and pg_get_expr(p.polwithcheck, t) = '(tenant_id = ( SELECT ringfence.tenant_id() AS tenant_id))')
+    and exists (select from pg_policy p where p.polrelid = t and p.polname = 'ringfence_open')
+    and 2 = (
+      select count(*) from pg_trigger g
+      where g.tgrelid = t and g.tgname in ('ringfence_refuse_truncate', 'ringfence_refuse_tenant_change')
+        and g.tgenabled in ('O', 'A'))
+  from pg_class c where c.oid = t
+$$;
+
+-- Whether the authors gave an API role rights on a table or view, or on columns of it.
+create or replace function ringfence.is_granted(t regclass) returns boolean
+language sql stable as $$
+  select exists (
+    select from (
+      select c.relacl from pg_class c where c.oid = t
+      union all select a.attacl from pg_attribute a where a.attrelid = t and not a.attisdropped) u (acl),
+      aclexplode(u.acl) g join pg_roles r on r.oid = g.grantee
+    where r.rolname in ('anon', 'authenticated', 'service_role', 'ringfence_api'))
 $$;
 
 -- The mover's rights on one table or partition: it copies tenants' rows, and
@@ -314,9 +367,7 @@ begin
   loop
     execute format('alter view %s set (security_invoker = true)', adopted);
     raise notice 'view % runs with its caller''s rights from now on', adopted;
-    if not exists (
-      select from pg_class c, aclexplode(c.relacl) a join pg_roles r on r.oid = a.grantee
-      where c.oid = adopted and r.rolname in ('anon', 'authenticated', 'service_role', 'ringfence_api')) then
+    if not ringfence.is_granted(adopted) then
       execute format('grant select, insert, update, delete on %s to authenticated, service_role', adopted);
     end if;
   end loop;
@@ -369,11 +420,12 @@ $$;
 -- Turns an ordinary table into a distributed one. Rows that are there already
 -- become those of the tenant `existing_rows`; without it the table must be empty
 -- (or already have a uuid column tenant_id, which is adopted and stays visible).
+-- Of a table that is distributed already, what keeps tenants apart is made again
+-- where it was changed.
 create or replace function ringfence.distribute(t regclass, existing_rows uuid default null) returns void
 language plpgsql as $$
 declare
   adopted boolean;
-  own_policies boolean;
   filled boolean;
   rls boolean;
   fires text[];
@@ -381,18 +433,20 @@ declare
   keys jsonb[];
   key jsonb;
   child regclass;
-  part regclass;
   owned regclass;
 begin
   execute format('lock table %s in access exclusive mode', t);
   if exists (select from ringfence.relation r where r.relid = t and r.kind = 'distributed') then
+    -- Whether it was open to all API roles is told by its policy; without that it is closed.
+    if not ringfence.is_protected(t) then
+      perform ringfence.protect_whole(t, true);
+    end if;
     return;
   end if;
   perform ringfence.refuse_unless_distributable(t);
   adopted := exists (
     select from pg_attribute a where a.attrelid = t and a.attname = 'tenant_id' and not a.attisdropped);
   select c.relrowsecurity into rls from pg_class c where c.oid = t;
-  own_policies := rls and exists (select from pg_policy p where p.polrelid = t);
 
   if not adopted then
     execute format('select exists (select from %s)', t) into filled;
@@ -448,19 +502,12 @@ begin
     end if;
   end loop;
 
-  perform ringfence.protect(t, own_policies);
+  perform ringfence.protect_whole(t, rls);
   perform ringfence.open_to_mover(t);
-  -- AFTER, so that it sees what other triggers made of the row.
-  execute format('create trigger ringfence_refuse_tenant_change after update on %s for each row when (old.tenant_id is distinct from new.tenant_id) execute function ringfence.refuse_tenant_change()', t);
-  for part in select p.relid from pg_partition_tree(t) p where p.relid <> t loop
-    perform ringfence.protect_partition(part);
-  end loop;
   perform ringfence.set_replica_identity(t);
   perform ringfence.open_schema_of(t);
 
-  if not exists (
-    select from pg_class c, aclexplode(c.relacl) a join pg_roles r on r.oid = a.grantee
-    where c.oid = t and r.rolname in ('anon', 'authenticated', 'service_role', 'ringfence_api')) then
+  if not ringfence.is_granted(t) then
     execute format('grant select, insert, update, delete on %s to authenticated, service_role', t);
     for owned in
       select d.objid::regclass from pg_depend d join pg_class s on s.oid = d.objid and s.relkind = 'S'
@@ -506,14 +553,36 @@ begin
 end
 $$;
 
--- Marks a table that holds the same rows on every shard, read-only to tenants.
-create or replace function ringfence.reference(t regclass) returns void
+-- Takes all rights but that to read from everybody but the owner, with those on columns.
+create or replace function ringfence.read_only(t regclass) returns void
 language plpgsql as $$
 declare
   grantee record;
 begin
+  for grantee in
+    select distinct coalesce(quote_ident(r.rolname), 'public') as name
+    from (
+      select c.relowner, c.relacl from pg_class c where c.oid = t
+      union all
+      select c.relowner, a.attacl from pg_class c join pg_attribute a on a.attrelid = c.oid
+      where c.oid = t and not a.attisdropped) u (owner, acl),
+      aclexplode(u.acl) g left join pg_roles r on r.oid = g.grantee
+    where g.grantee <> u.owner
+      and g.privilege_type in ('INSERT', 'UPDATE', 'DELETE', 'TRUNCATE', 'REFERENCES', 'TRIGGER')
+  loop
+    execute format('revoke insert, update, delete, truncate, references, trigger on %s from %s', t, grantee.name);
+  end loop;
+end
+$$;
+
+-- Marks a table that holds the same rows on every shard, read-only to tenants; of one
+-- that is marked already, rights that were given since are taken back.
+create or replace function ringfence.reference(t regclass) returns void
+language plpgsql as $$
+begin
   execute format('lock table %s in access exclusive mode', t);
   if exists (select from ringfence.relation r where r.relid = t and r.kind = 'reference') then
+    perform ringfence.read_only(t);
     return;
   end if;
   if exists (select from ringfence.relation r where r.relid = t) then
@@ -532,13 +601,7 @@ begin
   end if;
   insert into ringfence.relation values (t, 'reference', null, false);
   perform ringfence.open_to_mover(t);
-  for grantee in
-    select distinct coalesce(quote_ident(r.rolname), 'public') as name
-    from pg_class c, aclexplode(c.relacl) a left join pg_roles r on r.oid = a.grantee
-    where c.oid = t and a.grantee <> c.relowner
-  loop
-    execute format('revoke insert, update, delete, truncate, references, trigger on %s from %s', t, grantee.name);
-  end loop;
+  perform ringfence.read_only(t);
   execute format('grant select on %s to authenticated, service_role', t);
   perform ringfence.open_schema_of(t);
   perform ringfence.capture_tables();
@@ -579,12 +642,14 @@ create event trigger ringfence_forget_relations on sql_drop
   execute function ringfence.keep_relations();
 
 revoke all on function ringfence.distribute(regclass, uuid), ringfence.reference(regclass), ringfence.open_to_mover(regclass),
-  ringfence.protect(regclass, boolean), ringfence.protect_partition(regclass), ringfence.adopt_views(regclass), ringfence.rebuild_keys(regclass),
+  ringfence.protect(regclass, boolean), ringfence.protect_whole(regclass, boolean), ringfence.is_protected(regclass),
+  ringfence.is_granted(regclass), ringfence.read_only(regclass), ringfence.protect_partition(regclass), ringfence.adopt_views(regclass), ringfence.rebuild_keys(regclass),
   ringfence.set_replica_identity(regclass), ringfence.foreign_keys_of(regclass), ringfence.oid_of(jsonb, text),
   ringfence.tenant_foreign_key_sql(jsonb), ringfence.refuse_unless_distributable(regclass),
   ringfence.open_schema_of(regclass) from public;
 grant execute on function ringfence.distribute(regclass, uuid), ringfence.reference(regclass), ringfence.open_to_mover(regclass),
-  ringfence.protect(regclass, boolean), ringfence.protect_partition(regclass), ringfence.adopt_views(regclass), ringfence.rebuild_keys(regclass),
+  ringfence.protect(regclass, boolean), ringfence.protect_whole(regclass, boolean), ringfence.is_protected(regclass),
+  ringfence.is_granted(regclass), ringfence.read_only(regclass), ringfence.protect_partition(regclass), ringfence.adopt_views(regclass), ringfence.rebuild_keys(regclass),
   ringfence.set_replica_identity(regclass), ringfence.foreign_keys_of(regclass), ringfence.oid_of(jsonb, text),
   ringfence.tenant_foreign_key_sql(jsonb), ringfence.refuse_unless_distributable(regclass),
   ringfence.open_schema_of(regclass)

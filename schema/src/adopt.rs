@@ -42,6 +42,8 @@ pub struct TableFacts {
     pub logged: bool,
     /// Policies of its own.
     pub policies: Vec<String>,
+    /// Row security is on: without policies, nobody but who passes it sees a row.
+    pub row_security: bool,
     /// It is partitioned.
     pub partitioned: bool,
     /// Tables that its foreign keys refer to.
@@ -211,6 +213,7 @@ fn is_like_a_list(table: &TableFacts, referenced: &BTreeSet<&QualifiedName>) -> 
         && !table.generated_key
         && !table.partitioned
         && table.policies.is_empty()
+        && !table.row_security
         && table.rows <= REFERENCE_ROWS_MAX
 }
 
@@ -224,6 +227,8 @@ fn tenant_reason(table: &TableFacts) -> String {
     }
     if !table.policies.is_empty() {
         reasons.push(format!("has policies: {}", table.policies.join(", ")));
+    } else if table.row_security {
+        reasons.push("row security closes it".to_owned());
     }
     match reasons.is_empty() {
         // When in doubt rows are kept apart: the other way round they would be shown.
@@ -264,6 +269,11 @@ fn remarks(facts: &Facts, roles: &BTreeMap<&QualifiedName, (Role, String)>) -> V
                 "{}: its policies stay, and can only narrow what its tenant sees: {}",
                 table.name,
                 table.policies.join(", ")
+            ));
+        } else if table.row_security && role == Some(Role::Tenant) {
+            remarks.push(format!(
+                "{}: row security is on, without a policy: as before, only service keys and functions of its owner see its rows",
+                table.name
             ));
         }
         if table.partitioned {
@@ -343,6 +353,7 @@ pub async fn facts(client: &Client) -> Result<Facts, Error> {
              where i.indrelid = c.oid and i.indisprimary and a.attrelid = c.oid
                and (a.attidentity <> '' or pg_get_expr(d.adbin, d.adrelid) ~* 'nextval|uuid|random')) as generated,
            array(select p.polname::text from pg_policy p where p.polrelid = c.oid order by 1) as policies,
+           c.relrowsecurity as row_security,
            (select coalesce(jsonb_agg(distinct jsonb_build_array(pn.nspname, pc.relname)), '[]')
              from pg_constraint k join pg_class pc on pc.oid = k.confrelid
              join pg_namespace pn on pn.oid = pc.relnamespace
@@ -372,6 +383,7 @@ pub async fn facts(client: &Client) -> Result<Facts, Error> {
                     generated_key: row.get("generated"),
                     logged: row.get("logged"),
                     policies: row.get("policies"),
+                    row_security: row.get("row_security"),
                     partitioned: kind == "p",
                     parents: parents
                         .filter_map(|parent| {
@@ -406,6 +418,7 @@ mod tests {
             generated_key: true,
             logged: true,
             policies: Vec::new(),
+            row_security: false,
             partitioned: false,
             parents: parents
                 .iter()
@@ -431,6 +444,11 @@ mod tests {
                 table("holders", &["badges"], |t| t.keyed = false),
                 table("schema_migrations", &[], |t| t.generated_key = false),
                 table("cache", &[], |t| t.logged = false),
+                // Like a list, were it not closed.
+                table("plans", &[], |t| {
+                    (t.generated_key, t.row_security) = (false, true)
+                }),
+                table("subscriptions", &["plans"], |_| {}),
             ],
             owner_views: vec![QualifiedName::new("public", "totals")],
             definers: vec!["public.secret(integer)".into()],

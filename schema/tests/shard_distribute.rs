@@ -160,6 +160,43 @@ async fn the_second_call_does_nothing() {
 }
 
 #[tokio::test]
+async fn the_second_call_mends_what_was_taken_away() {
+    let shard = Shard::new().await;
+    let admin = shard
+        .with(
+            "create table open (id int primary key); create table closed (id int primary key);
+             create table same (id int primary key); alter table closed enable row level security;
+             select ringfence.distribute('open'), ringfence.distribute('closed'), ringfence.reference('same')",
+        )
+        .await;
+    let again = "select ringfence.distribute('open'), ringfence.distribute('closed'), ringfence.reference('same')";
+    let api = shard.api().await;
+    for broken in [
+        "alter table {table} disable row level security",
+        "alter policy ringfence_tenant on {table} using (true) with check (true)",
+        "drop policy ringfence_tenant on {table}",
+        "alter table {table} disable trigger ringfence_refuse_truncate",
+        "drop trigger ringfence_refuse_tenant_change on {table}",
+    ] {
+        for table in ["open", "closed"] {
+            admin.run(&broken.replace("{table}", table)).await;
+        }
+        admin.run("grant insert on same to authenticated").await;
+        admin.run(again).await;
+        api.run_as(ACME, "delete from open; insert into open values (1)")
+            .await;
+        assert_eq!(api.rows_as(GLOBEX, "select from open").await, [""; 0]);
+        for table in ["closed", "same"] {
+            let insert = format!("insert into {table} values (1)");
+            assert_eq!(api.refused_as(ACME, &insert).await.code, "42501", "{broken}");
+        }
+        assert_eq!(admin.refused("truncate open").await.code, "RF010");
+        let give = format!("update open set tenant_id = '{GLOBEX}'");
+        assert_eq!(admin.refused(&give).await.code, "RF011", "{broken}");
+    }
+}
+
+#[tokio::test]
 async fn a_tenant_column_of_the_authors_is_adopted_and_stays_visible() {
     let shard = Shard::new().await;
     let admin = shard

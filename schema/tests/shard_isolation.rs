@@ -120,6 +120,69 @@ async fn the_authors_policies_open_nothing_and_still_bind() {
 }
 
 #[tokio::test]
+async fn a_table_that_row_security_closed_stays_closed_but_to_those_who_passed_it() {
+    let shard = Shard::new().await;
+    shard
+        .with(
+            "create table secrets (id int primary key);
+             alter table secrets enable row level security; grant all on secrets to anon;
+             create table private (id int primary key, owner text);
+             create policy mine on private using (owner = 'me');
+             alter table private enable row level security;
+             create table forced (id int primary key);
+             alter table forced enable row level security, force row level security;
+             create function as_owner() returns setof int language sql security definer
+               as 'select id from public.secrets union all select id from public.private union all select id from public.forced';
+             alter function as_owner() owner to ringfence_owner;
+             select ringfence.distribute(t) from unnest(array['secrets', 'private', 'forced']::regclass[]) t;
+             grant all on secrets to authenticated, service_role;
+             alter table secrets owner to ringfence_owner; alter table private owner to ringfence_owner;
+             alter table forced owner to ringfence_owner",
+        )
+        .await;
+    let api = shard.api().await;
+    api.run("set role service_role").await;
+    api.run_as(
+        ACME,
+        "insert into secrets values (1); insert into private values (2, 'you'); insert into forced values (3)",
+    )
+    .await;
+    assert_eq!(api.rows_as(GLOBEX, "select from secrets").await, [""; 0]);
+    api.run("set role authenticated").await;
+    let insert = "insert into secrets values (2)";
+    assert_eq!(api.refused_as(ACME, insert).await.code, "42501");
+    for table in ["secrets", "private", "forced"] {
+        let all = format!("select id from {table}");
+        assert_eq!(api.rows_as(ACME, &all).await, [""; 0], "{table}");
+    }
+    // Functions of the owner pass policies that did not bind it, and see one tenant.
+    assert_eq!(api.rows_as(ACME, "select as_owner()").await, ["1", "2"]);
+    assert_eq!(api.rows_as(GLOBEX, "select as_owner()").await, [""; 0]);
+}
+
+#[tokio::test]
+async fn rights_on_columns_are_rights_too() {
+    let shard = Shard::new().await;
+    shard
+        .with(
+            "create table people (id int primary key, name text, secret text);
+             grant select (id, name) on people to authenticated; select ringfence.distribute('people');
+             create table kinds (id int primary key, name text);
+             grant insert (id) on kinds to authenticated; select ringfence.reference('kinds')",
+        )
+        .await;
+    let api = shard.api().await;
+    assert_eq!(api.rows_as(ACME, "select name from people").await, [""; 0]);
+    for sql in [
+        "select secret from people",
+        "insert into people (id) values (1)",
+        "insert into kinds (id) values (1)",
+    ] {
+        assert_eq!(api.refused_as(ACME, sql).await.code, "42501", "{sql}");
+    }
+}
+
+#[tokio::test]
 async fn policies_that_were_switched_off_stay_off() {
     let shard = Shard::new().await;
     shard

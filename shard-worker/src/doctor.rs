@@ -267,7 +267,7 @@ fn of_hidden(reason: HiddenReason) -> (String, &'static str) {
         ),
         HiddenReason::PolicyMissing => (
             "row security is off, not forced, or its policy was changed; or API roles can write to it",
-            "select ringfence.distribute('…') again",
+            "select ringfence.distribute('…') again, or ringfence.reference('…') of a reference table: they mend it",
         ),
         HiddenReason::NotSecurityInvoker => (
             "it is a view that runs with its owner's rights",
