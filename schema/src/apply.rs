@@ -158,11 +158,13 @@ pub async fn advance(
                     });
                 }
                 let work = Instant::now();
-                backfill::chunk(&place, client, statement, backfill, now).await?;
+                let chunk = backfill::chunk(&place, client, statement, backfill, now).await;
+                place.unless_refused(client, statement, chunk).await?;
                 // Half of the time is the others'.
                 tokio::time::sleep(work.elapsed().min(limits.slice)).await;
             } else {
-                place.alone(client, statement, now).await?;
+                let alone = place.alone(client, statement, now).await;
+                place.unless_refused(client, statement, alone).await?;
             }
             if Instant::now() >= until {
                 entry = place.entry(client).await?;
@@ -307,6 +309,36 @@ impl Place<'_> {
         self.passed(&transaction, entry.step).await?;
         transaction.commit().await?;
         Ok(())
+    }
+
+    /// Forgets a file whose first statement was refused for what it says or what rows
+    /// hold: the shard has nothing of it, so that it may be mended.
+    async fn unless_refused(
+        &self,
+        client: &Client,
+        statement: &Statement,
+        outcome: Result<(), ApplyError>,
+    ) -> Result<(), ApplyError> {
+        let is_final = match &outcome {
+            Err(ApplyError::Statement { source, .. }) => source.code().is_some_and(|state| {
+                ["0A", "22", "23", "42"]
+                    .iter()
+                    .any(|class| state.code().starts_with(class))
+            }),
+            Err(ApplyError::NoKey { .. }) => true,
+            _ => false,
+        };
+        if is_final {
+            let is_undone = matches!(statement.kind, StatementKind::ConcurrentIndex { .. });
+            client
+                .execute(
+                    "delete from ringfence.migration where directory = $1 and number = $2
+                       and state = 'running' and step = 0 and after_key is null and (begun is null or $3)",
+                    &[&self.directory, &(self.file.number as i32), &is_undone],
+                )
+                .await?;
+        }
+        outcome
     }
 
     /// Records that the statement of that index is done.

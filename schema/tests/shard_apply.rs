@@ -83,6 +83,31 @@ async fn a_transactions_file_is_there_whole_or_not_at_all() {
 }
 
 #[tokio::test]
+async fn a_file_of_which_a_shard_has_nothing_may_be_mended() {
+    let shard = Shard::new().await;
+    let mut session = migrator(&shard).await;
+    for bad in [
+        "update nobody set n = 1;",
+        "create index concurrently nowhere on nobody (n);",
+        "-- ringfence: backfill\nupdate nobody set n = 1;",
+    ] {
+        let bad = file(
+            "001_t.sql",
+            &format!("-- ringfence: no-transaction\n{bad}\nselect 1;"),
+        );
+        run(&mut session, &bad).await.unwrap_err();
+        assert_eq!(history::read(&session.0, "app").await.unwrap(), []);
+    }
+    let half = "-- ringfence: no-transaction\nselect 1;\nselect 1 / 0;";
+    run(&mut session, &file("001_t.sql", half))
+        .await
+        .unwrap_err();
+    let mended = file("001_t.sql", "-- ringfence: no-transaction\nselect 1;");
+    let error = run(&mut session, &mended).await.unwrap_err();
+    assert!(matches!(error, ApplyError::Changed(_)), "{error:?}");
+}
+
+#[tokio::test]
 async fn a_back_fill_meets_each_row_of_every_tenant_once_however_often_it_stops() {
     let shard = Shard::new().await;
     shard.with(PEOPLE).await;

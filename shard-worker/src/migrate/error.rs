@@ -106,7 +106,7 @@ impl Stop {
     pub fn hint(&self) -> &'static str {
         match self {
             Self::Changed { .. } => {
-                "Put the file back as it was, and make the change in a new file: `ringfence migrate new NAME`."
+                "Put the file back as it was, and make the change in a new file: `ringfence migrate new NAME`. What can't be run to its end (`half` in `ringfence migrate status`): do by hand on every shard what is missing of it, then `ringfence migrate baseline` records it."
             }
             Self::Order { .. } => {
                 "Apply the directory that holds all files which shards have: `ringfence migrate status` shows them."
@@ -122,7 +122,7 @@ impl Stop {
                 "Migrations run as ringfence_owner. As a superuser, on every shard: alter … owner to ringfence_owner; then `ringfence migrate apply` goes on from here."
             }
             Self::Refused { .. } => {
-                "The statement was undone on this shard, others keep what they have. Mend the data or the file (as long as no shard has it), then `ringfence migrate apply` goes on from here."
+                "The statement was undone on this shard, others keep what they have. Mend the data, or the file as long as no shard has any of it; then `ringfence migrate apply` goes on from here. Where a shard has a part (`half` in `ringfence migrate status`): do by hand on every shard what is missing, then `ringfence migrate baseline` records it."
             }
             Self::Locked { .. } => {
                 "Nothing waits any longer. End the transactions that are named, or choose a quieter hour; then `ringfence migrate apply` goes on from here."

@@ -12,6 +12,7 @@ use tenancy::chain;
 use tenancy::members::Member;
 use tokio::time::{Instant, timeout};
 use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
 
 use super::{Plan, Stop};
 use crate::job::retry::{Verdict, of_postgres};
@@ -312,8 +313,7 @@ pub(super) fn stop(shard: &str, error: ApplyError) -> Stop {
             "another session changes the schema of shard {shard}"
         ))),
         ApplyError::Statement { source, .. }
-            if source.code() != Some(&tokio_postgres::error::SqlState::QUERY_CANCELED)
-                && of_postgres(&source) == Verdict::Retry =>
+            if source.code().is_none_or(may_pass) && of_postgres(&source) == Verdict::Retry =>
         {
             Stop::Job(source.into())
         }
@@ -325,6 +325,14 @@ pub(super) fn stop(shard: &str, error: ApplyError) -> Stop {
             source: error,
         },
     }
+}
+
+/// Whether what hindered a statement may be gone the next time: not a statement that
+/// takes too long, nor one that its own transaction hinders (a value that is too new
+/// for its enumeration, triggers that wait for the commit).
+fn may_pass(state: &SqlState) -> bool {
+    let of_itself = state.code().starts_with("55") && *state != SqlState::LOCK_NOT_AVAILABLE;
+    *state != SqlState::QUERY_CANCELED && !of_itself
 }
 
 fn passes_by_itself(error: &JobError) -> bool {
@@ -356,6 +364,20 @@ mod tests {
         shards[2].done = true;
         shards[3].done = true;
         assert!(wave(&shards, 2).is_empty());
+    }
+
+    #[test]
+    fn what_a_statement_itself_hinders_is_not_tried_again() {
+        for (code, may) in [
+            ("55P03", true),
+            ("40P01", true),
+            ("08006", true),
+            ("55P04", false),
+            ("55006", false),
+            ("57014", false),
+        ] {
+            assert_eq!(may_pass(&SqlState::from_code(code)), may, "{code}");
+        }
     }
 
     #[test]
