@@ -9,7 +9,11 @@ SET check_function_bodies = false;
 
 CREATE SCHEMA public;
 ALTER SCHEMA public OWNER TO pg_database_owner;
-CREATE EXTENSION IF NOT EXISTS pgcrypto WITH SCHEMA extensions;
+CREATE SCHEMA internal;
+ALTER SCHEMA internal OWNER TO postgres;
+CREATE EXTENSION IF NOT EXISTS citext WITH SCHEMA extensions;
+CREATE EXTENSION IF NOT EXISTS pg_trgm WITH SCHEMA extensions;
+CREATE EXTENSION IF NOT EXISTS "uuid-ossp" WITH SCHEMA extensions;
 
 CREATE TYPE public.visibility AS ENUM ('private', 'team', 'public');
 ALTER TYPE public.visibility OWNER TO postgres;
@@ -24,6 +28,9 @@ ALTER FUNCTION public.touch() OWNER TO postgres;
 
 CREATE FUNCTION public.all_notes() RETURNS bigint LANGUAGE sql SECURITY DEFINER AS $$ select count(*) from public.notes $$;
 
+CREATE FUNCTION public.forget_keys() RETURNS bigint LANGUAGE sql SECURITY DEFINER AS $$ delete from public.api_keys; select 1::bigint $$;
+ALTER FUNCTION public.forget_keys() OWNER TO postgres;
+
 SET default_tablespace = '';
 
 CREATE TABLE public.countries (
@@ -34,7 +41,7 @@ ALTER TABLE public.countries OWNER TO postgres;
 
 CREATE TABLE public.profiles (
     id uuid NOT NULL,
-    username text,
+    username extensions.citext,
     country character(2),
     updated_at timestamp with time zone DEFAULT now()
 );
@@ -84,11 +91,30 @@ ALTER TABLE ONLY public.events ATTACH PARTITION public.events_2026 FOR VALUES FR
 
 CREATE TABLE public.schema_migrations (version text NOT NULL);
 
+CREATE TABLE public.api_keys (
+    id uuid DEFAULT extensions.uuid_generate_v4() NOT NULL,
+    secret text
+);
+CREATE TABLE internal.audit (
+    id bigint NOT NULL,
+    what text
+);
+ALTER TABLE internal.audit ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME internal.audit_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
 CREATE VIEW public.project_notes AS
  SELECT p.title, n.body FROM (public.projects p JOIN public.notes n ON ((n.project_id = p.id)));
 CREATE MATERIALIZED VIEW public.note_counts AS
  SELECT notes.project_id, count(*) AS count FROM public.notes GROUP BY notes.project_id
   WITH NO DATA;
+CREATE VIEW public.user_ids AS
+ SELECT users.id FROM auth.users;
 
 ALTER TABLE ONLY public.projects ALTER COLUMN id SET DEFAULT nextval('public.projects_id_seq'::regclass);
 ALTER TABLE ONLY public.countries ADD CONSTRAINT countries_pkey PRIMARY KEY (code);
@@ -100,7 +126,10 @@ ALTER TABLE ONLY public.events ADD CONSTRAINT events_pkey PRIMARY KEY (id, at);
 ALTER TABLE ONLY public.events_2026 ADD CONSTRAINT events_2026_pkey PRIMARY KEY (id, at);
 ALTER INDEX public.events_pkey ATTACH PARTITION public.events_2026_pkey;
 ALTER TABLE ONLY public.schema_migrations ADD CONSTRAINT schema_migrations_pkey PRIMARY KEY (version);
+ALTER TABLE ONLY public.api_keys ADD CONSTRAINT api_keys_pkey PRIMARY KEY (id);
+ALTER TABLE ONLY internal.audit ADD CONSTRAINT audit_pkey PRIMARY KEY (id);
 CREATE INDEX notes_project ON public.notes USING btree (project_id);
+CREATE INDEX projects_title ON public.projects USING gin (title extensions.gin_trgm_ops);
 CREATE TRIGGER touch_profiles BEFORE UPDATE ON public.profiles FOR EACH ROW EXECUTE FUNCTION public.touch();
 ALTER TABLE ONLY public.profiles ADD CONSTRAINT profiles_id_fkey FOREIGN KEY (id) REFERENCES auth.users(id) ON DELETE CASCADE;
 ALTER TABLE ONLY public.profiles ADD CONSTRAINT profiles_country_fkey FOREIGN KEY (country) REFERENCES public.countries(code);
@@ -109,6 +138,47 @@ ALTER TABLE ONLY public.notes ADD CONSTRAINT notes_project_id_fkey FOREIGN KEY (
 CREATE POLICY "Public profiles are viewable by everyone." ON public.profiles FOR SELECT USING (true);
 CREATE POLICY "Users can update own profile." ON public.profiles FOR UPDATE USING ((auth.uid() = id));
 ALTER TABLE public.profiles ENABLE ROW LEVEL SECURITY;
+ALTER TABLE public.api_keys ENABLE ROW LEVEL SECURITY;
 CREATE PUBLICATION supabase_realtime WITH (publish = 'insert, update, delete, truncate');
+REVOKE ALL ON FUNCTION public.forget_keys() FROM PUBLIC;
+GRANT ALL ON FUNCTION public.forget_keys() TO service_role;
+GRANT ALL ON TABLE public.countries TO anon;
+GRANT ALL ON TABLE public.countries TO authenticated;
+GRANT ALL ON TABLE public.countries TO service_role;
 GRANT ALL ON TABLE public.profiles TO anon;
+GRANT ALL ON TABLE public.profiles TO authenticated;
+GRANT ALL ON TABLE public.profiles TO service_role;
+GRANT ALL ON TABLE public.projects TO anon;
+GRANT ALL ON TABLE public.projects TO authenticated;
+GRANT ALL ON TABLE public.projects TO service_role;
+GRANT ALL ON TABLE public.notes TO anon;
+GRANT ALL ON TABLE public.notes TO authenticated;
+GRANT ALL ON TABLE public.notes TO service_role;
+GRANT ALL ON TABLE public.events TO anon;
+GRANT ALL ON TABLE public.events TO authenticated;
+GRANT ALL ON TABLE public.events TO service_role;
+GRANT ALL ON TABLE public.events_2026 TO anon;
+GRANT ALL ON TABLE public.events_2026 TO authenticated;
+GRANT ALL ON TABLE public.events_2026 TO service_role;
+GRANT ALL ON TABLE public.schema_migrations TO anon;
+GRANT ALL ON TABLE public.schema_migrations TO authenticated;
+GRANT ALL ON TABLE public.schema_migrations TO service_role;
+GRANT ALL ON TABLE public.api_keys TO anon;
+GRANT ALL ON TABLE public.api_keys TO authenticated;
+GRANT ALL ON TABLE public.api_keys TO service_role;
+GRANT ALL ON TABLE public.project_notes TO anon;
+GRANT ALL ON TABLE public.project_notes TO authenticated;
+GRANT ALL ON TABLE public.project_notes TO service_role;
+GRANT ALL ON TABLE public.note_counts TO anon;
+GRANT ALL ON TABLE public.note_counts TO authenticated;
+GRANT ALL ON TABLE public.note_counts TO service_role;
+GRANT ALL ON TABLE public.user_ids TO anon;
+GRANT ALL ON TABLE public.user_ids TO authenticated;
+GRANT ALL ON TABLE public.user_ids TO service_role;
+GRANT ALL ON SEQUENCE public.projects_id_seq TO anon;
+GRANT ALL ON SEQUENCE public.projects_id_seq TO authenticated;
+GRANT ALL ON SEQUENCE public.projects_id_seq TO service_role;
+GRANT ALL ON SEQUENCE public.notes_id_seq TO anon;
+GRANT ALL ON SEQUENCE public.notes_id_seq TO authenticated;
+GRANT ALL ON SEQUENCE public.notes_id_seq TO service_role;
 \unrestrict x

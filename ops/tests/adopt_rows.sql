@@ -11,3 +11,4 @@ INSERT INTO public.notes (project_id, body) VALUES (1, 'first'), (1, 'second');
 INSERT INTO public.events VALUES
   (1, '2026-01-01 00:00:00+00', 'began'), (2, '2026-02-03 04:05:06.789+00', NULL), (3, '2026-12-31 23:59:59+00', E'tab\there');
 INSERT INTO public.schema_migrations VALUES ('20260101');
+INSERT INTO public.api_keys (secret) VALUES ('service keys alone see it');

@@ -600,9 +600,11 @@ begin
       hint = 'Drop that foreign key, or distribute this table, too.';
   end if;
   insert into ringfence.relation values (t, 'reference', null, false);
+  if not ringfence.is_granted(t) then
+    execute format('grant select on %s to authenticated, service_role', t);
+  end if;
   perform ringfence.open_to_mover(t);
   perform ringfence.read_only(t);
-  execute format('grant select on %s to authenticated, service_role', t);
   perform ringfence.open_schema_of(t);
   perform ringfence.capture_tables();
 end

@@ -44,6 +44,8 @@ pub struct TableFacts {
     pub policies: Vec<String>,
     /// Row security is on: without policies, nobody but who passes it sees a row.
     pub row_security: bool,
+    /// Some role that requests come in has rights on it.
+    pub granted: bool,
     /// It is partitioned.
     pub partitioned: bool,
     /// Tables that its foreign keys refer to.
@@ -276,6 +278,12 @@ fn remarks(facts: &Facts, roles: &BTreeMap<&QualifiedName, (Role, String)>) -> V
                 table.name
             ));
         }
+        if closed(facts, table) && role != Some(Role::Ignore) {
+            remarks.push(format!(
+                "{}: no API role has rights on it, as before: grant what requests may do",
+                table.name
+            ));
+        }
         if table.partitioned {
             remarks.push(format!(
                 "{} is partitioned: its partitions are served through it alone",
@@ -306,6 +314,11 @@ fn remarks(facts: &Facts, roles: &BTreeMap<&QualifiedName, (Role, String)>) -> V
     remarks
 }
 
+/// The authors gave rights on other tables to API roles, and none on this one.
+fn closed(facts: &Facts, table: &TableFacts) -> bool {
+    !table.granted && facts.tables.iter().any(|table| table.granted)
+}
+
 fn sql(tables: &[Proposal], facts: &Facts, remarks: &[String]) -> String {
     let mut sql = String::from(
         "-- Proposed by `ringfence schema adopt`: read it, change what is wrong, then\n\
@@ -328,12 +341,28 @@ fn sql(tables: &[Proposal], facts: &Facts, remarks: &[String]) -> String {
         };
         let name = Literal(&proposal.table);
         let _ = writeln!(sql, "-- {}\n{call}({name});", proposal.reason);
+        let table = |table: &&TableFacts| table.name.to_string() == proposal.table;
+        let table = facts.tables.iter().find(table);
+        // What is not scoped is closed to functions and views, too; and distributing
+        // a table opens it where nobody has rights.
+        if table.is_some_and(|table| match proposal.role {
+            Role::Ignore => table.granted,
+            Role::Tenant | Role::Reference => closed(facts, table),
+        }) {
+            let _ = writeln!(sql, "revoke all on {} from {API};", proposal.table);
+        }
+    }
+    for unscoped in facts.materialized.iter().chain(&facts.foreign) {
+        let _ = writeln!(sql, "revoke all on {unscoped} from {API};");
     }
     for view in &facts.owner_views {
         let _ = writeln!(sql, "alter view {view} set (security_invoker = true);");
     }
     sql
 }
+
+/// Whom requests come as.
+const API: &str = "public, anon, authenticated, service_role";
 
 /// Schemas that are not the application's.
 const NOT_THE_APPLICATIONS: &str = "n.nspname !~ '^pg_' and n.nspname not in (
@@ -353,7 +382,7 @@ pub async fn facts(client: &Client) -> Result<Facts, Error> {
              where i.indrelid = c.oid and i.indisprimary and a.attrelid = c.oid
                and (a.attidentity <> '' or pg_get_expr(d.adbin, d.adrelid) ~* 'nextval|uuid|random')) as generated,
            array(select p.polname::text from pg_policy p where p.polrelid = c.oid order by 1) as policies,
-           c.relrowsecurity as row_security,
+           c.relrowsecurity as row_security, ringfence.is_granted(c.oid) as granted,
            (select coalesce(jsonb_agg(distinct jsonb_build_array(pn.nspname, pc.relname)), '[]')
              from pg_constraint k join pg_class pc on pc.oid = k.confrelid
              join pg_namespace pn on pn.oid = pc.relnamespace
@@ -384,6 +413,7 @@ pub async fn facts(client: &Client) -> Result<Facts, Error> {
                     logged: row.get("logged"),
                     policies: row.get("policies"),
                     row_security: row.get("row_security"),
+                    granted: row.get("granted"),
                     partitioned: kind == "p",
                     parents: parents
                         .filter_map(|parent| {
@@ -419,6 +449,7 @@ mod tests {
             logged: true,
             policies: Vec::new(),
             row_security: false,
+            granted: false,
             partitioned: false,
             parents: parents
                 .iter()
@@ -457,5 +488,41 @@ mod tests {
         let adoption = propose(&facts);
         assert_eq!(adoption.tables.len(), facts.tables.len());
         insta::assert_snapshot!(adoption.sql);
+    }
+
+    #[test]
+    fn api_roles_get_no_rights_that_they_did_not_have() {
+        let facts = Facts {
+            tables: vec![
+                table("notes", &[], |t| t.granted = true),
+                table("schema_migrations", &[], |t| t.granted = true),
+                table("secrets", &[], |_| {}),
+            ],
+            materialized: vec![QualifiedName::new("public", "sums")],
+            ..Facts::default()
+        };
+        let adoption = propose(&facts);
+        let statements = adoption.sql.lines().filter(|line| !line.starts_with("--"));
+        let statements: Vec<&str> = statements.filter(|line| !line.is_empty()).collect();
+        insta::assert_snapshot!(statements.join("\n"), @r#"
+        select ringfence.distribute('"public"."notes"');
+        revoke all on "public"."schema_migrations" from public, anon, authenticated, service_role;
+        select ringfence.distribute('"public"."secrets"');
+        revoke all on "public"."secrets" from public, anon, authenticated, service_role;
+        revoke all on "public"."sums" from public, anon, authenticated, service_role;
+        "#);
+        let secrets = "\"public\".\"secrets\": no API role has rights on it";
+        assert!(
+            adoption
+                .remarks
+                .iter()
+                .any(|remark| remark.starts_with(secrets))
+        );
+        // A dump without rights says nothing of them.
+        let plain = Facts {
+            tables: vec![table("secrets", &[], |_| {})],
+            ..Facts::default()
+        };
+        assert!(!propose(&plain).sql.contains("revoke"));
     }
 }

@@ -188,7 +188,11 @@ async fn the_second_call_mends_what_was_taken_away() {
         assert_eq!(api.rows_as(GLOBEX, "select from open").await, [""; 0]);
         for table in ["closed", "same"] {
             let insert = format!("insert into {table} values (1)");
-            assert_eq!(api.refused_as(ACME, &insert).await.code, "42501", "{broken}");
+            assert_eq!(
+                api.refused_as(ACME, &insert).await.code,
+                "42501",
+                "{broken}"
+            );
         }
         assert_eq!(admin.refused("truncate open").await.code, "RF010");
         let give = format!("update open set tenant_id = '{GLOBEX}'");

@@ -122,7 +122,7 @@ fn read(from: &str) -> Result<String> {
         return std::fs::read_to_string(from).map_err(error::io(format!("read {from}")));
     }
     let dump = Process::new("pg_dump")
-        .args(["--schema-only", "--no-owner", "--no-privileges"])
+        .args(["--schema-only", "--no-owner"])
         .args(["--dbname", from])
         .output()
         .map_err(error::io("run pg_dump"))?;
@@ -175,7 +175,8 @@ async fn on_scratch(
         .map_err(|error| Error::Supervisor(format!("the scratch server: {error}")))?;
     let served = catalog.relations.len();
     remarks.push(format!(
-        "tried on a scratch server: the API would serve {served} tables and views"
+        "tried on a scratch server: the API would serve {served} tables and views, by routers whose schemas are {}",
+        schemas.join(", ")
     ));
     // Tables are new on every shard: what locks them holds nobody up.
     let with_permissions = permitted(&make, &distribute, &adoption);

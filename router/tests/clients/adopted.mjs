@@ -1,7 +1,7 @@
 // An application of one tenant that was adopted, through @supabase/supabase-js,
 // as its users write it. RINGFENCE_URL and RINGFENCE_KEY name the data API and
 // the key of the tenant whose rows were imported; OTHER_KEY is another tenant's;
-// USER_TOKEN is a token of that tenant's user ADA.
+// SERVICE_KEY a service key of the first; USER_TOKEN is a token of that tenant's user ADA.
 
 import assert from 'node:assert/strict'
 import { createClient } from '@supabase/supabase-js'
@@ -11,10 +11,11 @@ const options = (token) => ({
   realtime: { transport: class {} },
   global: token ? { headers: { Authorization: `Bearer ${token}` } } : {},
 })
-const { RINGFENCE_URL: url, RINGFENCE_KEY: key, OTHER_KEY: otherKey, USER_TOKEN: token, ADA: ada } = process.env
+const { RINGFENCE_URL: url, RINGFENCE_KEY: key, OTHER_KEY: otherKey, SERVICE_KEY: serviceKey, USER_TOKEN: token, ADA: ada } = process.env
 const db = createClient(url, key, options())
 const user = createClient(url, key, options(token))
 const other = createClient(url, otherKey, options())
+const service = createClient(url, serviceKey, options())
 
 /** The data of an answer that must be none of an error. */
 async function ok(query) {
@@ -62,6 +63,14 @@ assert.equal(intruder.error.code, '42501')
 // A function with its owner's rights counts this tenant's rows alone.
 assert.equal(await ok(db.rpc('all_notes')), 2)
 assert.equal(await ok(other.rpc('all_notes')), 0)
+
+// What row security closed, and what was revoked, is for service keys alone.
+assert.deepEqual(await ok(db.from('api_keys').select()), [])
+assert.equal((await db.from('api_keys').insert({ secret: 'mine' })).error.code, '42501')
+assert.equal((await db.rpc('forget_keys')).error.code, '42501')
+assert.equal((await ok(service.from('api_keys').select())).length, 1)
+await ok(service.rpc('forget_keys'))
+assert.deepEqual(await ok(service.from('api_keys').select()), [])
 
 // Another tenant sees nothing of it, and may have the same ids.
 for (const table of ['projects', 'notes', 'profiles', 'events', 'project_notes']) {

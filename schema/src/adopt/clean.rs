@@ -1,25 +1,25 @@
 //! The text of a schema's dump as a migration: without what a shard has or
 //! decides itself, and with what is left out said.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use squawk_syntax::ast::AstNode;
+use squawk_lexer::{TokenKind, tokenize};
+use squawk_syntax::SourceFile;
+use squawk_syntax::ast::{self, AstNode};
 
 use super::Cleaned;
-use crate::migration::{line_of, start_of, too_deep};
-use squawk_syntax::SourceFile;
+use crate::lint::canonical;
+use crate::migration::{line_of, start_of, text, too_deep};
 
 /// What begins a statement that is left out, and why a reader should know.
 const LEFT_OUT: &[(&str, Option<&str>)] = &[
     ("SET ", None),
+    ("RESET ", None),
     ("SELECT PG_CATALOG.SET_CONFIG", None),
     ("SELECT PG_CATALOG.SETVAL", None),
-    ("CREATE SCHEMA PUBLIC", None),
-    ("COMMENT ON SCHEMA PUBLIC", None),
+    ("COMMENT ON SCHEMA PUBLIC ", None),
     ("COMMENT ON EXTENSION", None),
     ("ALTER DEFAULT PRIVILEGES", None),
-    ("GRANT ", None),
-    ("REVOKE ", None),
     ("CREATE PUBLICATION", Some("publications are the worker's")),
     ("ALTER PUBLICATION", Some("publications are the worker's")),
     (
@@ -30,10 +30,6 @@ const LEFT_OUT: &[(&str, Option<&str>)] = &[
         "CREATE EVENT TRIGGER",
         Some("event triggers need a superuser on every shard"),
     ),
-    (
-        "CREATE EXTENSION",
-        Some("extensions are installed on every shard beforehand"),
-    ),
     ("BEGIN", None),
     ("COMMIT", None),
 ];
@@ -43,9 +39,58 @@ const SERVICES: &[&str] = &[
     "auth.",
     "storage.",
     "realtime.",
+    "_realtime.",
     "vault.",
+    "pgsodium.",
     "graphql.",
+    "graphql_public.",
     "supabase_functions.",
+    "supabase_migrations.",
+    "cron.",
+    "net.",
+];
+
+/// What of them a shard has: see [`SUPABASE`].
+const OF_SERVICES: &[&str] = &["auth.uid", "auth.jwt", "auth.role", "auth.email"];
+
+/// Roles that requests come in; what they may, the schema's authors say.
+const API: &[&str] = &["anon", "authenticated", "service_role", "public"];
+
+/// Roles of those who run a server: they own what they may.
+const OPERATORS: &[&str] = &[
+    "postgres",
+    "pg_database_owner",
+    "supabase_admin",
+    "supabase_auth_admin",
+    "supabase_storage_admin",
+    "supabase_functions_admin",
+    "supabase_realtime_admin",
+    "supabase_read_only_user",
+    "dashboard_user",
+];
+
+/// Extensions of Postgres' own that need no superuser.
+const TRUSTED: &[&str] = &[
+    "btree_gin",
+    "btree_gist",
+    "citext",
+    "cube",
+    "dict_int",
+    "fuzzystrmatch",
+    "hstore",
+    "intarray",
+    "isn",
+    "lo",
+    "ltree",
+    "pg_trgm",
+    "pgcrypto",
+    "seg",
+    "tablefunc",
+    "tcn",
+    "tsm_system_rows",
+    "tsm_system_time",
+    "unaccent",
+    "uuid-ossp",
 ];
 
 /// Functions that policies of Supabase's applications call, by the claims that
@@ -70,12 +115,7 @@ grant usage on schema auth to anon, authenticated, service_role;
 
 /// Keeps what makes the application's objects.
 pub(super) fn clean(dump: &str) -> Cleaned {
-    // psql's own lines, such as \restrict, are no SQL.
-    let dump: String = dump
-        .lines()
-        .filter(|line| !line.starts_with('\\'))
-        .map(|line| format!("{line}\n"))
-        .collect();
+    let dump = without_psql(dump);
     if let Some(at) = too_deep(&dump) {
         let line = line_of(&dump, at);
         return Cleaned {
@@ -86,38 +126,22 @@ pub(super) fn clean(dump: &str) -> Cleaned {
     }
     let parsed = SourceFile::parse(&dump);
     let mut sql = String::new();
-    let mut remarks = Vec::new();
-    let mut services = BTreeSet::new();
+    let mut cleaner = Cleaner::default();
     for stmt in parsed.tree().stmts() {
-        let node = stmt.syntax();
-        let range = node.text_range();
-        let own = &dump[start_of(node)..range.end().into()];
+        let start = start_of(stmt.syntax());
+        let own = &dump[start..stmt.syntax().text_range().end().into()];
         let own = own.trim_end_matches(|c: char| c == ';' || c.is_whitespace());
-        let words = own.split_whitespace().collect::<Vec<_>>().join(" ");
-        let upper = words.to_uppercase();
-        let short: String = words.chars().take(90).collect();
-        if let Some((_, why)) = LEFT_OUT.iter().find(|(start, _)| upper.starts_with(start)) {
-            remarks.extend(why.map(|why| format!("left out `{short}`: {why}")));
-            continue;
+        if let Some(kept) = cleaner.kept(&stmt, own, start) {
+            sql.push_str(&kept);
+            sql.push_str(";\n\n");
         }
-        if upper.starts_with("ALTER ") && upper.contains(" OWNER TO ") {
-            continue;
-        }
-        if let Some(service) = SERVICES.iter().find(|service| is_of(&upper, service)) {
-            services.insert(*service);
-            continue;
-        }
-        if let Some(service) = SERVICES.iter().find(|service| refers(&upper, service)) {
-            remarks.push(format!(
-                "left out `{short}`: {service}* is a service's, and is not on the shards"
-            ));
-            continue;
-        }
-        sql.push_str(own);
-        sql.push_str(";\n\n");
     }
-    remarks.extend(services.iter().map(|service| {
+    let mut remarks = cleaner.remarks;
+    remarks.extend(cleaner.services.iter().map(|service| {
         format!("left out what is in {service}*: it is a service's, and is not on the shards")
+    }));
+    remarks.extend(cleaner.strangers.iter().map(|(role, times)| {
+        format!("left out {times} rights of role {role}: requests come as anon, authenticated or service_role")
     }));
     let calls = ["auth.uid(", "auth.jwt(", "auth.role(", "auth.email("];
     if calls.iter().any(|call| sql.contains(call)) {
@@ -136,6 +160,257 @@ pub(super) fn clean(dump: &str) -> Cleaned {
     }
 }
 
+/// What is known of the statements before.
+#[derive(Default)]
+struct Cleaner {
+    remarks: Vec<String>,
+    /// Services whose own objects were left out.
+    services: BTreeSet<&'static str>,
+    /// Views and functions that were left out: nothing can refer to them.
+    gone: BTreeSet<String>,
+    /// Roles that shards don't have, with their grants and revokes.
+    strangers: BTreeMap<String, u32>,
+    /// Schemas that are made already.
+    schemas: BTreeSet<String>,
+}
+
+impl Cleaner {
+    /// A statement as it is kept; `start` is where `own` begins in the dump.
+    fn kept(&mut self, stmt: &ast::Stmt, own: &str, start: usize) -> Option<String> {
+        let words = own.split_whitespace().collect::<Vec<_>>().join(" ");
+        let upper = words.to_uppercase();
+        let short: String = words.chars().take(90).collect();
+        match stmt {
+            ast::Stmt::Grant(grant) => {
+                let objects = grant.on_privilege_objects_clause();
+                return self.rights(grant.role_ref_list(), objects, own, start);
+            }
+            ast::Stmt::Revoke(revoke) => {
+                let objects = revoke.on_privilege_objects_clause();
+                return self.rights(revoke.role_ref_list(), objects, own, start);
+            }
+            ast::Stmt::CreateSchema(create) if create.schema_elements().next().is_none() => {
+                return self.schema(create);
+            }
+            ast::Stmt::CreateExtension(create) => return self.extension(create, &short),
+            _ => {}
+        }
+        if let Some((_, why)) = LEFT_OUT.iter().find(|(start, _)| upper.starts_with(start)) {
+            let remark = why.map(|why| format!("left out `{short}`: {why}"));
+            self.remarks.extend(remark);
+            return None;
+        }
+        if upper.starts_with("ALTER ") && upper.contains(" OWNER TO ") {
+            return None;
+        }
+        if let Some(service) = SERVICES.iter().find(|service| is_of(&upper, service)) {
+            self.services.insert(service);
+            return None;
+        }
+        // Without a policy that narrows, more would be seen: it is tried, and fails.
+        let narrows = matches!(stmt, ast::Stmt::CreatePolicy(policy)
+        if policy.as_policy_type().is_some_and(|of| {
+            text(of.syntax()).to_lowercase().ends_with("restrictive")
+        }));
+        let names = qualified(own);
+        let why = match names.iter().find_map(|name| service_of(name)) {
+            Some(service) => Some(format!(
+                "{service}* is a service's, and is not on the shards"
+            )),
+            None => {
+                let gone = names.iter().find(|name| self.gone.contains(*name));
+                gone.map(|name| format!("{name} is left out"))
+            }
+        };
+        if let Some(why) = why.filter(|_| !narrows) {
+            self.remarks.push(format!("left out `{short}`: {why}"));
+            if let ast::Stmt::CreateView(_)
+            | ast::Stmt::CreateMaterializedView(_)
+            | ast::Stmt::CreateFunction(_) = stmt
+            {
+                // A dump names first what a statement makes.
+                self.gone.extend(names.into_iter().next());
+            }
+            return None;
+        }
+        if let ast::Stmt::CreateFunction(_) = stmt {
+            // Of several functions of a name, one is there.
+            names.first().map(|name| self.gone.remove(name));
+            let read = bodies(own).into_iter().flat_map(qualified);
+            if let Some(read) = read.into_iter().find(|name| service_of(name).is_some()) {
+                let name = names.first().map_or("a function", String::as_str);
+                self.remarks.push(format!(
+                    "{name} names {read}, which is a service's: it fails where it comes to it"
+                ));
+            }
+        }
+        Some(own.to_owned())
+    }
+
+    /// GRANT and REVOKE for those who come by the API.
+    fn rights(
+        &mut self,
+        roles: Option<ast::RoleRefList>,
+        objects: Option<ast::OnPrivilegeObjectsClause>,
+        own: &str,
+        start: usize,
+    ) -> Option<String> {
+        let (roles, objects) = (roles?, objects?.privilege_objects()?);
+        if let ast::PrivilegeObjects::PrivilegeSchema(of) = &objects {
+            let mut schemas = of.schema_refs().map(|schema| plain(&text(schema.syntax())));
+            if schemas
+                .any(|schema| schema == "public" || service_of(&format!("{schema}.")).is_some())
+            {
+                return None;
+            }
+        }
+        let names = qualified(&text(objects.syntax()));
+        let left = |name: &String| service_of(name).is_some() || self.gone.contains(name);
+        if names.iter().any(left) {
+            return None;
+        }
+        let mut kept = Vec::new();
+        for role in roles.role_refs() {
+            let role = text(role.syntax());
+            let known = plain(&role);
+            if API.contains(&known.as_str()) {
+                kept.push(role);
+            } else if !OPERATORS.contains(&known.as_str()) {
+                *self.strangers.entry(known).or_default() += 1;
+            }
+        }
+        let list = usize::from(roles.syntax().text_range().start());
+        let before = own.get(..list.checked_sub(start)?)?;
+        // Neither GRANTED BY nor WITH GRANT OPTION: nobody gives on here.
+        (!kept.is_empty()).then(|| format!("{} {}", before.trim_end(), kept.join(", ")))
+    }
+
+    fn schema(&mut self, create: &ast::CreateSchema) -> Option<String> {
+        let Some(ast::CreateSchemaTarget::NamedSchema(named)) = create.create_schema_target()
+        else {
+            return None;
+        };
+        let name = text(named.schema()?.syntax());
+        let known = plain(&name);
+        if let Some(service) = service_of(&format!("{known}.")) {
+            self.services.insert(service);
+            return None;
+        }
+        (known != "public" && self.schemas.insert(known))
+            .then(|| format!("create schema if not exists {name}"))
+    }
+
+    fn extension(&mut self, create: &ast::CreateExtension, short: &str) -> Option<String> {
+        let name = create.extension()?.ident_token()?.text().to_owned();
+        let known = plain(&name);
+        if known == "plpgsql" {
+            return None;
+        }
+        if !TRUSTED.contains(&known.as_str()) {
+            self.remarks.push(format!(
+                "left out `{short}`: it needs a superuser; install it on every shard beforehand"
+            ));
+            return None;
+        }
+        let schema = create.extension_schema().and_then(|of| of.schema_ref());
+        let schema = schema.map_or("public".into(), |schema| text(schema.syntax()));
+        let mut kept = String::new();
+        if plain(&schema) != "public" {
+            if self.schemas.insert(plain(&schema)) {
+                kept = format!("create schema if not exists {schema};\n");
+            }
+            // Requests name its types.
+            kept.push_str(&format!(
+                "grant usage on schema {schema} to anon, authenticated, service_role;\n"
+            ));
+        }
+        Some(format!(
+            "{kept}create extension if not exists {name} with schema {schema}"
+        ))
+    }
+}
+
+/// A name of one part as Postgres understands it.
+fn plain(name: &str) -> String {
+    let name = canonical(name);
+    name.strip_prefix("public.")
+        .map(str::to_owned)
+        .unwrap_or(name)
+}
+
+/// Without psql's own lines, such as \restrict, which are no SQL; in a literal, a
+/// function's body say, a line that begins so is text.
+fn without_psql(dump: &str) -> String {
+    let mut kept = String::with_capacity(dump.len());
+    let mut at = 0;
+    let mut skips = false;
+    for token in tokenize(dump) {
+        let end = at + token.len as usize;
+        let own = dump.get(at..end).unwrap_or_default();
+        at = end;
+        skips |= own.starts_with('\\') && (kept.is_empty() || kept.ends_with('\n'));
+        match own.find('\n') {
+            Some(rest) if skips => {
+                kept.push_str(&own[rest..]);
+                skips = false;
+            }
+            None if skips => {}
+            _ => kept.push_str(own),
+        }
+    }
+    kept
+}
+
+/// Names of two parts outside of literals, as `schema.name`.
+fn qualified(sql: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut first: Option<(&str, bool)> = None;
+    let mut at = 0;
+    for token in tokenize(sql) {
+        let own = sql.get(at..at + token.len as usize).unwrap_or_default();
+        at += token.len as usize;
+        first = match (token.kind, first) {
+            (
+                TokenKind::Whitespace | TokenKind::LineComment | TokenKind::BlockComment { .. },
+                first,
+            ) => first,
+            (TokenKind::Ident | TokenKind::QuotedIdent { .. }, Some((schema, true))) => {
+                names.push(canonical(&format!("{schema}.{own}")));
+                // Of a third part the first two are told already.
+                None
+            }
+            (TokenKind::Ident | TokenKind::QuotedIdent { .. }, _) => Some((own, false)),
+            (TokenKind::Dot, Some((schema, false))) => Some((schema, true)),
+            _ => None,
+        };
+    }
+    names
+}
+
+/// The insides of a statement's literals.
+fn bodies(sql: &str) -> Vec<&str> {
+    let mut bodies = Vec::new();
+    let mut at = 0;
+    for token in tokenize(sql) {
+        let own = sql.get(at..at + token.len as usize).unwrap_or_default();
+        at += token.len as usize;
+        if let TokenKind::Literal { .. } = token.kind {
+            let tag = own.strip_prefix('$').and_then(|rest| rest.find('$'));
+            let edge = tag.map_or(1, |tag| tag + 2);
+            bodies.extend(own.get(edge..own.len().saturating_sub(edge)));
+        }
+    }
+    bodies
+}
+
+/// The service that a name belongs to, where shards don't have it.
+fn service_of(name: &str) -> Option<&'static str> {
+    let service = SERVICES
+        .iter()
+        .find(|service| name.starts_with(**service))?;
+    (!OF_SERVICES.contains(&name)).then_some(*service)
+}
+
 /// A statement that makes or changes what is in a service's schema, or that schema.
 fn is_of(upper: &str, service: &str) -> bool {
     let service = service.to_uppercase();
@@ -144,17 +419,7 @@ fn is_of(upper: &str, service: &str) -> bool {
     // Such as CREATE OR REPLACE FUNCTION auth.uid(): further on, others are named.
     let mut words = plain.split(' ').take(5);
     words.any(|word| word.starts_with(&service))
-        || plain == format!("CREATE SCHEMA {schema}")
-        || plain == format!("CREATE SCHEMA IF NOT EXISTS {schema}")
         || plain.starts_with(&format!("COMMENT ON SCHEMA {schema} "))
-}
-
-/// A statement that refers to a service's table.
-fn refers(upper: &str, service: &str) -> bool {
-    let service = service.to_uppercase();
-    [" REFERENCES ", "TABLE ", "TABLE ONLY ", " ON ", "INTO "]
-        .iter()
-        .any(|before| upper.contains(&format!("{before}{service}")))
 }
 
 #[cfg(test)]
@@ -177,5 +442,90 @@ mod tests {
             cleaned.remarks.join("\n"),
             cleaned.problem
         ));
+    }
+
+    /// What is kept of a dump, and what is said of the rest.
+    fn cleaned(dump: &str) -> (String, String) {
+        let cleaned = clean(dump);
+        assert_eq!(cleaned.problem, None);
+        let (_, sql) = cleaned.sql.split_once(";\n\n").unwrap();
+        (sql.trim_end().to_owned(), cleaned.remarks.join("\n"))
+    }
+
+    #[test]
+    fn rights_of_those_who_come_by_the_api_are_kept() {
+        let (sql, remarks) = cleaned(
+            "REVOKE ALL ON FUNCTION public.reset() FROM PUBLIC;\nGRANT ALL ON FUNCTION public.reset() TO postgres;\n\
+             GRANT SELECT(id),UPDATE(id) ON TABLE public.people TO \"anon\", app WITH GRANT OPTION;\n\
+             GRANT SELECT ON public.people TO reports;\nGRANT USAGE ON SCHEMA app TO authenticated GRANTED BY postgres;\n\
+             GRANT USAGE ON SCHEMA public TO anon;\nGRANT USAGE ON SCHEMA auth TO anon;\n\
+             GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE storage.objects TO anon;\nRESET SESSION AUTHORIZATION;",
+        );
+        insta::assert_snapshot!(sql, @r#"
+        REVOKE ALL ON FUNCTION public.reset() FROM PUBLIC;
+
+        GRANT SELECT(id),UPDATE(id) ON TABLE public.people TO "anon";
+
+        GRANT USAGE ON SCHEMA app TO authenticated;
+        "#);
+        insta::assert_snapshot!(remarks, @r"
+        left out 1 rights of role app: requests come as anon, authenticated or service_role
+        left out 1 rights of role reports: requests come as anon, authenticated or service_role
+        ");
+    }
+
+    #[test]
+    fn schemas_and_extensions_that_need_no_superuser_are_made() {
+        let (sql, remarks) = cleaned(
+            "CREATE SCHEMA app;\nCREATE SCHEMA public_too;\nCREATE SCHEMA graphql;\n\
+             CREATE EXTENSION IF NOT EXISTS plpgsql WITH SCHEMA pg_catalog;\n\
+             CREATE EXTENSION IF NOT EXISTS citext WITH SCHEMA public;\n\
+             CREATE EXTENSION IF NOT EXISTS \"uuid-ossp\" WITH SCHEMA extensions;\n\
+             CREATE EXTENSION IF NOT EXISTS postgis WITH SCHEMA extensions;\nCREATE SCHEMA extensions;",
+        );
+        insta::assert_snapshot!(sql, @r#"
+        create schema if not exists app;
+
+        create schema if not exists public_too;
+
+        create extension if not exists citext with schema public;
+
+        create schema if not exists extensions;
+        grant usage on schema extensions to anon, authenticated, service_role;
+        create extension if not exists "uuid-ossp" with schema extensions;
+        "#);
+        insta::assert_snapshot!(remarks, @r"
+        left out `CREATE EXTENSION IF NOT EXISTS postgis WITH SCHEMA extensions`: it needs a superuser; install it on every shard beforehand
+        left out what is in graphql.*: it is a service's, and is not on the shards
+        ");
+    }
+
+    #[test]
+    fn what_reads_a_service_is_left_out_with_what_reads_that() {
+        let (sql, remarks) = cleaned(
+            "CREATE FUNCTION public.note() RETURNS text LANGUAGE sql AS $_$ select '\n\\path'\n from \"auth\".users $_$;\n\
+             CREATE VIEW public.emails AS SELECT u.email FROM (public.people p JOIN auth.users u ON ((u.id = p.id)));\n\
+             CREATE VIEW public.more AS SELECT 'auth.users' AS t FROM public.emails;\n\
+             CREATE VIEW public.mine AS SELECT people.id FROM public.people WHERE (people.id = auth.uid());\n\
+             GRANT ALL ON TABLE public.emails TO anon;\n\
+             CREATE TRIGGER made AFTER INSERT ON auth.users FOR EACH ROW EXECUTE FUNCTION public.note();\n\
+             CREATE POLICY some ON public.people USING ((EXISTS (SELECT 1 FROM auth.users)));\n\
+             CREATE POLICY only ON public.people AS RESTRICTIVE USING ((EXISTS (SELECT 1 FROM auth.users)));",
+        );
+        let kept = "CREATE FUNCTION public.note() RETURNS text LANGUAGE sql AS $_$ select '\n\\path'\n from \"auth\".users $_$;";
+        let (_, sql) = sql.split_once("service_role;\n\n").unwrap();
+        assert_eq!(sql.get(..kept.len()), Some(kept));
+        insta::assert_snapshot!(sql[kept.len()..].trim(), @r"
+        CREATE VIEW public.mine AS SELECT people.id FROM public.people WHERE (people.id = auth.uid());
+
+        CREATE POLICY only ON public.people AS RESTRICTIVE USING ((EXISTS (SELECT 1 FROM auth.users)));
+        ");
+        insta::assert_snapshot!(remarks, @r"
+        public.note names auth.users, which is a service's: it fails where it comes to it
+        left out `CREATE VIEW public.emails AS SELECT u.email FROM (public.people p JOIN auth.users u ON ((u`: auth.* is a service's, and is not on the shards
+        left out `CREATE VIEW public.more AS SELECT 'auth.users' AS t FROM public.emails`: public.emails is left out
+        left out `CREATE TRIGGER made AFTER INSERT ON auth.users FOR EACH ROW EXECUTE FUNCTION public.note(`: auth.* is a service's, and is not on the shards
+        left out `CREATE POLICY some ON public.people USING ((EXISTS (SELECT 1 FROM auth.users)))`: auth.* is a service's, and is not on the shards
+        ");
     }
 }
