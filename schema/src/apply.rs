@@ -22,6 +22,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Transaction};
 
 use crate::history::{self, Entry};
+use crate::lint;
 use crate::migration::{Migration, Statement, StatementKind};
 
 /// Key of the advisory lock that a session has while it changes a shard.
@@ -88,6 +89,14 @@ pub enum ApplyError {
         file: String,
         /// The statement's line.
         line: u32,
+        /// The table.
+        table: String,
+    },
+    /// A table that no rule looked at would be left unscoped.
+    #[error("{file} makes {table}, which is neither distributed nor a reference table")]
+    Unscoped {
+        /// The file.
+        file: String,
         /// The table.
         table: String,
     },
@@ -232,6 +241,7 @@ impl Place<'_> {
     async fn whole(&self, client: &mut Client) -> Result<(), ApplyError> {
         let transaction = client.transaction().await?;
         transaction.batch_execute(&self.bounds(true)).await?;
+        let before = tables(&transaction).await?;
         self.insert(&transaction, "done").await?;
         for statement in &self.file.statements {
             let done = run(&transaction, statement).await;
@@ -240,6 +250,7 @@ impl Place<'_> {
                 return Err(self.refused(client, statement, error).await);
             }
         }
+        self.refuse_unscoped(&transaction, &before).await?;
         transaction.commit().await?;
         Ok(())
     }
@@ -298,6 +309,7 @@ impl Place<'_> {
         }
         let transaction = client.transaction().await?;
         transaction.batch_execute(&self.bounds(true)).await?;
+        let before = tables(&transaction).await?;
         if let Err(error) = run(&transaction, statement).await {
             transaction.rollback().await?;
             // It can't be run in one: only Postgres knows of each statement.
@@ -306,9 +318,42 @@ impl Place<'_> {
             }
             return Err(self.refused(client, statement, error).await);
         }
+        self.refuse_unscoped(&transaction, &before).await?;
         self.passed(&transaction, entry.step).await?;
         transaction.commit().await?;
         Ok(())
+    }
+
+    /// A table that was made where no rule could see it, in a DO block say, must belong
+    /// to tenants by now, or be allowed: else nothing of this is kept.
+    async fn refuse_unscoped(
+        &self,
+        transaction: &Transaction<'_>,
+        before: &[u32],
+    ) -> Result<(), ApplyError> {
+        let unscoped = transaction
+            .query(
+                "select n.nspname || '.' || c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace
+                 where c.relkind in ('r', 'p') and not c.relispartition and c.relpersistence <> 't'
+                   and c.oid <> all($1) and n.nspname !~ '^pg_' and n.nspname <> 'ringfence'
+                   and not exists (select from ringfence.relation r where r.relid = c.oid)
+                   and not exists (select from pg_depend d
+                     where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'e')
+                 order by 1",
+                &[&before],
+            )
+            .await?;
+        let judged = lint::judged(self.file);
+        let unscoped = unscoped.iter().map(|row| row.get::<_, String>(0));
+        let unseen =
+            |table: &String| !judged.contains(table) && !lint::may_be_unscoped(self.file, table);
+        match unscoped.into_iter().find(unseen) {
+            None => Ok(()),
+            Some(table) => Err(ApplyError::Unscoped {
+                file: self.file.file(),
+                table,
+            }),
+        }
     }
 
     /// Forgets a file whose first statement was refused for what it says or what rows
@@ -325,7 +370,7 @@ impl Place<'_> {
                     .iter()
                     .any(|class| state.code().starts_with(class))
             }),
-            Err(ApplyError::NoKey { .. }) => true,
+            Err(ApplyError::NoKey { .. } | ApplyError::Unscoped { .. }) => true,
             _ => false,
         };
         if is_final {
@@ -396,6 +441,12 @@ impl Place<'_> {
             blockers: blockers.ok().and_then(|row| row.get(0)),
         }
     }
+}
+
+/// All tables that are there.
+async fn tables(transaction: &Transaction<'_>) -> Result<Vec<u32>, tokio_postgres::Error> {
+    let tables = "select coalesce(array_agg(oid), '{}') from pg_class where relkind in ('r', 'p')";
+    Ok(transaction.query_one(tables, &[]).await?.get(0))
 }
 
 /// Runs a statement in the role that its kind takes.

@@ -4,18 +4,21 @@
 //!
 //! Parsed by squawk's grammar of PostgreSQL; its linter finds what locks too
 //! long, the rules about tenants are Ringfence's. Pure: what shards hold
-//! already comes in as [`Known`].
+//! already, as far as the caller knows it, comes in as [`Known`].
 
 mod contract;
+mod hold;
 mod known;
 mod locks;
 mod rule;
 mod scope;
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 use squawk_syntax::SyntaxNode;
 
-use crate::migration::{Allowed, Migration, line_of, start_of};
+use crate::migration::{Migration, line_of, start_of};
 
 pub(crate) use known::canonical;
 pub use known::{Known, RelationKind};
@@ -56,13 +59,9 @@ pub fn lint(files: &[Migration], known: Known) -> Vec<Finding> {
             level: Rule::TableUnscoped.level(),
             what: format!("{table} is neither distributed nor a reference table"),
         };
-        let allows = |allowed: &Allowed| {
-            let named = allowed.table.as_deref();
-            allowed.rule == left.rule.id() && named.is_none_or(|name| canonical(name) == table)
-        };
-        let allowed = files.iter().any(|migration| {
-            migration.file() == left.file && migration.header.allowed.iter().any(allows)
-        });
+        let allowed = files
+            .iter()
+            .any(|migration| migration.file() == left.file && may_be_unscoped(migration, table));
         if !allowed {
             findings.push(left);
         }
@@ -94,10 +93,37 @@ fn lint_file(file: &Migration, known: &mut Known) -> Vec<Finding> {
         findings: locks::find(file, tree),
     };
     contract::find(file, tree, &mut report);
+    let mut held = hold::Held::default();
     for stmt in tree.tree().stmts() {
+        held.find(&stmt, known, &mut report);
         scope::find(&stmt, known, &mut report);
     }
     report.findings
+}
+
+/// Tables that are named where a file's statements make or declare them, as
+/// `schema.table`: any other that it makes was never judged.
+pub(crate) fn judged(file: &Migration) -> BTreeSet<String> {
+    let mut known = Known::new();
+    let mut report = Report {
+        file,
+        findings: Vec::new(),
+    };
+    let mut judged = BTreeSet::new();
+    for stmt in file.tree().tree().stmts() {
+        scope::find(&stmt, &mut known, &mut report);
+        judged.extend(known.names().cloned());
+    }
+    judged
+}
+
+/// Whether a file's header lets `table`, `schema.table`, be left unscoped.
+pub(crate) fn may_be_unscoped(file: &Migration, table: &str) -> bool {
+    file.header.allowed.iter().any(|allowed| {
+        let named = allowed.table.as_deref();
+        allowed.rule == Rule::TableUnscoped.id()
+            && named.is_none_or(|name| canonical(name) == table)
+    })
 }
 
 /// Drops what the file's header allows; says of each permission that it names

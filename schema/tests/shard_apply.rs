@@ -83,6 +83,35 @@ async fn a_transactions_file_is_there_whole_or_not_at_all() {
 }
 
 #[tokio::test]
+async fn a_table_that_no_rule_could_see_must_be_scoped() {
+    let shard = Shard::new().await;
+    let mut session = migrator(&shard).await;
+    let made = "do $$ begin create table unseen (id int primary key); end $$;";
+    for header in ["", "-- ringfence: no-transaction\n"] {
+        let bad = file("001_t.sql", &format!("{header}{made}"));
+        let error = run(&mut session, &bad).await.unwrap_err();
+        assert!(matches!(error, ApplyError::Unscoped { .. }), "{error:?}");
+        assert_eq!(history::read(&session.0, "app").await.unwrap(), []);
+    }
+    for (number, good) in [
+        format!("{made}\nselect ringfence.distribute('unseen');"),
+        format!(
+            "-- ringfence: allow table-unscoped for other because workers alone read it\n{}",
+            made.replace("unseen", "other")
+        ),
+        // Scoped by a later file, as far as the rules can tell.
+        "create table later (id int primary key);".into(),
+        "select ringfence.distribute('later');".into(),
+    ]
+    .iter()
+    .enumerate()
+    {
+        let name = format!("{:03}_t.sql", number + 1);
+        assert!(run(&mut session, &file(&name, good)).await.unwrap().done);
+    }
+}
+
+#[tokio::test]
 async fn a_file_of_which_a_shard_has_nothing_may_be_mended() {
     let shard = Shard::new().await;
     let mut session = migrator(&shard).await;

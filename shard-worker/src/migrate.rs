@@ -30,7 +30,7 @@ use serde_json::{Value, json};
 use crate::job::{Context, End, JobError, Login, Machine, Progress, Step, Unit};
 
 pub use error::Stop;
-pub use fleet::{catch_up, finished, sweep};
+pub use fleet::{catch_up, finished, known, sweep};
 pub use shard::ShardRun;
 
 /// What is to be applied.

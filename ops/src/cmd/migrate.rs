@@ -276,7 +276,8 @@ async fn plan(admin: &Admin, directory: &Directory) -> Answer {
             }));
         }
     }
-    let findings = lint(&files, Known::new());
+    let findings = status["findings"].as_array().cloned().unwrap_or_default();
+    let passes = findings.iter().all(|finding| finding["level"] != "error");
     let text = match planned.is_empty() {
         true => format!(
             "All {} shards have all {} files.\n",
@@ -292,11 +293,11 @@ async fn plan(admin: &Admin, directory: &Directory) -> Answer {
         note: None,
         failed: None,
     };
-    Ok(match problems.is_empty() && passes(&findings) {
+    Ok(match problems.is_empty() && passes {
         true => output,
         false => {
             let mut notes = problems;
-            if !passes(&findings) {
+            if !passes {
                 notes.push("The files break rules: `ringfence migrate lint` shows them.".into());
             }
             output.note(notes.join("\n"))

@@ -1,5 +1,5 @@
-//! What shards hold when a file is looked at: before the first one as they were
-//! introspected, then as each statement leaves them.
+//! What shards hold when a file is looked at: before the first one what the caller
+//! knows of them, then as each statement leaves them.
 
 use std::collections::BTreeMap;
 
@@ -18,6 +18,8 @@ pub enum RelationKind {
 #[derive(Clone, Debug, Default)]
 pub struct Known {
     tables: BTreeMap<String, Table>,
+    /// Columns that constraints say are not null, by table and constraint.
+    checks: BTreeMap<(String, String), String>,
 }
 
 #[derive(Clone, Debug)]
@@ -91,6 +93,23 @@ impl Known {
         if let Some(table) = self.tables.get_mut(&canonical(name)) {
             table.made = None;
         }
+    }
+
+    /// Notes a constraint by which a column is not null.
+    pub(super) fn check(&mut self, table: &str, constraint: &str, column: &str) {
+        let key = (canonical(table), canonical(constraint));
+        self.checks.insert(key, column.to_owned());
+    }
+
+    /// The column that a constraint says is not null, where it is known to be one.
+    pub(super) fn checked(&self, table: &str, constraint: &str) -> Option<&str> {
+        let key = (canonical(table), canonical(constraint));
+        self.checks.get(&key).map(String::as_str)
+    }
+
+    /// All that are known.
+    pub(super) fn names(&self) -> impl Iterator<Item = &String> {
+        self.tables.keys()
     }
 
     pub(super) fn drop(&mut self, name: &str) {

@@ -137,6 +137,18 @@ rules! {
     ForeignKeyBlocks, "foreign-key-blocks", Error,
         "A new foreign key checks all rows while it holds up writes of both tables.",
         "Add it NOT VALID, and VALIDATE CONSTRAINT in a later file.";
+    TableRewrites, "table-rewrites", Error,
+        "It writes the whole table anew under a lock that stops reads and writes.",
+        "Leave it to autovacuum; what must be rewritten, in an hour without requests, allowed with the reason.";
+    LockTable, "lock-table", Error,
+        "LOCK TABLE keeps everybody else waiting until the transaction's end.",
+        "Leave it out: each statement takes the lock that it needs.";
+    RowsBehindLock, "rows-behind-lock", Error,
+        "A change of many rows in the transaction that altered a table keeps all requests for that table waiting until both are done.",
+        "Put the change of rows into a later file, as a back-fill in a file with `-- ringfence: no-transaction`.";
+    StatementsUnseen, "statements-unseen", Error,
+        "No rule looks into a DO block or into CREATE SCHEMA: tables that they make, locks and removals go unseen.",
+        "Write the statements out, each by itself; or allow it with the reason why it is safe.";
     TransactionControl, "transaction-control", Error,
         "The worker begins and ends transactions, with the history in the same one.",
         "Leave BEGIN, COMMIT and ROLLBACK out; `-- ringfence: no-transaction` runs each statement alone.";

@@ -156,6 +156,41 @@ fn locks_that_hold_up_requests_are_refused() {
 }
 
 #[test]
+fn what_holds_a_table_for_long_or_goes_unseen_is_refused() {
+    let findings = check(&[
+        "alter table people add column x int;\nupdate people set x = 1;",
+        "create table t (id int primary key);\nalter table t add column n bigserial;\n\
+         insert into t select 1;\nselect ringfence.distribute('t');",
+        "alter table people add column n bigserial;",
+        "vacuum (verbose, full) people;",
+        "cluster people;\nlock table people;\nalter table people set tablespace other;",
+        "create schema a create table t (id int);",
+        "do $$ begin null; end $$;",
+        "alter table people add constraint c check (name is not null) not valid,\n\
+           add constraint d check ((email is not null)) not valid;",
+        "alter table people validate constraint c;\nalter table people alter column email set not null;",
+        "alter table people validate constraint d;\nalter table people alter column email set not null;",
+        "alter table people validate constraint made_elsewhere;\nalter table people alter column age set not null;",
+    ]);
+    insta::assert_snapshot!(findings, @r"
+    001_t.sql:2 error rows-behind-lock: rows are changed while people, which was altered before, is locked
+    003_t.sql:1 error default-rewrites: a column of type bigserial
+    004_t.sql:1 error table-rewrites: VACUUM FULL
+    005_t.sql:1 error table-rewrites: CLUSTER
+    005_t.sql:2 error lock-table: LOCK TABLE
+    005_t.sql:3 error table-rewrites: all of people
+    006_t.sql:1 error statements-unseen: statements within CREATE SCHEMA
+    007_t.sql:1 error statements-unseen: a DO block
+    009_t.sql:2 error set-not-null: what is validated before does not check email
+    ");
+    clean("alter table people add column x int;\ninsert into countries values ('a');");
+    clean(
+        "-- ringfence: no-transaction\nalter table people add column x int;\n\
+         -- ringfence: backfill\nupdate people set x = 1;",
+    );
+}
+
+#[test]
 fn removals_wait_for_the_contract_phase() {
     snapshot(
         "removals",

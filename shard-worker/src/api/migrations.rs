@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use schema::lint::{Finding, Known, Level, lint};
+use schema::lint::{Finding, Level, lint};
 use schema::migration::{Migration, Phase, ordered};
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +15,7 @@ use crate::app::App;
 use crate::error::Error;
 use crate::job::{self, JobError, JobInfo};
 use crate::migrate::status::{self, Directory, Status};
-use crate::migrate::{Plan, Stop, store};
+use crate::migrate::{self, Plan, Stop, store};
 
 /// Shards changed at once, where nobody says.
 const PARALLEL: usize = 4;
@@ -93,13 +93,8 @@ pub(super) async fn apply(
         return Err(Error::BadRequest("there are no files".into()));
     };
     if !body.baseline {
-        // What all shards have was judged when it was applied, or is there already.
-        let findings = lint(&files, Known::new());
-        let pending = |finding: &&Finding| {
-            let mut files = files.iter().filter(|file| file.number > applied);
-            files.any(|file| file.file() == finding.file)
-        };
-        refuse_findings(findings.iter().filter(pending))?;
+        let findings = judged(&app, &files, applied, body.canary.as_deref()).await?;
+        refuse_findings(findings.iter())?;
     }
     let plan = Plan {
         directory,
@@ -111,6 +106,22 @@ pub(super) async fn apply(
     let id = store::start(&app.control, &actor(), &plan, &files).await?;
     let job = job::store::show(&app.control, id).await?;
     Ok((StatusCode::ACCEPTED, Json(job)))
+}
+
+/// What the rules find in files that not all shards have yet: what all have was
+/// judged when it was applied, or is there already.
+async fn judged(
+    app: &App,
+    files: &[Migration],
+    applied: u32,
+    canary: Option<&str>,
+) -> Result<Vec<Finding>, Stop> {
+    let mut findings = lint(files, migrate::known(app, canary).await?);
+    findings.retain(|finding| {
+        let mut pending = files.iter().filter(|file| file.number > applied);
+        pending.any(|file| file.file() == finding.file)
+    });
+    Ok(findings)
 }
 
 /// Leaves out what removes, and all after it, until someone says that no
@@ -139,25 +150,36 @@ pub(super) struct Plans {
     files: Vec<File>,
 }
 
-/// What shards have of files that need not be known to the fleet.
+#[derive(Serialize)]
+pub(super) struct Planned {
+    #[serde(flatten)]
+    status: Status,
+    findings: Vec<Finding>,
+}
+
+/// What shards have of files that need not be known to the fleet, and what the rules
+/// find in those that they lack.
 pub(super) async fn plan(
     State(app): State<Arc<App>>,
     Path(directory): Path<String>,
     body: Result<Json<Plans>, JsonRejection>,
-) -> Result<Json<Status>, Error> {
+) -> Result<Json<Planned>, Error> {
     let Json(body) = body.map_err(|error| Error::BadRequest(error.body_text()))?;
     check_name(&directory)?;
     let known = store::applied_numbers(&app.control, &directory)
         .await
         .map_err(Stop::from)?;
-    let files: Vec<(Migration, bool)> = parsed(&body.files)?
+    let files = parsed(&body.files)?;
+    let findings = judged(&app, &files, known.len() as u32, None).await?;
+    let files: Vec<(Migration, bool)> = files
         .into_iter()
         .map(|file| {
             let applied = known.contains(&file.number);
             (file, applied)
         })
         .collect();
-    Ok(Json(status::of(&app, &directory, &files).await?))
+    let status = status::of(&app, &directory, &files).await?;
+    Ok(Json(Planned { status, findings }))
 }
 
 fn parsed(files: &[File]) -> Result<Vec<Migration>, Stop> {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use schema::apply::{self, ApplyError, Limits};
 use schema::history;
+use schema::lint::{Known, RelationKind};
 use schema::migration::Migration;
 use schema::retire;
 use tenancy::control::{Control, ControlError, ShardInfo};
@@ -26,6 +27,8 @@ const FLEET_LOCK: i64 = 0x7269_6e67_0007;
 const CATCH_UP_MAX: Duration = Duration::from_secs(600);
 /// Longest look at what is hidden on a shard.
 const LOOK_MAX: Duration = Duration::from_secs(5);
+/// Shards that are asked what tables there are, until one answers.
+const ASKED_FOR_TABLES: usize = 3;
 /// A pause for a lock, or for followers.
 const PAUSE: Duration = Duration::from_millis(250);
 
@@ -47,6 +50,40 @@ pub(super) async fn order(
         shards.insert(0, canary);
     }
     Ok(shards.into_iter().map(|shard| shard.id).collect())
+}
+
+/// What the rules need to know of shards: the reference tables of the canary, or of
+/// the next that answers. Any other table they take for a tenant's, which is strictest.
+///
+/// # Errors
+/// The control database's.
+pub async fn known(app: &App, canary: Option<&str>) -> Result<Known, JobError> {
+    let shards = app.control.shards().await?;
+    let order = order(&app.control, canary).await?;
+    for id in order.iter().take(ASKED_FOR_TABLES) {
+        let Some(shard) = shards.iter().find(|shard| shard.id == *id) else {
+            continue;
+        };
+        let nodes = reconcile::addresses(shard);
+        let tables = timeout(LOOK_MAX, async {
+            let client = app.logins.as_worker(&shard.id, &nodes).await?;
+            let rows = client
+                .query(
+                    "select format('%I.%I', n.nspname, c.relname)
+                     from ringfence.relation r join pg_class c on c.oid = r.relid
+                     join pg_namespace n on n.oid = c.relnamespace where r.kind = 'reference'",
+                    &[],
+                )
+                .await?;
+            let names = rows.iter().map(|row| row.get(0));
+            Ok::<Vec<String>, ShardError>(names.collect())
+        });
+        if let Ok(Ok(tables)) = tables.await {
+            let with = |known: Known, table: &String| known.with(table, RelationKind::Reference);
+            return Ok(tables.iter().fold(Known::new(), with));
+        }
+    }
+    Ok(Known::new())
 }
 
 /// Declares the files to be on all shards, together with the job's last state;

@@ -320,6 +320,7 @@ pub(super) fn stop(shard: &str, error: ApplyError) -> Stop {
         error @ (ApplyError::Statement { .. }
         | ApplyError::Locked { .. }
         | ApplyError::NoKey { .. }
+        | ApplyError::Unscoped { .. }
         | ApplyError::Changed(_)) => Stop::Refused {
             shard,
             source: error,

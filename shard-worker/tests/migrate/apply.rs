@@ -143,6 +143,23 @@ async fn files_reach_every_shard_once_and_are_served() {
         refused(&[GADGETS, second, unsafe_one]).await,
         (422, "RF513".into())
     );
+    // Shards say which tables all tenants share: rows of tenants may refer to those.
+    let lands = (
+        "003_lands.sql",
+        "create table lands (id int primary key, code text references countries (code));\n\
+         select ringfence.distribute('lands');\n\
+         create table houses (id int primary key, owner bigint references contacts (id));\n\
+         select ringfence.distribute('houses');",
+    );
+    let plan = json!({ "files": body(&[GADGETS, second, lands])["files"] });
+    let (_, planned) = stage
+        .send(Method::POST, "migrations/app/plan", Some(plan))
+        .await;
+    let found = planned["findings"].as_array().unwrap().iter();
+    let found: Vec<String> = found
+        .map(|found| format!("{} {}", found["line"], found["rule"].as_str().unwrap()))
+        .collect();
+    assert_eq!(found, ["3 foreign-key-across-tenants"], "{planned}");
     // Nothing of that was begun.
     let (_, jobs) = stage.send(Method::GET, "jobs?open=true", None).await;
     assert_eq!(jobs["items"], json!([]));
