@@ -37,7 +37,7 @@ const OBJECTS: &str = "
     union all
     select case relkind when 'v' then 'view ' when 'm' then 'materialized view ' when 'S' then 'sequence '
              when 'f' then 'foreign table ' else 'table ' end || full_name,
-      concat_ws(' ', relkind, relpersistence,
+      concat_ws(' ', relkind, relpersistence, 'of ' || relowner::regrole::text,
         case when relrowsecurity then 'row security' end, case when relforcerowsecurity then 'forced' end,
         array_to_string(reloptions, ','),
         case when relkind in ('v', 'm') then pg_get_viewdef(oid) end,
@@ -53,7 +53,10 @@ const OBJECTS: &str = "
       concat_ws(' ', format_type(a.atttypid, a.atttypmod), case when a.attnotnull then 'not null' end,
         nullif(a.attidentity, ''), nullif(a.attgenerated, ''),
         (select pg_get_expr(d.adbin, d.adrelid) from pg_attrdef d where d.adrelid = a.attrelid and d.adnum = a.attnum),
-        case when a.attcollation <> t.typcollation then a.attcollation::regcollation::text end)
+        case when a.attcollation <> t.typcollation then a.attcollation::regcollation::text end,
+        (select string_agg(g.text, ',' order by g.text) from (
+           select case x.grantee when 0 then 'public' else x.grantee::regrole::text end || '=' || x.privilege_type as text
+           from aclexplode(a.attacl) x) g))
     from rel join pg_attribute a on a.attrelid = rel.oid and a.attnum > 0 and not a.attisdropped
     join pg_type t on t.oid = a.atttypid
     where relkind in ('r', 'p', 'v', 'm', 'f')
@@ -77,19 +80,30 @@ const OBJECTS: &str = "
     union all
     select 'function ' || quote_ident(h.nspname) || '.' || quote_ident(p.proname)
         || '(' || pg_get_function_identity_arguments(p.oid) || ')',
-      case when p.prokind in ('f', 'p', 'w') then pg_get_functiondef(p.oid) else 'aggregate' end
+      concat_ws(' ', 'of ' || p.proowner::regrole::text,
+        (select string_agg(g.text, ',' order by g.text) from (
+           select case x.grantee when 0 then 'public' else x.grantee::regrole::text end as text
+           from aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) x) g),
+        case when p.prokind in ('f', 'p', 'w') then pg_get_functiondef(p.oid) else 'aggregate' end)
     from pg_proc p join home h on h.oid = p.pronamespace
     where not exists (select from member m where m.classid = 'pg_proc'::regclass and m.objid = p.oid)
     union all
     select 'type ' || quote_ident(h.nspname) || '.' || quote_ident(t.typname),
-      concat_ws(' ', t.typtype,
+      concat_ws(' ', t.typtype, 'of ' || t.typowner::regrole::text,
         (select string_agg(quote_literal(e.enumlabel), ',' order by e.enumsortorder) from pg_enum e where e.enumtypid = t.oid),
-        case when t.typtype = 'd' then format_type(t.typbasetype, t.typtypmod) end,
+        case when t.typtype = 'd' then concat_ws(' ', format_type(t.typbasetype, t.typtypmod),
+          case when t.typnotnull then 'not null' end, t.typdefault) end,
+        (select string_agg(quote_ident(a.attname) || ' ' || format_type(a.atttypid, a.atttypmod), ',' order by a.attnum)
+         from pg_attribute a where a.attrelid = t.typrelid and a.attnum > 0 and not a.attisdropped),
         (select string_agg(pg_get_constraintdef(k.oid), ',' order by k.conname) from pg_constraint k
          where k.contypid = t.oid and k.contype <> 'n'))
     from pg_type t join home h on h.oid = t.typnamespace
-    where t.typtype in ('e', 'd', 'r')
+    where (t.typtype in ('e', 'd', 'r')
+        or exists (select from pg_class c where c.oid = t.typrelid and c.relkind = 'c'))
       and not exists (select from member m where m.classid = 'pg_type'::regclass and m.objid = t.oid)
+    union all
+    select 'statistics ' || quote_ident(h.nspname) || '.' || quote_ident(x.stxname), pg_get_statisticsobjdef(x.oid)
+    from pg_statistic_ext x join home h on h.oid = x.stxnamespace
     union all
     select 'extension ' || quote_ident(e.extname), '' from pg_extension e";
 

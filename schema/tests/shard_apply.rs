@@ -255,6 +255,77 @@ async fn what_a_broken_index_build_left_is_built_again() {
 }
 
 #[tokio::test]
+async fn what_a_broken_rebuild_left_is_dropped() {
+    let shard = Shard::new().await;
+    shard.with(PEOPLE).await;
+    let admin = shard.admin().await;
+    admin
+        .run(&format!(
+            "create index people_name on people (tenant_id, name); alter index people_name owner to ringfence_owner;
+             insert into people (tenant_id, id, name) values ('{ACME}', 1, 'a'), ('{ACME}', 2, 'a')"
+        ))
+        .await;
+    // An invalid index of the name that a rebuild gives.
+    admin.run("set role ringfence_owner").await;
+    admin
+        .refused("create unique index concurrently people_name_ccnew on people (tenant_id, name)")
+        .await;
+    let invalid = "select indexrelid::regclass from pg_index where not indisvalid";
+    assert_eq!(admin.rows(invalid).await, ["people_name_ccnew"]);
+    let rebuild = file(
+        "001_rebuild.sql",
+        "-- ringfence: no-transaction\nreindex index concurrently people_name;",
+    );
+    let mut session = migrator(&shard).await;
+    assert!(run(&mut session, &rebuild).await.unwrap().done);
+    assert_eq!(admin.rows(invalid).await, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_partition_that_was_half_detached_is_detached() {
+    let shard = Shard::new().await;
+    let admin = shard
+        .with(
+            "set role ringfence_owner; create table ev (id int) partition by list (id);
+             create table ev1 partition of ev for values in (1); reset role",
+        )
+        .await;
+    let detach = file(
+        "001_detach.sql",
+        "-- ringfence: no-transaction\nalter table ev detach partition ev1 concurrently;",
+    );
+    // Someone reads, so it waits between its halves, where it is ended.
+    let reader = shard.admin().await;
+    reader.run("begin; select from ev").await;
+    let ended = shard.admin().await;
+    let pid = ended.value("select pg_backend_pid()").await;
+    let half = tokio::spawn(async move {
+        ended
+            .refused("alter table ev detach partition ev1 concurrently")
+            .await
+            .code
+    });
+    let pending = "select count(*) from pg_inherits where inhdetachpending";
+    while admin.value(pending).await == "0" {
+        assert!(!half.is_finished());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    admin.run(&format!("select pg_cancel_backend({pid})")).await;
+    assert_eq!(half.await.unwrap(), "57014");
+    reader.run("commit").await;
+    assert_eq!(admin.value(pending).await, "1");
+    let mut session = migrator(&shard).await;
+    assert!(run(&mut session, &detach).await.unwrap().done);
+    assert_eq!(admin.value("select count(*) from pg_inherits").await, "0");
+
+    // Detached, but not recorded.
+    admin
+        .run("update ringfence.migration set state = 'running', step = 0, begun = 0")
+        .await;
+    assert!(run(&mut session, &detach).await.unwrap().done);
+}
+
+#[tokio::test]
 async fn a_lock_is_waited_for_shortly_and_its_holder_named() {
     let shard = Shard::new().await;
     shard.with(PEOPLE).await;
@@ -407,14 +478,23 @@ async fn views_and_functions_are_retired_with_what_goes_by_cascade() {
 #[tokio::test]
 async fn equal_schemas_have_equal_fingerprints_and_others_name_what_differs() {
     let (one, two) = (Shard::new().await, Shard::new().await);
-    one.with(PEOPLE).await;
-    two.with(PEOPLE).await;
+    let more = format!(
+        "{PEOPLE}; create function f() returns int language sql as 'select 1'; create type pair as (a int, b text);
+         create domain positive as int check (value > 0)"
+    );
+    one.with(&more).await;
+    two.with(&more).await;
     let (a, b) = (one.admin().await, two.admin().await);
     let first = drift::objects(&a.0).await.unwrap();
     let second = drift::objects(&b.0).await.unwrap();
     assert_eq!(first.fingerprint(), second.fingerprint());
-    b.run("alter table people alter name set not null; create index people_n on people (tenant_id, n)")
-        .await;
+    b.run(
+        "alter table people alter name set not null; create index people_n on people (tenant_id, n);
+         revoke execute on function f() from public; alter type pair alter attribute b type int;
+         alter domain positive set default 1; grant select (title) on people to anon;
+         create statistics names on name, n from people",
+    )
+    .await;
     let second = drift::objects(&b.0).await.unwrap();
     let shards = [("one".to_owned(), first), ("two".into(), second)];
     let named: Vec<String> = drift::differences(&shards, 10)
@@ -423,6 +503,22 @@ async fn equal_schemas_have_equal_fingerprints_and_others_name_what_differs() {
         .collect();
     assert_eq!(
         named,
-        ["column public.people.name", "index public.people_n"]
+        [
+            "column public.people.name",
+            "column public.people.title",
+            "function public.f()",
+            "index public.people_n",
+            "statistics public.names",
+            "type public.pair",
+            "type public.positive"
+        ]
+    );
+    b.run("alter function f() owner to ringfence_owner; grant execute on function f() to public")
+        .await;
+    let second = drift::objects(&b.0).await.unwrap();
+    let first = drift::objects(&a.0).await.unwrap();
+    assert_ne!(
+        first.0["function public.f()"],
+        second.0["function public.f()"]
     );
 }

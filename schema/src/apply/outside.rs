@@ -38,8 +38,9 @@ pub(super) async fn build(
     Ok(place.passed(client, entry.step).await?)
 }
 
-/// Runs another statement. Should its worker die after it and before the
-/// record, it is run again: a removal that finds nothing left is done.
+/// Runs another statement. Should its worker die in it, or before the record, it is
+/// run again: a removal that finds nothing left is done, a partition that is half
+/// detached is detached, and the indexes of a rebuild that broke off are dropped.
 pub(super) async fn run(
     place: &Place<'_>,
     client: &mut Client,
@@ -47,13 +48,77 @@ pub(super) async fn run(
     entry: &Entry,
 ) -> Result<(), ApplyError> {
     let again = entry.begun == Some(entry.step);
+    let rebuilds = begins_with(&statement.text, "reindex");
+    if rebuilds {
+        drop_rebuilds(client).await?;
+    }
     announce(place, client, entry).await?;
     match as_owner(place, client, statement).await {
         Err(ApplyError::Statement { source, .. })
             if again && source.code() == Some(&SqlState::UNDEFINED_OBJECT) => {}
-        outcome => outcome?,
+        Err(ApplyError::Statement { source, .. })
+            if again && is_detached(&statement.text, &source) => {}
+        Err(ApplyError::Statement { source, .. })
+            if source.code() == Some(&SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE)
+                && finalizing(&statement.text).is_some() =>
+        {
+            let finalizing = Statement {
+                text: finalizing(&statement.text).unwrap_or_default(),
+                ..statement.clone()
+            };
+            as_owner(place, client, &finalizing).await?;
+        }
+        Err(error) => {
+            if rebuilds && matches!(error, ApplyError::Statement { .. }) {
+                let _ = drop_rebuilds(client).await;
+            }
+            return Err(error);
+        }
+        Ok(()) => {}
     }
     Ok(place.passed(client, entry.step).await?)
+}
+
+fn begins_with(statement: &str, word: &str) -> bool {
+    let first = statement.split_whitespace().next();
+    first.is_some_and(|first| first.eq_ignore_ascii_case(word))
+}
+
+/// What ends a `DETACH PARTITION … CONCURRENTLY` that broke off halfway.
+fn finalizing(statement: &str) -> Option<String> {
+    let (before, last) = statement.trim_end().rsplit_once(char::is_whitespace)?;
+    let mut words = before.split_whitespace();
+    let detaches = last.eq_ignore_ascii_case("concurrently")
+        && words.any(|word| word.eq_ignore_ascii_case("detach"));
+    detaches.then(|| format!("{before} finalize"))
+}
+
+/// The partition was detached by the call before, which did not get to record it.
+fn is_detached(statement: &str, error: &tokio_postgres::Error) -> bool {
+    let message = error.as_db_error().map(|error| error.message());
+    error.code() == Some(&SqlState::UNDEFINED_TABLE)
+        && message.is_some_and(|message| message.contains("is not a partition of"))
+        && finalizing(statement).is_some()
+}
+
+/// Drops invalid indexes of `REINDEX CONCURRENTLY`: of one that did not end, for of
+/// one that goes on elsewhere they are waited for, and not there any longer.
+async fn drop_rebuilds(client: &Client) -> Result<(), tokio_postgres::Error> {
+    let rows = client
+        .query(
+            "select format('%I.%I', n.nspname, c.relname)
+             from pg_index i join pg_class c on c.oid = i.indexrelid
+             join pg_namespace n on n.oid = c.relnamespace
+             where not i.indisvalid and c.relname ~ '_cc(new|old)[0-9]*$' and n.nspname !~ '^pg_'
+               and pg_has_role('ringfence_owner', c.relowner, 'USAGE')
+             order by 1",
+            &[],
+        )
+        .await?;
+    for row in &rows {
+        drop_invalid(client, row.get(0)).await?;
+    }
+    Ok(())
 }
 
 /// Records that the statement is begun.
