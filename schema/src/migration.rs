@@ -299,6 +299,17 @@ impl Migration {
         tables
     }
 
+    /// Tables that its back-fills go through, as `schema.table`, one for each.
+    pub fn filled(&self) -> Vec<String> {
+        let filled = self.statements.iter().filter_map(|statement| {
+            let StatementKind::Backfill(backfill) = &statement.kind else {
+                return None;
+            };
+            Some(crate::lint::canonical(&backfill.table))
+        });
+        filled.collect()
+    }
+
     /// Its syntax tree.
     pub(crate) fn tree(&self) -> &Parse<SourceFile> {
         &self.tree

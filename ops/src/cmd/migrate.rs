@@ -118,7 +118,10 @@ const SHARDS: &[Column] = &[
     ("files", |s| show(&s["files"])),
     ("next", |s| show(&s["next"])),
     ("statements done", |s| show(&s["step"])),
-    ("rows", |s| show(&s["rows"])),
+    ("rows", |s| match s["rows_total"].as_i64() {
+        Some(total) => format!("{} of about {total}", s["rows"]),
+        None => show(&s["rows"]),
+    }),
     ("fingerprint", |s| show(&s["fingerprint"])),
     ("remark", |s| match &s["problem"] {
         Value::Null => show(&s["progress"]),

@@ -72,6 +72,8 @@ pub struct ShardStatus {
     pub step: u32,
     /// Rows that the file's back-fills changed.
     pub rows: i64,
+    /// Rows that they go through, as the planner estimates them, while they run.
+    pub rows_total: Option<i64>,
     /// What a long statement has done, as Postgres reports it.
     pub progress: Option<String>,
     /// A digest of its schema.
@@ -176,6 +178,10 @@ async fn ask(
                 .filter(|file| file.number > status.files)
                 .flat_map(Migration::tables)
                 .collect();
+            let next = files.iter().find(|file| Some(file.file()) == status.next);
+            status.rows_total = next
+                .filter(|_| status.state == ShardState::Half)
+                .and_then(|file| rows_of(&file.filled(), &tables));
             status.tables = tables;
             status.tables.retain(|size| lacks.contains(&size.table));
             status.fingerprint = Some(objects.fingerprint());
@@ -191,6 +197,15 @@ async fn ask(
             (status, None)
         }
     }
+}
+
+/// Rows of all these tables, each as often as it is named; none where none is.
+fn rows_of(named: &[String], sizes: &[TableSize]) -> Option<i64> {
+    let rows = |name: &String| {
+        let size = sizes.iter().find(|size| size.table == *name);
+        size.map_or(0, |size| size.rows)
+    };
+    (!named.is_empty()).then(|| named.iter().map(rows).sum())
 }
 
 /// What a shard answered.
@@ -263,6 +278,7 @@ fn judge(shard: &str, files: &[Migration], entries: &[Entry]) -> ShardStatus {
         next: next.map(Migration::file),
         step: part.map_or(0, |entry| entry.step),
         rows: part.map_or(0, |entry| entry.rows),
+        rows_total: None,
         progress: None,
         fingerprint: None,
         tables: Vec::new(),

@@ -437,6 +437,11 @@ async fn a_back_fill_waits_for_followers() {
         }
         assert!(Instant::now() < deadline, "{state}");
     }
+    // What it has done, of how much.
+    client.batch_execute("analyze activities").await.unwrap();
+    let status = stage.get("migrations/app").await;
+    let rows = &status["shards"][0]["rows_total"];
+    assert!(rows.as_i64().is_some_and(|rows| rows >= 2_000), "{status}");
     let filled = "select coalesce(max(rows), 0) from ringfence.migration";
     let filled: i64 = client.query_one(filled, &[]).await.unwrap().get(0);
     assert_eq!(filled, 0);
