@@ -3,6 +3,7 @@
 //! that will not be served as it was. Pure, but for reading the facts.
 
 mod clean;
+mod names;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;

@@ -3,12 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use squawk_lexer::{TokenKind, tokenize};
 use squawk_syntax::SourceFile;
 use squawk_syntax::ast::{self, AstNode};
 
 use super::Cleaned;
-use crate::lint::canonical;
+use super::names::{bodies, plain, qualified, without_psql};
 use crate::migration::{line_of, start_of, text, too_deep};
 
 /// What begins a statement that is left out, and why a reader should know.
@@ -330,79 +329,6 @@ impl Cleaner {
     }
 }
 
-/// A name of one part as Postgres understands it.
-fn plain(name: &str) -> String {
-    let name = canonical(name);
-    name.strip_prefix("public.")
-        .map(str::to_owned)
-        .unwrap_or(name)
-}
-
-/// Without psql's own lines, such as \restrict, which are no SQL; in a literal, a
-/// function's body say, a line that begins so is text.
-fn without_psql(dump: &str) -> String {
-    let mut kept = String::with_capacity(dump.len());
-    let mut at = 0;
-    let mut skips = false;
-    for token in tokenize(dump) {
-        let end = at + token.len as usize;
-        let own = dump.get(at..end).unwrap_or_default();
-        at = end;
-        skips |= own.starts_with('\\') && (kept.is_empty() || kept.ends_with('\n'));
-        match own.find('\n') {
-            Some(rest) if skips => {
-                kept.push_str(&own[rest..]);
-                skips = false;
-            }
-            None if skips => {}
-            _ => kept.push_str(own),
-        }
-    }
-    kept
-}
-
-/// Names of two parts outside of literals, as `schema.name`.
-fn qualified(sql: &str) -> Vec<String> {
-    let mut names = Vec::new();
-    let mut first: Option<(&str, bool)> = None;
-    let mut at = 0;
-    for token in tokenize(sql) {
-        let own = sql.get(at..at + token.len as usize).unwrap_or_default();
-        at += token.len as usize;
-        first = match (token.kind, first) {
-            (
-                TokenKind::Whitespace | TokenKind::LineComment | TokenKind::BlockComment { .. },
-                first,
-            ) => first,
-            (TokenKind::Ident | TokenKind::QuotedIdent { .. }, Some((schema, true))) => {
-                names.push(canonical(&format!("{schema}.{own}")));
-                // Of a third part the first two are told already.
-                None
-            }
-            (TokenKind::Ident | TokenKind::QuotedIdent { .. }, _) => Some((own, false)),
-            (TokenKind::Dot, Some((schema, false))) => Some((schema, true)),
-            _ => None,
-        };
-    }
-    names
-}
-
-/// The insides of a statement's literals.
-fn bodies(sql: &str) -> Vec<&str> {
-    let mut bodies = Vec::new();
-    let mut at = 0;
-    for token in tokenize(sql) {
-        let own = sql.get(at..at + token.len as usize).unwrap_or_default();
-        at += token.len as usize;
-        if let TokenKind::Literal { .. } = token.kind {
-            let tag = own.strip_prefix('$').and_then(|rest| rest.find('$'));
-            let edge = tag.map_or(1, |tag| tag + 2);
-            bodies.extend(own.get(edge..own.len().saturating_sub(edge)));
-        }
-    }
-    bodies
-}
-
 /// The service that a name belongs to, where shards don't have it.
 fn service_of(name: &str) -> Option<&'static str> {
     let service = SERVICES
@@ -524,7 +450,7 @@ mod tests {
         public.note names auth.users, which is a service's: it fails where it comes to it
         left out `CREATE VIEW public.emails AS SELECT u.email FROM (public.people p JOIN auth.users u ON ((u`: auth.* is a service's, and is not on the shards
         left out `CREATE VIEW public.more AS SELECT 'auth.users' AS t FROM public.emails`: public.emails is left out
-        left out `CREATE TRIGGER made AFTER INSERT ON auth.users FOR EACH ROW EXECUTE FUNCTION public.note(`: auth.* is a service's, and is not on the shards
+        left out `CREATE TRIGGER made AFTER INSERT ON auth.users FOR EACH ROW EXECUTE FUNCTION public.note()`: auth.* is a service's, and is not on the shards
         left out `CREATE POLICY some ON public.people USING ((EXISTS (SELECT 1 FROM auth.users)))`: auth.* is a service's, and is not on the shards
         ");
     }
