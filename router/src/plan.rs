@@ -63,6 +63,13 @@ pub struct Plan {
     pub opaque: bool,
 }
 
+impl Plan {
+    /// The answer is exactly one row, or nothing is done.
+    pub fn singular(&self) -> bool {
+        self.explain.is_none() && matches!(self.media, MediaType::Object { .. })
+    }
+}
+
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {

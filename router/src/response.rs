@@ -19,7 +19,6 @@ use crate::config::Api;
 use crate::error::{Error, RangeProblem};
 use crate::execute::Answer;
 use crate::plan::{Action, Call, Change, Plan, Returning, Write};
-use crate::request::accept::MediaType;
 use crate::request::prefer::{Count, Missing, Resolution};
 use crate::request::{ApiRequest, Method, Target};
 use crate::tag;
@@ -290,8 +289,8 @@ fn write_answer(
 
 /// Reads have nothing to undo, so the rows may come first and be refused here.
 fn singular(plan: &Plan, row: &Row) -> Result<(), Error> {
-    match plan.media {
-        MediaType::Object { .. } if row.page != 1 => Err(Error::NotSingular { rows: row.page }),
+    match plan.singular() {
+        true if row.page != 1 => Err(Error::NotSingular { rows: row.page }),
         _ => Ok(()),
     }
 }

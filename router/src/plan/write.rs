@@ -9,7 +9,6 @@ use super::read::Wants;
 use super::{ColumnRef, Condition, Node, OrderTerm, Planner, Source, Value};
 use crate::error::Error;
 use crate::request::Method;
-use crate::request::accept::MediaType;
 use crate::request::body::{Json, Payload};
 use crate::request::filter::{Filter, Operator, Test};
 use crate::request::prefer::{Missing, Resolution, Returning as Return};
@@ -33,8 +32,6 @@ pub struct Write {
     pub returning: Returning,
     /// What must be true of the row.
     pub precondition: Option<Precondition>,
-    /// Exactly one row must be affected, or nothing is.
-    pub singular: bool,
     /// At most as many rows may be affected, or none is.
     pub max_affected: Option<i64>,
 }
@@ -164,7 +161,6 @@ impl<'a> Planner<'a> {
         };
         let precondition = self.precondition(relation)?;
         let returning = self.returning(relation)?;
-        let wanted = self.request.accept.first();
         let (tenant, tenant_hidden) = match &relation.scope {
             Scope::Distributed {
                 tenant_column,
@@ -180,7 +176,6 @@ impl<'a> Planner<'a> {
             conditions,
             returning,
             precondition,
-            singular: matches!(wanted, Some(MediaType::Object { .. })),
             max_affected: match self.request.method {
                 Method::Patch | Method::Delete => self.request.prefer.bound(),
                 _ => None,

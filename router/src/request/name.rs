@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::bounds;
 use super::cursor::Cursor;
 use crate::error::Error;
 
@@ -99,6 +100,7 @@ pub(super) fn json_path(cursor: &mut Cursor<'_>) -> Result<Vec<JsonStep>, Error>
         let text = cursor.eat(">");
         let key = json_key(cursor)?;
         path.push(JsonStep { text, key });
+        bounds::at_most("JSON path steps", path.len(), bounds::PATH_STEPS_MAX)?;
     }
     Ok(path)
 }

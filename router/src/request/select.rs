@@ -148,7 +148,6 @@ impl Reader {
             });
         }
         let path = name::json_path(cursor)?;
-        bounds::at_most("JSON path steps", path.len(), bounds::PATH_STEPS_MAX)?;
         let field_cast = cast(cursor)?;
         let aggregate = aggregate(cursor)?;
         let aggregate_cast = match aggregate {

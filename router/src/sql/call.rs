@@ -117,13 +117,8 @@ fn page(sql: &mut Fragment, plan: &Plan, call: &Call) {
         sql.push(" as page");
         return;
     }
-    let singular = matches!(plan.media, crate::request::accept::MediaType::Object { .. });
-    super::write::affected(
-        sql,
-        false,
-        singular && plan.form.writes(),
-        call.max_affected,
-    );
+    let singular = plan.singular() && plan.form.writes();
+    super::write::affected(sql, false, singular, call.max_affected);
     sql.push(" as page");
 }
 

@@ -33,7 +33,7 @@ pub(super) fn write(sql: &mut Fragment, plan: &Plan, write: &Write) {
     if put {
         sql.push("ringfence.require_key(pg_catalog.count(*))");
     } else {
-        affected(sql, matched(write), write.singular, write.max_affected);
+        affected(sql, matched(write), plan.singular(), write.max_affected);
     }
     sql.push(" as page");
     if merges(&write.change) {

@@ -137,6 +137,7 @@ fn what_is_too_much_is_refused() {
     let deep = format!("or={}a.eq.1{}", "(and".repeat(99) + "(", ")".repeat(100));
     let embeds = vec!["a(b)"; 60].join(",");
     let nested = format!("select={}x{}", "a(".repeat(60), ")".repeat(60));
+    let path = "a".to_owned() + &"->b".repeat(51);
     for text in [
         deep,
         nested,
@@ -144,6 +145,11 @@ fn what_is_too_much_is_refused() {
         vec!["a=eq.1"; 400].join("&"),
         vec!["a=eq.1"; 600].join("&"),
         format!("order={}", vec!["a"; 60].join(",")),
+        format!("select={path}"),
+        format!("{path}=eq.1"),
+        format!("or=({path}.eq.1)"),
+        format!("order={path}"),
+        format!("order=r({path})"),
     ] {
         assert!(matches!(refused(text), Error::TooMuch { .. }));
     }
