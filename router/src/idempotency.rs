@@ -39,6 +39,8 @@ const SHAPING: [HeaderName; 5] = [
 
 /// Claims that differ between two tokens of the same session.
 const FLEETING: [&str; 4] = ["exp", "iat", "jti", "nbf"];
+/// The claim that an export and import change; keys are each tenant's own anyway.
+const TENANT: &str = "tenant_id";
 
 /// The key of a write, and what is kept with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +49,9 @@ pub struct Keep {
     pub key: Bytes,
     /// Digest of the request and of who asks, as a Postgres bytea literal.
     pub fingerprint: Bytes,
+    /// What earlier versions made of the same request, with the tenant in it: they
+    /// may have stored it a day ago.
+    earlier: Option<Bytes>,
     /// How long the answer is kept.
     pub seconds: u32,
     /// Largest body that is kept.
@@ -71,11 +76,23 @@ impl Keep {
         };
         Ok(Some(Self {
             key,
-            fingerprint: fingerprint(parts, body, claims),
+            fingerprint: fingerprint(parts, body, &lasting(claims, false)),
+            earlier: Some(fingerprint(parts, body, &lasting(claims, true))),
             seconds: limits.idempotency_seconds,
             body_bytes_max: limits.idempotency_body_bytes_max,
             keys_max: limits.idempotency_keys_max,
         }))
+    }
+
+    /// The same by its earlier fingerprint, if this is not it: for a key that seems
+    /// to be another request's.
+    pub fn earlier(&self) -> Option<Self> {
+        let fingerprint = self.earlier.clone()?;
+        Some(Self {
+            fingerprint,
+            earlier: None,
+            ..self.clone()
+        })
     }
 
     /// What is claimed before the write.
@@ -126,8 +143,8 @@ fn key(headers: &HeaderMap) -> Result<Option<Bytes>, Error> {
     Ok(Some(Bytes::copy_from_slice(bytes)))
 }
 
-/// A hash of all that makes two requests the same one.
-fn fingerprint(parts: &RequestParts<'_>, body: &[u8], claims: &str) -> Bytes {
+/// A hash of all that makes two requests the same one; `person` is who asks.
+fn fingerprint(parts: &RequestParts<'_>, body: &[u8], person: &str) -> Bytes {
     let mut hash = blake3::Hasher::new();
     // Each part with its length, so that none can run into the next.
     let mut part = |bytes: &[u8]| {
@@ -143,20 +160,20 @@ fn fingerprint(parts: &RequestParts<'_>, body: &[u8], claims: &str) -> Bytes {
             part(value.as_bytes());
         }
     }
-    part(lasting(claims).as_bytes());
+    part(person.as_bytes());
     part(body);
     format!("\\x{}", hash.finalize().to_hex()).into()
 }
 
 /// The claims without those that a renewed token changes, in order.
-fn lasting(claims: &str) -> String {
+fn lasting(claims: &str, with_tenant: bool) -> String {
     let all: BTreeMap<String, Value> = match serde_json::from_str(claims) {
         Ok(all) => all,
         Err(_) => return claims.to_owned(),
     };
     let lasting = all
         .iter()
-        .filter(|(name, _)| !FLEETING.contains(&name.as_str()));
+        .filter(|(name, _)| !FLEETING.contains(&name.as_str()) && (with_tenant || *name != TENANT));
     let lasting: Vec<String> = lasting.map(|(name, v)| format!("{name:?}:{v}")).collect();
     lasting.join(",")
 }
@@ -183,7 +200,7 @@ mod tests {
             query,
             headers: &headers(pairs),
         };
-        fingerprint(&parts, body.as_bytes(), r#"{"role":"a","exp":1}"#)
+        fingerprint(&parts, body.as_bytes(), "someone")
     }
 
     #[test]
@@ -224,7 +241,26 @@ mod tests {
         let one = r#"{"role":"a","sub":"1","exp":1,"iat":1,"jti":"x"}"#;
         let renewed = r#"{"exp":9,"sub":"1","role":"a","iat":8}"#;
         let other = r#"{"role":"a","sub":"2","exp":1}"#;
-        assert_eq!(lasting(one), lasting(renewed));
-        assert_ne!(lasting(one), lasting(other));
+        assert_eq!(lasting(one, true), lasting(renewed, true));
+        assert_ne!(lasting(one, false), lasting(other, false));
+    }
+
+    #[test]
+    fn a_tenant_that_got_another_id_is_the_same_and_earlier_fingerprints_are_known() {
+        let claims = |tenant: &str| format!(r#"{{"role":"a","tenant_id":"{tenant}"}}"#);
+        assert_eq!(lasting(&claims("1"), false), lasting(&claims("2"), false));
+        let parts = RequestParts {
+            method: &Method::POST,
+            path: "/t",
+            query: "",
+            headers: &headers(&[("idempotency-key", "k")]),
+        };
+        let keep = Keep::read(&parts, b"{}", &claims("1"), &Limits::default());
+        let keep = keep.unwrap().unwrap();
+        let earlier = keep.earlier().unwrap();
+        let person = r#""role":"a","tenant_id":"1""#;
+        assert_eq!(earlier.fingerprint, fingerprint(&parts, b"{}", person));
+        assert_ne!(earlier.fingerprint, keep.fingerprint);
+        assert_eq!(earlier.earlier(), None);
     }
 }

@@ -183,7 +183,7 @@ async fn answer(
     let body_max = least(bounds.body_bytes_max, own.request_bytes);
     let body = read_body(body, bounds, body_max, incoming.deadline).await?;
     let api = limited_api(&app.config.api, &own);
-    let keep = match request.method.writes() {
+    let mut key = match request.method.writes() {
         true => Keep::read(
             &incoming.parts(),
             &body,
@@ -214,7 +214,7 @@ async fn answer(
         };
         let model = loaded.model.clone();
         let plan = plan::plan(&model, &api, &request, &payload)?;
-        let keep = keep.as_ref().filter(|_| plan.form == Form::Write);
+        let keep = key.as_ref().filter(|_| plan.form == Form::Write);
         // What is kept is text.
         if keep.is_some() && plan.handler.is_some() {
             return Err(Error::NotImplemented(
@@ -311,6 +311,10 @@ async fn answer(
                 Some(why) => why,
                 None => {
                     if error.sqlstate() == Some(idempotency::OTHER_REQUEST) {
+                        if let Some(earlier) = keep.and_then(Keep::earlier) {
+                            key = Some(earlier);
+                            continue;
+                        }
                         app.events.emit(&Event::Key(KeyUse::Refused));
                     }
                     return Err(failed(error, &tenant, &model, &plan, answer_max));

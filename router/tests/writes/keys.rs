@@ -48,6 +48,7 @@ pub(crate) async fn first_answers_are_given_again(service: &Service) {
         assert_eq!(comparable(&again), comparable(&first));
     }
     assert_eq!(service.companies("Once").await, 1);
+    let first_body = first.body;
 
     // Location, and what the database says, are part of the answer.
     let headers = [key("k-2"), ("prefer", "return=headers-only")];
@@ -69,6 +70,22 @@ pub(crate) async fn first_answers_are_given_again(service: &Service) {
         .body(r#"{"name": "Theirs"}"#);
     let theirs = reply(theirs).await;
     assert_eq!((theirs.status, replayed(&theirs)), (201, false));
+
+    // Imported as another tenant, a tenant finds its answers there.
+    let import = "insert into ringfence.idempotency
+         select t.tenant_id, i.key, i.fingerprint, i.answer, i.body, i.expires_at, i.sampled
+         from ringfence.idempotency i, companies t where i.key = 'k-1' and t.name = 'Theirs'";
+    assert_eq!(service.sql.execute(import, &[]).await.unwrap(), 1);
+    let imported = service
+        .http
+        .post(format!("{}/rest/v1/companies?select=id,name", service.url))
+        .header("apikey", service.cluster.key("globex").unwrap())
+        .header("idempotency-key", "k-1")
+        .header(REPRESENTED.0, REPRESENTED.1)
+        .body(body);
+    let imported = reply(imported).await;
+    assert!(replayed(&imported), "{imported:?}");
+    assert_eq!(imported.body, first_body);
 }
 
 pub(crate) async fn another_request_is_refused(service: &Service) {
