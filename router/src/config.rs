@@ -321,6 +321,9 @@ pub struct Api {
     /// A function's own settings (`SET … TO …`) that hold for the whole
     /// transaction in which it is called.
     pub hoisted_settings: Vec<String>,
+    /// Origins such as `https://app.example` whose pages may read answers, with
+    /// credentials; none: all origins, without.
+    pub cors_origins: Vec<String>,
 }
 
 /// What the document at the root describes.
@@ -480,6 +483,7 @@ impl Default for Api {
                 "statement_timeout".into(),
                 "plan_filter.statement_cost_limit".into(),
             ],
+            cors_origins: Vec::new(),
         }
     }
 }

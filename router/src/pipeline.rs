@@ -57,7 +57,8 @@ pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
     let (admission, _in_flight) = app.admit();
     let (head, body) = request.into_parts();
     let id = app.request_id(&head.headers);
-    if let Some(preflight) = cors::preflight(&head.method, &head.headers) {
+    let origins = &app.config.api.cors_origins;
+    if let Some(preflight) = cors::preflight(origins, &head.method, &head.headers) {
         return preflight.map(Body::from);
     }
     let mut seen = Seen::of(app.events.tracer.begin(Parent::of(&head.headers)));
@@ -106,7 +107,7 @@ pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
             .headers_mut()
             .extend(token.map(|value| (name, value)).ok());
     }
-    cors::allow(&head.headers, response.headers_mut());
+    cors::allow(origins, &head.headers, response.headers_mut());
     let took = started.elapsed();
     let slow = app.config.log.is_slow(took).then(|| Slow {
         statement: seen.statement.as_deref(),
