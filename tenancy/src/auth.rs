@@ -7,6 +7,8 @@
 //! | – | ok | the token's tenant and role; it must name a tenant |
 //! | ok | ok | they must not name different tenants; the token's role |
 //!
+//! A token in `apikey` is a token where there is no other, and beside one a key.
+//!
 //! Whatever is presented must be valid: a bad token beside a good key is refused.
 
 mod key;
@@ -212,28 +214,33 @@ impl Authenticator {
             pair => pair,
         };
         // supabase-js has a legacy in which the project key is a token itself.
-        let (apikey, token) = match (apikey, token) {
-            (Some(value), None)
-                if !KeyRing::looks_like_key(value) && value.matches('.').count() == 2 =>
-            {
-                (None, Some(value))
-            }
-            pair => pair,
+        let is_token =
+            |value: &&str| !KeyRing::looks_like_key(value) && value.matches('.').count() == 2;
+        let (apikey, project) = match apikey.filter(is_token) {
+            Some(value) => (None, Some(value)),
+            None => (apikey, None),
+        };
+        let (project, token) = match token {
+            Some(token) => (project, Some(token)),
+            None => (None, project),
         };
         let key = apikey
             .map(|text| self.check_key(snapshot, text, now))
             .transpose()?;
-        let token = token
-            .map(|text| {
-                let default = &self.settings.default_issuer;
-                self.tokens
-                    .verify(text, snapshot.fleet(), default, &self.published, now)
-            })
-            .transpose()?;
-        match (key, token) {
+        let verify = |text: &str| {
+            let default = &self.settings.default_issuer;
+            self.tokens
+                .verify(text, snapshot.fleet(), default, &self.published, now)
+        };
+        let project = project.map(verify).transpose()?;
+        match (key, token.map(verify).transpose()?) {
             (None, None) => self.anonymous(),
             (Some(key), None) => self.with_key(&key),
-            (key, Some(token)) => self.with_token(key.as_ref(), &token),
+            (Some(key), Some(token)) => self.with_token(Some(key.tenant), Some(key.id), &token),
+            (None, Some(token)) => {
+                let of_project = project.map_or(Ok(None), |project| project.named())?;
+                self.with_token(of_project, None, &token)
+            }
         }
     }
 
@@ -280,12 +287,14 @@ impl Authenticator {
         })
     }
 
+    /// `of_key` is the tenant that the key beside the token names.
     fn with_token(
         &self,
-        key: Option<&ApiKey>,
+        of_key: Option<TenantId>,
+        key: Option<KeyId>,
         token: &token::Verified,
     ) -> Result<TenantContext, AuthError> {
-        let tenant = match (key.map(|key| key.tenant), token.tenant) {
+        let tenant = match (of_key, token.tenant) {
             (Some(key), Some(token)) if key != token => return Err(AuthError::Disagree),
             (_, Some(tenant)) | (Some(tenant), None) => tenant,
             (None, None) => return Err(AuthError::NoTenant),
@@ -301,7 +310,7 @@ impl Authenticator {
             claims: token.claims_for(&role, tenant),
             tenant,
             role,
-            key: key.map(|key| key.id),
+            key,
             anonymous: false,
         })
     }

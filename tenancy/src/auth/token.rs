@@ -83,6 +83,14 @@ pub(super) struct Verified {
 }
 
 impl Verified {
+    /// The tenant that it names, which its issuer may name.
+    pub(super) fn named(&self) -> Result<Option<TenantId>, AuthError> {
+        match self.tenant {
+            Some(tenant) if !self.may_name(tenant) => Err(AuthError::IssuerTenant),
+            tenant => Ok(tenant),
+        }
+    }
+
     /// Whether the issuer was registered with this tenant.
     pub(super) fn may_name(&self, tenant: TenantId) -> bool {
         let tenants = self.tenants.as_ref();

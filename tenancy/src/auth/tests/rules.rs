@@ -162,6 +162,40 @@ fn a_key_is_a_key_in_either_header() {
     }
 }
 
+/// supabase-js with a legacy project key, before its user signs in and after.
+#[test]
+fn a_token_as_key_names_the_tenant_of_the_one_beside_it() {
+    let secret = "the secret of a registered issuer, long enough";
+    let door = Door::with_issuers(vec![issuer("https://acme", secret, Some(vec![ACME.0]))]);
+    let project = |tenant| token(&json!({ "tenant_id": tenant, "role": "anon" }));
+    let session = |claims| door.enter(Some(&project(ACME)), Some(&bearer(&claims)));
+    let before = door.enter(Some(&project(ACME)), None).unwrap();
+    assert_eq!((before.tenant(), &**before.role()), (ACME, "anon"));
+    for claims in [
+        json!({ "role": "authenticated", "sub": "ann" }),
+        json!({ "role": "authenticated", "sub": "ann", "tenant_id": ACME }),
+    ] {
+        let context = session(claims).unwrap();
+        assert_eq!(context.tenant(), ACME);
+        assert_eq!(&**context.role(), "authenticated");
+        assert_eq!(claims_of(&context)["sub"], "ann");
+    }
+    let others = json!({ "role": "authenticated", "tenant_id": GLOBEX });
+    assert_eq!(session(others).unwrap_err(), AuthError::Disagree);
+    // It must be valid, and its issuer may name that tenant.
+    let ann = bearer(&json!({ "role": "authenticated", "sub": "ann" }));
+    let enter = |project: &str| door.enter(Some(project), Some(&ann)).unwrap_err();
+    assert_eq!(enter("a.b.c").code(), "PGRST301");
+    let ended = json!({ "tenant_id": ACME, "role": "anon", "exp": NOW - 3600 });
+    assert_eq!(enter(&token(&ended)).code(), "PGRST303");
+    let foreign = json!({ "iss": "https://acme", "tenant_id": GLOBEX });
+    assert_eq!(enter(&token_by(secret, &foreign)), AuthError::IssuerTenant);
+    assert_eq!(
+        enter(&token(&json!({ "role": "anon" }))),
+        AuthError::NoTenant
+    );
+}
+
 #[test]
 fn two_different_keys_are_refused() {
     let (one, other) = (minted(&api_key(ACME)), minted(&api_key(GLOBEX)));
