@@ -405,10 +405,11 @@ fn authenticator(config: &Config) -> anyhow::Result<Authenticator> {
                 .with_context(|| format!("can't read the JWKS document {}", path.display()))
         })
         .transpose()?;
-    let secret = secret.as_ref().map(|secret| secret.expose());
-    if secret.is_some_and(|secret| secret.len() < 32) {
+    if secret.as_ref().is_some_and(|secret| secret.len() < 32) {
         anyhow::bail!("the JWT secret must have 32 characters at least");
     }
+    let role_claim = auth.jwt_role_claim_key.as_deref().map(str::parse);
+    let role_claim = role_claim.transpose().context("auth.jwt_role_claim_key")?;
     let roles = match &auth.roles {
         Some(roles) => roles.iter().map(|role| role.as_str().into()).collect(),
         None => ROLES.map(Arc::from).to_vec(),
@@ -422,8 +423,13 @@ fn authenticator(config: &Config) -> anyhow::Result<Authenticator> {
     let anonymous_role = auth.anonymous_role.as_deref().unwrap_or("anon");
     Ok(Authenticator::new(AuthSettings {
         keys: KeyRing::new(config.key_secret()?.expose()),
-        default_issuer: DefaultIssuer::new(secret, jwks.as_deref(), auth.jwt_audience.clone())?
-            .with_url(auth.jwks_url.as_deref()),
+        default_issuer: DefaultIssuer::new(
+            secret.as_deref(),
+            jwks.as_deref(),
+            auth.jwt_audience.clone(),
+        )?
+        .with_url(auth.jwks_url.as_deref())
+        .with_role_claim(role_claim.unwrap_or_default()),
         anonymous_tenant: auth.anonymous_tenant.map(TenantId),
         anonymous_role: anonymous_role.into(),
         roles,

@@ -10,6 +10,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD_NO_PAD as STANDARD_NO_PAD;
 use schema::ident::{Ident, QualifiedName};
 use serde::{Deserialize, Serialize};
 use telemetry::settings::{Dsn, Sentry, Traces};
@@ -91,12 +93,17 @@ pub struct Auth {
     pub key_secret_file: Option<PathBuf>,
     /// The HS256 secret of the default issuer; `RINGFENCE_JWT_SECRET` overrides it.
     pub jwt_secret_file: Option<PathBuf>,
+    /// That secret is Base64, of either alphabet, of what signs.
+    pub jwt_secret_is_base64: bool,
     /// A JWKS document with the public keys of the default issuer.
     pub jwks_file: Option<PathBuf>,
     /// Where the default issuer publishes such a document.
     pub jwks_url: Option<String>,
     /// Audience that tokens of the default issuer must name, where set.
     pub jwt_audience: Option<String>,
+    /// Where its tokens say their role, such as `.app_metadata.roles[0]`; otherwise
+    /// in the claim `role`.
+    pub jwt_role_claim_key: Option<String>,
     /// The tenant of requests that carry neither key nor token.
     pub anonymous_tenant: Option<uuid::Uuid>,
     /// The role of requests whose token names none, and of anonymous ones.
@@ -604,6 +611,9 @@ pub enum ConfigError {
         /// The most.
         most: u64,
     },
+    /// The JWT secret is to be Base64, and is none.
+    #[error("the JWT secret is not valid Base64, as auth.jwt_secret_is_base64 says")]
+    NotBase64(#[from] base64::DecodeError),
     /// Something without a default is missing.
     #[error("{what} is missing: set {key} in the file or {variable} in the environment")]
     Missing {
@@ -744,8 +754,13 @@ impl Config {
     }
 
     /// The default issuer's HS256 secret, where there is one.
-    pub fn jwt_secret(&self) -> Result<Option<Secret>, ConfigError> {
-        secret("RINGFENCE_JWT_SECRET", self.auth.jwt_secret_file.as_deref())
+    pub fn jwt_secret(&self) -> Result<Option<Vec<u8>>, ConfigError> {
+        let found = secret("RINGFENCE_JWT_SECRET", self.auth.jwt_secret_file.as_deref())?;
+        let found = found.map(|secret| match self.auth.jwt_secret_is_base64 {
+            true => base64_of_any_alphabet(secret.expose()),
+            false => Ok(secret.expose().into()),
+        });
+        found.transpose()
     }
 
     /// What the workers' stream of changes is opened with.
@@ -794,6 +809,13 @@ fn secret(variable: &str, file: Option<&Path>) -> Result<Option<Secret>, ConfigE
         .transpose()
 }
 
+/// Padding may be missing.
+fn base64_of_any_alphabet(text: &str) -> Result<Vec<u8>, ConfigError> {
+    let text = text.trim().trim_end_matches('=');
+    let standard = text.replace('-', "+").replace('_', "/");
+    Ok(STANDARD_NO_PAD.decode(standard)?)
+}
+
 fn read(path: &Path) -> Result<String, ConfigError> {
     std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
         path: path.to_owned(),
@@ -804,6 +826,15 @@ fn read(path: &Path) -> Result<String, ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_secret_may_be_base64_of_either_alphabet() {
+        for text in ["+/+/YQ==", "-_-_YQ==", "-_-_YQ"] {
+            let secret = base64_of_any_alphabet(text).unwrap();
+            assert_eq!(secret, [0xfb, 0xff, 0xbf, b'a']);
+        }
+        assert!(base64_of_any_alphabet("no base64").is_err());
+    }
 
     #[test]
     fn the_defaults_can_be_used_and_numbers_that_cannot_be_meant_are_refused() {

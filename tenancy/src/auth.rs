@@ -13,6 +13,7 @@
 
 mod key;
 mod published;
+mod role_claim;
 mod token;
 
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use key::{ApiKey, KeyError, KeyRing};
 pub use published::Published;
+pub use role_claim::{RoleClaim, RoleClaimError};
 pub use token::{DefaultIssuer, JwksError};
 
 use crate::id::{KeyId, TenantId};

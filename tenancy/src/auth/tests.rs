@@ -46,7 +46,7 @@ impl Door {
     fn with(settings: impl FnOnce(&mut AuthSettings), delta: impl FnOnce(&mut Delta)) -> Self {
         let mut chosen = AuthSettings {
             keys: KeyRing::new(KEY_SECRET),
-            default_issuer: DefaultIssuer::new(Some(JWT_SECRET), None, None).unwrap(),
+            default_issuer: DefaultIssuer::new(Some(JWT_SECRET.as_bytes()), None, None).unwrap(),
             anonymous_tenant: None,
             anonymous_role: "anon".into(),
             roles: ["anon", "authenticated", "service_role"]

@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::AuthError;
 use super::published::{Document, Published};
+use super::role_claim::RoleClaim;
 use crate::id::TenantId;
 use crate::snapshot::{Fleet, IssuerRow};
 
@@ -37,12 +38,13 @@ pub struct DefaultIssuer {
     jwks: Option<JwkSet>,
     jwks_url: Option<Box<str>>,
     audience: Option<String>,
+    role: RoleClaim,
 }
 
 impl DefaultIssuer {
     /// With an HS256 secret, a JWKS document, both, or none.
     pub fn new(
-        secret: Option<&str>,
+        secret: Option<&[u8]>,
         jwks: Option<&str>,
         audience: Option<String>,
     ) -> Result<Self, JwksError> {
@@ -50,11 +52,17 @@ impl DefaultIssuer {
             .map(|text| serde_json::from_str(text).map_err(|error| JwksError(error.to_string())))
             .transpose()?;
         Ok(Self {
-            secret: secret.map(|secret| DecodingKey::from_secret(secret.as_bytes())),
+            secret: secret.map(DecodingKey::from_secret),
             jwks,
             jwks_url: None,
             audience,
+            role: RoleClaim::default(),
         })
+    }
+
+    /// The same, its tokens' role being another claim than `role`.
+    pub fn with_role_claim(self, role: RoleClaim) -> Self {
+        Self { role, ..self }
     }
 
     /// The same, also with the keys that are published at `url`.
@@ -228,7 +236,10 @@ fn verify(
     let verified = Verified {
         times: Times::of(&claims)?,
         tenant: tenant_claim(&claims)?,
-        role: text_claim(&claims, "role")?,
+        role: match issuer {
+            Some(_) => text_claim(&claims, "role")?,
+            None => text_of(default.role.of(&claims), "role")?,
+        },
         tenants: issuer.and_then(|issuer| issuer.tenants.clone()),
         url: url.map(Box::from),
         claims,
@@ -343,7 +354,11 @@ fn tenant_claim(claims: &Map<String, Value>) -> Result<Option<TenantId>, AuthErr
 }
 
 fn text_claim(claims: &Map<String, Value>, name: &str) -> Result<Option<String>, AuthError> {
-    match claims.get(name) {
+    text_of(claims.get(name), name)
+}
+
+fn text_of(claim: Option<&Value>, name: &str) -> Result<Option<String>, AuthError> {
+    match claim {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.clone())),
         Some(_) => Err(AuthError::Claims(format!(

@@ -142,6 +142,22 @@ fn a_token_without_role_is_anonymous_even_beside_a_key() {
 }
 
 #[test]
+fn the_role_may_be_another_claim() {
+    let issuer = DefaultIssuer::new(Some(JWT_SECRET.as_bytes()), None, None).unwrap();
+    let issuer = issuer.with_role_claim(".app.roles[0]".parse().unwrap());
+    let door = Door::with_default_issuer(issuer);
+    let claims =
+        json!({ "tenant_id": ACME, "role": "anon", "app": { "roles": ["authenticated"] } });
+    let context = door.enter_with_token(&token(&claims)).unwrap();
+    assert_eq!(&**context.role(), "authenticated");
+    // Policies read the one that counts.
+    assert_eq!(claims_of(&context)["role"], "authenticated");
+    let odd = json!({ "tenant_id": ACME, "app": { "roles": [7] } });
+    let error = door.enter_with_token(&token(&odd)).unwrap_err();
+    assert_eq!(error.code(), "PGRST303");
+}
+
+#[test]
 fn a_tokens_role_must_be_allowed() {
     let claims = json!({ "tenant_id": ACME, "role": "ringfence_mover" });
     let error = Door::new().enter(None, Some(&bearer(&claims))).unwrap_err();

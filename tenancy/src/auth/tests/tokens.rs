@@ -227,7 +227,11 @@ fn claims_of_the_wrong_type_are_refused() {
 #[test]
 fn an_audience_counts_only_where_one_is_configured() {
     let with = |audience: Option<&str>, aud: Value| {
-        let issuer = DefaultIssuer::new(Some(JWT_SECRET), None, audience.map(str::to_owned));
+        let issuer = DefaultIssuer::new(
+            Some(JWT_SECRET.as_bytes()),
+            None,
+            audience.map(str::to_owned),
+        );
         let mut claims = acme();
         claims["aud"] = aud;
         Door::with_default_issuer(issuer.unwrap())
