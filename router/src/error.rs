@@ -673,3 +673,23 @@ pub fn candidate(cardinality: &str, embedding: String, relationship: String) -> 
         "relationship": relationship,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shard_that_is_away_is_told_with_when_to_come_back() {
+        let lost = Error::Unavailable {
+            why: "the shard has no primary",
+        };
+        for (error, code) in [(lost, "PGRST000"), (Error::NoSchema, "PGRST002")] {
+            let response = error.response(false);
+            assert_eq!(response.status(), 503);
+            assert_eq!(response.headers()[RETRY_AFTER], "1");
+            let body: Value = serde_json::from_slice(response.body()).unwrap();
+            assert_eq!(body["code"], code);
+            assert!(error.retry());
+        }
+    }
+}

@@ -5,3 +5,4 @@
 mod fuzz;
 mod model;
 mod request;
+mod statements;
