@@ -258,7 +258,9 @@ fn malformed(model: &Model, config: &Api, seed: u64) {
 #[test]
 fn malformed_requests_are_answered() {
     let count = std::env::var("RINGFENCE_MALFORMED").ok();
-    let count: u64 = count.and_then(|count| count.parse().ok()).unwrap_or(20_000);
+    let count: u64 = count
+        .and_then(|count| count.parse().ok())
+        .unwrap_or(200_000);
     let (model, config) = (model::crm(), config());
     let started = std::time::Instant::now();
     for seed in 0..count {
