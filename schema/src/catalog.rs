@@ -1,11 +1,11 @@
 //! The schema model: what a shard's API schemas hold, as immutable values.
 //!
 //! Only what is *proven scoped* is in here: distributed tables, reference
-//! tables, and `security_invoker` views over them. The tenant column that
-//! `ringfence.distribute` added is already taken out of columns, keys and
-//! foreign keys, so that everything downstream sees the single-tenant schema
-//! that the application's authors wrote; [`Relation::tenant_column`] alone
-//! remembers it.
+//! tables, and `security_invoker` views over them. The tenant column is already
+//! taken out of keys and foreign keys, and out of columns where
+//! `ringfence.distribute` added it, so that everything downstream sees the
+//! single-tenant schema that the application's authors wrote;
+//! [`Relation::tenant_column`] remembers it.
 
 use std::collections::HashMap;
 
@@ -65,8 +65,9 @@ pub struct Relation {
     pub uncacheable: Option<Uncacheable>,
     /// Visible columns, in attribute order.
     pub columns: Vec<Column>,
-    /// Primary key columns without the tenant column; of a view, the columns
-    /// that carry its tables' keys. Empty where there is none.
+    /// Primary key columns without the tenant column, unless a visible one is all
+    /// of it; of a view, the columns that carry its tables' keys. Empty where there
+    /// is none.
     pub primary_key: Vec<Ident>,
     /// Column sets (without the tenant column) that are unique for a tenant,
     /// from primary keys, unique constraints and plain unique indexes.
@@ -122,7 +123,7 @@ pub enum Scope {
         /// The tenant column's name.
         tenant_column: Ident,
         /// Whether the API hides it: true where `distribute` added it. Where
-        /// false it is also in `columns` and in the keys as the authors wrote them.
+        /// false it is also in `columns`.
         hidden: bool,
     },
     /// The same rows for all, read-only to tenants.

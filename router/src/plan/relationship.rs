@@ -94,9 +94,10 @@ pub(super) fn discover(catalog: &Catalog) -> HashMap<QualifiedName, Vec<Relation
 }
 
 fn within_key(junction: &Relation, key: &ForeignKey) -> bool {
-    key.columns
-        .iter()
-        .all(|column| junction.primary_key.contains(column))
+    // The tenant's column is part of every key.
+    key.columns.iter().all(|column| {
+        junction.primary_key.contains(column) || junction.tenant_column() == Some(column)
+    })
 }
 
 fn forward(key: &ForeignKey) -> Relationship {

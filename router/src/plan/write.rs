@@ -205,7 +205,12 @@ impl<'a> Planner<'a> {
         let covered = all
             .clone()
             .all(|name| key.iter().any(|(column, _)| column.name == *name));
-        let fits = !key.is_empty() && key.len() == all.len() && covered;
+        // A visible tenant column may be named, and names nothing more.
+        let names = key.iter().map(|(column, _)| &column.name);
+        let named = names.filter(|name| {
+            relation.primary_key.contains(name) || relation.tenant_column() != Some(*name)
+        });
+        let fits = all.len() > 0 && named.count() == all.len() && covered;
         if !fits || !query.logic.is_empty() {
             return Err(Error::PutFilters);
         }

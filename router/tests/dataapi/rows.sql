@@ -11,4 +11,6 @@ insert into covers values (1, 'dawn.png'), (3, 'beat.png');
 insert into playlists (id, title) values (1, 'Morning'), (2, 'Night');
 insert into playlist_albums values (1, 1, 1), (1, 4, 2), (2, 2, 1), (2, 3, 2), (2, 1, 3);
 insert into shipments (id, sender_id, receiver_id, note) values (1, 1, 2, 'parcel');
+insert into crews (id, name, above_id) values (1, 'Ship', null), (2, 'Deck', 1);
+insert into sailors (id, crew_id, name) values (1, 2, 'Ann'), (2, 1, 'Ben');
 select setval(pg_get_serial_sequence(t, 'id'), 100) from unnest(array['artists', 'albums', 'playlists', 'shipments']) t;

@@ -126,8 +126,23 @@ create table songs (
   length length
 );
 
+-- Tables that had a tenant's column of their own, which stays visible.
+create table crews (
+  id int primary key,
+  tenant_id uuid not null,
+  name text not null,
+  above_id int references crews (id)
+);
+create table sailors (
+  tenant_id uuid not null,
+  id int primary key,
+  crew_id int references crews (id),
+  name text not null
+);
+create table posts (tenant_id uuid primary key, harbour text);
+
 insert into genres values ('rock', 'Rock'), ('jazz', 'Jazz');
-select ringfence.distribute(t) from unnest(array['artists', 'albums', 'covers', 'playlists', 'playlist_albums', 'shipments', 'stock', 'remarks', 'ids', 'links', '"odd names"', 'songs', 'bands', 'members']::regclass[]) t;
+select ringfence.distribute(t) from unnest(array['artists', 'albums', 'covers', 'playlists', 'playlist_albums', 'shipments', 'stock', 'remarks', 'ids', 'links', '"odd names"', 'songs', 'bands', 'members', 'crews', 'sailors', 'posts']::regclass[]) t;
 select ringfence.reference('genres');
 create view loud_albums with (security_invoker = true) as select id, artist_id, title, price from albums where price > 10;
 grant select on loud_albums to ringfence_api;

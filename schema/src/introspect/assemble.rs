@@ -1,5 +1,6 @@
-//! From rows to the model: decides what is proven scoped, takes the hidden
-//! tenant column out, and gives views the keys of their tables. Pure.
+//! From rows to the model: decides what is proven scoped, takes the tenant column
+//! out of keys and, where it is hidden, out of columns, and gives views the keys of
+//! their tables. Pure.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -9,7 +10,7 @@ use tokio_postgres::types::Oid;
 
 use super::Error;
 use super::functions::{RowTypes, function, relationship};
-use super::rows::{Raw, RawColumn, RawKey, RawRelation};
+use super::rows::{Raw, RawColumn, RawForeignKey, RawKey, RawRelation};
 use super::view::{Origin, origins};
 use crate::catalog::{
     Catalog, Column, Fingerprint, ForeignKey, Function, Hidden, HiddenReason, MediaHandler,
@@ -24,7 +25,9 @@ struct Exposed {
     names: HashMap<i16, Ident>,
     /// Key columns by number, without the tenant.
     primary_key: Vec<i16>,
-    /// The tenant column, where it is hidden.
+    /// The tenant column.
+    tenant_column: Option<i16>,
+    /// It, where it is hidden.
     hidden_column: Option<i16>,
     /// Of a view: where its columns come from, down to the tables.
     origins: Vec<Origin>,
@@ -122,15 +125,17 @@ fn scope(relation: &RawRelation) -> Result<Scope, HiddenReason> {
 }
 
 fn table(raw: &Raw, relation: &RawRelation, scope: Scope, columns: &[&RawColumn]) -> Exposed {
-    let hidden_column = match &scope {
+    let (tenant_column, hidden_column) = match &scope {
         Scope::Distributed {
             tenant_column,
-            hidden: true,
-        } => columns
-            .iter()
-            .find(|column| column.name == tenant_column.as_str())
-            .map(|column| column.number),
-        _ => None,
+            hidden,
+        } => {
+            let mut columns = columns.iter();
+            let found = columns.find(|column| column.name == tenant_column.as_str());
+            let found = found.map(|column| column.number);
+            (found, found.filter(|_| *hidden))
+        }
+        Scope::Reference | Scope::View => (None, None),
     };
     let visible: Vec<&&RawColumn> = columns
         .iter()
@@ -145,9 +150,12 @@ fn table(raw: &Raw, relation: &RawRelation, scope: Scope, columns: &[&RawColumn]
         .iter()
         .filter(|key| key.relation == relation.oid)
         .map(|key| {
-            let own = key.columns.iter().copied();
-            let own = own.filter(|number| Some(*number) != hidden_column);
-            (key, own.collect())
+            let all = key.columns.iter().copied();
+            let own = all.filter(|number| Some(*number) != tenant_column);
+            let own: Vec<i16> = own.collect();
+            // One row a tenant: where its column is visible, that is the key.
+            let alone = own.is_empty() && hidden_column.is_none();
+            (key, if alone { key.columns.clone() } else { own })
         })
         .collect();
     let primary_key = keys
@@ -180,6 +188,7 @@ fn table(raw: &Raw, relation: &RawRelation, scope: Scope, columns: &[&RawColumn]
         },
         names,
         primary_key,
+        tenant_column,
         hidden_column,
         origins: Vec::new(),
     }
@@ -308,6 +317,7 @@ fn view(
         },
         names,
         primary_key,
+        tenant_column: None,
         hidden_column: None,
         origins,
     }
@@ -380,28 +390,15 @@ fn foreign_keys(raw: &Raw, exposed: &BTreeMap<Oid, Exposed>) -> Vec<ForeignKey> 
         else {
             continue;
         };
-        let pairs: Vec<(i16, i16)> = key
-            .columns
-            .iter()
-            .copied()
-            .zip(key.foreign_columns.iter().copied())
-            .filter(|(own, other)| {
-                Some(*own) != table.hidden_column && Some(*other) != foreign.hidden_column
-            })
-            .collect();
+        let pairs = pairs(key, table, foreign);
         let own: Vec<i16> = pairs.iter().map(|(own, _)| *own).collect();
         let other: Vec<i16> = pairs.iter().map(|(_, other)| *other).collect();
-        // Where the tenant column is visible the keys have it, too, and say no more by it.
-        let tenant = table.relation.tenant_column();
-        let own_names: HashSet<&Ident> = own
+        let own_names: HashSet<&Ident> = own.iter().filter_map(|n| table.names.get(n)).collect();
+        let one_to_one = table
+            .relation
+            .unique_keys
             .iter()
-            .filter_map(|n| table.names.get(n))
-            .filter(|name| Some(*name) != tenant)
-            .collect();
-        let one_to_one = table.relation.unique_keys.iter().any(|unique| {
-            let columns = unique.columns.iter().filter(|name| Some(*name) != tenant);
-            columns.collect::<HashSet<_>>() == own_names
-        });
+            .any(|unique| unique.columns.iter().collect::<HashSet<_>>() == own_names);
         let referenced = sides(exposed, key.foreign, &other);
         for side in sides(exposed, key.relation, &own) {
             for foreign_side in &referenced {
@@ -426,6 +423,20 @@ fn foreign_keys(raw: &Raw, exposed: &BTreeMap<Oid, Exposed>) -> Vec<ForeignKey> 
     };
     keys.sort_by_cached_key(order);
     keys
+}
+
+/// Which columns refer to which, but for the two tenants' columns, which say nothing
+/// within a tenant; unless there is nothing else that is visible.
+fn pairs(key: &RawForeignKey, table: &Exposed, foreign: &Exposed) -> Vec<(i16, i16)> {
+    let all = key.columns.iter().copied();
+    let all = all.zip(key.foreign_columns.iter().copied());
+    let visible = all.filter(|(own, other)| {
+        Some(*own) != table.hidden_column && Some(*other) != foreign.hidden_column
+    });
+    let (tenants, own): (Vec<_>, Vec<_>) = visible.partition(|(own, other)| {
+        Some(*own) == table.tenant_column && Some(*other) == foreign.tenant_column
+    });
+    if own.is_empty() { tenants } else { own }
 }
 
 fn row_types<'a>(raw: &Raw, exposed: &'a BTreeMap<Oid, Exposed>) -> RowTypes<'a> {
