@@ -440,6 +440,7 @@ fn pool_settings(config: &Config, password: Option<String>, tls: Tls) -> PoolSet
     let shards = &config.shards;
     PoolSettings {
         search_path: config.api.search_path(config.api.default_schema()),
+        settings: config.api.app_settings(),
         application: format!("ringfence-router {}", config.name),
         user: shards.user.clone(),
         password,

@@ -4,7 +4,7 @@
 //! Secrets are never in the file itself: they come from the environment, or
 //! from files that `*_file` keys name, and print as `***`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -328,6 +328,8 @@ pub struct Api {
     /// A function's own settings (`SET … TO …`) that hold for the whole
     /// transaction in which it is called.
     pub hoisted_settings: Vec<String>,
+    /// What functions and policies read as `current_setting('app.settings.NAME')`.
+    pub app_settings: BTreeMap<String, String>,
     /// Origins such as `https://app.example` whose pages may read answers, with
     /// credentials; none: all origins, without.
     pub cors_origins: Vec<String>,
@@ -490,6 +492,7 @@ impl Default for Api {
                 "statement_timeout".into(),
                 "plan_filter.statement_cost_limit".into(),
             ],
+            app_settings: BTreeMap::new(),
             cors_origins: Vec::new(),
         }
     }
@@ -555,6 +558,13 @@ impl Api {
         })
     }
 
+    /// The application's settings as Postgres knows them.
+    pub fn app_settings(&self) -> Vec<(String, String)> {
+        let settings = self.app_settings.iter();
+        let settings = settings.map(|(name, v)| (format!("app.settings.{name}"), v.clone()));
+        settings.collect()
+    }
+
     /// Postgres' `search_path` for a request to `schema`.
     pub fn search_path(&self, schema: &str) -> String {
         let mut path = Ident::new(schema).to_string();
@@ -611,6 +621,11 @@ pub enum ConfigError {
         /// The most.
         most: u64,
     },
+    /// Postgres would not take that name.
+    #[error(
+        "api.app_settings has \"{0}\": a name has letters, digits and _, and begins with none of the digits"
+    )]
+    AppSetting(String),
     /// The JWT secret is to be Base64, and is none.
     #[error("the JWT secret is not valid Base64, as auth.jwt_secret_is_base64 says")]
     NotBase64(#[from] base64::DecodeError),
@@ -642,6 +657,15 @@ impl Config {
         /// Longer than anything is waited for.
         const DAY_MS: u64 = 86_400_000;
         let count = |number: usize| u64::try_from(number).unwrap_or(u64::MAX);
+        let odd = |name: &&String| {
+            let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+            !name.chars().all(plain)
+                || name.starts_with(|c: char| c.is_ascii_digit())
+                || name.is_empty()
+        };
+        if let Some(name) = self.api.app_settings.keys().find(odd) {
+            return Err(ConfigError::AppSetting(name.clone()));
+        }
         let (shards, limits) = (&self.shards, &self.limits);
         let statements = count(shards.statements_max);
         let share = count(shards.tenant_share_percent);

@@ -11,6 +11,7 @@
 //! can't write even by accident, and a write says `BEGIN READ WRITE`.
 
 mod budget;
+mod role;
 
 use std::collections::HashMap;
 use std::io;
@@ -30,6 +31,8 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{CancelToken, SimpleQueryMessage};
 
 use self::budget::{Budget, Place};
+use self::role::RoleSettings;
+pub(crate) use self::role::option;
 use crate::gate::{Claim, Gate, Permit, Refused, Waiting};
 use crate::token::Generation;
 use crate::wire::{DbError, Prepared, Session};
@@ -62,6 +65,8 @@ pub struct PoolSettings {
     pub application: String,
     /// `search_path` of the sessions.
     pub search_path: String,
+    /// Further settings of the sessions, by name.
+    pub settings: Vec<(String, String)>,
     /// Login role.
     pub user: String,
     /// Its password.
@@ -323,8 +328,7 @@ impl Pools {
         config
             .user(&settings.user)
             .dbname(&settings.database)
-            .application_name(&settings.application)
-            .options(session_options(role, &settings.search_path));
+            .application_name(&settings.application);
         if let Some(password) = &settings.password {
             config.password(password);
         }
@@ -334,6 +338,8 @@ impl Pools {
                 port: node.port,
             },
             config,
+            options: session_options(role, settings),
+            role_settings: RoleSettings::default(),
             tls: settings.tls.clone(),
             statements_max: settings.statements_max,
             budget: budget.clone(),
@@ -459,11 +465,8 @@ fn failed(node: &NodeAddress, error: managed::PoolError<NotMade>) -> PoolError {
     if refused.is_some_and(|refused| refused.code().code().starts_with("53")) {
         return PoolError::Busy(Refused::ByNode);
     }
-    // Classes of values and names: the role or the search path. A login that is
-    // refused (28) is refused to everybody, as by a node that is down.
-    let of_session =
-        |refused: &&LoginError| matches!(refused.code().code().get(..2), Some("22" | "42"));
-    if let Some(refused) = refused.filter(of_session) {
+    // A login that is refused (28) is refused to everybody, as by a node that is down.
+    if let Some(refused) = refused.filter(|refused| is_of_session(refused)) {
         return PoolError::Session {
             host,
             port,
@@ -474,26 +477,35 @@ fn failed(node: &NodeAddress, error: managed::PoolError<NotMade>) -> PoolError {
 }
 
 /// Start-up options of a session. `jit` costs more than it gains on requests
-/// of this size; role names come from the configuration's list, and a blank or
-/// backslash in one is escaped as the protocol asks.
+/// of this size.
 ///
 /// Settings that policies read as JSON are empty objects outside of requests: a
 /// read is planned before its first step sets them, and the planner evaluates
 /// what it estimates by. Of '' it would make an error.
-fn session_options(role: &str, search_path: &str) -> String {
-    let escaped = |text: &str| text.replace('\\', "\\\\").replace(' ', "\\ ");
-    let (role, path) = (escaped(role), escaped(search_path));
+fn session_options(role: &str, settings: &PoolSettings) -> String {
+    let further = settings.settings.iter();
+    let further: String = further.map(|(name, value)| option(name, value)).collect();
+    let role = option("role", role);
+    let path = option("search_path", &settings.search_path);
     format!(
-        "-c role={role} -c search_path={path} -c default_transaction_read_only=on -c jit=off \
+        "{further}{role}{path}-c default_transaction_read_only=on -c jit=off \
          -c idle_in_transaction_session_timeout=60s \
          -c request.jwt.claims={{}} -c request.headers={{}} -c request.cookies={{}}"
     )
+}
+
+/// Classes of values and names: the role, the search path, another setting.
+fn is_of_session(refused: &LoginError) -> bool {
+    matches!(refused.code().code().get(..2), Some("22" | "42"))
 }
 
 /// Makes connections, and gives each a bounded cache of statements.
 pub struct NodeManager {
     server: Server,
     config: tokio_postgres::Config,
+    /// Start-up options, behind those of the role.
+    options: String,
+    role_settings: RoleSettings,
     tls: Tls,
     statements_max: NonZeroUsize,
     budget: Arc<Budget>,
@@ -509,6 +521,15 @@ pub enum NotMade {
     /// The node can't be connected to.
     #[error(transparent)]
     Connect(#[from] ConnectError),
+}
+
+/// A session that has begun.
+struct Begun {
+    session: Session,
+    token: CancelToken,
+    identity: Identity,
+    /// The role's own settings on the server, as options.
+    role_settings: String,
 }
 
 /// A connection with its prepared statements.
@@ -549,23 +570,69 @@ impl managed::Manager for NodeManager {
 }
 
 impl NodeManager {
-    async fn connect(&self, place: Place) -> Result<Connection, ConnectError> {
-        let (socket, token) = self.tls.log_in(&self.server, &self.config).await?;
+    /// Begins a session, and once more where the role's settings are others than
+    /// when they were last seen. Those that can't be had are done without.
+    async fn begin(&self) -> Result<Begun, ConnectError> {
+        let known = self.role_settings.seen();
+        let is_of_session = |error: &ConnectError| error.refused().is_some_and(is_of_session);
+        let first = self.begin_with(&known).await.inspect_err(|error| {
+            if is_of_session(error) {
+                self.role_settings.see(String::new());
+            }
+        })?;
+        if first.role_settings == known {
+            return Ok(first);
+        }
+        let wanted = first.role_settings;
+        // It has one place.
+        drop(first.session);
+        match self.begin_with(&wanted).await {
+            Ok(second) => {
+                self.role_settings.see(wanted);
+                Ok(second)
+            }
+            Err(error) if is_of_session(&error) => {
+                let error = tenancy::chain(&error);
+                tracing::warn!(error, "the role's settings can't be had");
+                self.begin_with("").await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn begin_with(&self, role_settings: &str) -> Result<Begun, ConnectError> {
+        let mut config = self.config.clone();
+        config.options(format!("{role_settings}{}", self.options));
+        let (socket, token) = self.tls.log_in(&self.server, &config).await?;
         let mut session = Session::new(socket);
         session.add_query(IDENTITY)?;
+        session.add_query(role::SETTINGS)?;
         session.send().await?;
         let said = session.answer().await?;
+        let identity = match said.done.first().and_then(|rows| rows.first()) {
+            Some(row) => identity_of(|column| row.text(column)),
+            None => identity_of(|_| None),
+        };
+        let said = session.answer().await?;
+        let row = said.done.first().and_then(|rows| rows.first());
+        Ok(Begun {
+            role_settings: role::options(row.and_then(|row| row.text(0))),
+            session,
+            token,
+            identity,
+        })
+    }
+
+    async fn connect(&self, place: Place) -> Result<Connection, ConnectError> {
+        let begun = self.begin().await?;
         Ok(Connection {
             canceller: Canceller {
-                token,
+                token: begun.token,
                 server: self.server.clone(),
                 tls: self.tls.clone(),
             },
-            identity: match said.done.first().and_then(|rows| rows.first()) {
-                Some(row) => identity_of(|column| row.text(column)),
-                None => identity_of(|_| None),
-            },
-            session,
+            identity: begun.identity,
+            session: begun.session,
             statements: LruCache::new(self.statements_max),
             _place: place,
         })
@@ -739,14 +806,4 @@ pub enum LeaseError {
     /// The connection was lost.
     #[error(transparent)]
     Lost(#[from] io::Error),
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn role_names_are_escaped_in_start_up_options() {
-        assert!(session_options("a b\\c", "public").starts_with("-c role=a\\ b\\\\c "));
-    }
 }

@@ -68,6 +68,7 @@ impl Node {
     fn pools(&self, size_max: usize, idle_max: Duration) -> Pools {
         Pools::new(PoolSettings {
             search_path: "public".into(),
+            settings: vec![("app.settings.region".into(), "far north".into())],
             application: "test".into(),
             tls: tenancy::tls::Tls::disabled().unwrap(),
             user: "ringfence_router".into(),
@@ -279,6 +280,13 @@ const IN_COMMIT: &str = "select count(*) from pg_stat_activity where wait_event 
 async fn what_was_cancelled_or_changed_its_session_reaches_nobody() {
     let node = Node::open().await;
     node.serve_a_tenant().await;
+    // What its role is set to holds for a session, but for what the guard rests on.
+    let settings = "alter role authenticated set statement_timeout = '11min';
+        alter role authenticated set row_security = off;
+        alter role authenticated set log_statement = 'none';
+        alter role authenticated set app.note = 'of all';
+        alter role authenticated in database app set app.note = 'a b\\c'";
+    node.admin.batch_execute(settings).await.unwrap();
     let pools = node.pools(1, WAIT);
 
     // What the functions of a read or of a transaction did to the session is undone.
@@ -302,6 +310,10 @@ async fn what_was_cancelled_or_changed_its_session_reaches_nobody() {
             nullif(current_setting('app.left_behind', true), ''),
             (select count(*) from pg_locks where locktype = 'advisory'))";
         assert_eq!(ask(&mut leased, state).await, "authenticated public 0");
+        let own = "select concat_ws('; ', current_setting('statement_timeout'),
+            current_setting('row_security'), current_setting('app.note'),
+            current_setting('app.settings.region'))";
+        assert_eq!(ask(&mut leased, own).await, "11min; on; a b\\c; far north");
     }
 
     // A request to cancel was sent for it, and might meet the next statement.

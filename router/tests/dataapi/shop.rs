@@ -144,6 +144,7 @@ impl Shop {
             model: Model::new(Arc::new(catalog)),
             pools: Pools::new(PoolSettings {
                 search_path: "public".into(),
+                settings: Vec::new(),
                 application: "test".into(),
                 user: "ringfence_router".into(),
                 password: Some("router".into()),
