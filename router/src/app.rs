@@ -33,7 +33,7 @@ use crate::pipeline::Filled;
 use crate::pool::{NodeAddress, PoolSettings, Pools};
 use crate::quota::{self, Quotas};
 use crate::retry::RetryBudget;
-use crate::shards::{Shards, Watching};
+use crate::shards::{Listed, Shards, Watching};
 
 /// A router that starts is not ready before it has read all shards' schemas, for
 /// so long at most: one that is down must not keep it from the others' tenants.
@@ -326,7 +326,7 @@ impl App {
         let exceptions = snapshot.exceptions().len();
         metrics.placement_exceptions.set(exceptions as f64);
         let fleet = snapshot.fleet();
-        let wanted: Vec<(Arc<str>, Vec<Node>)> = fleet
+        let wanted: Vec<Listed> = fleet
             .shards
             .iter()
             .map(|shard| {
@@ -337,14 +337,18 @@ impl App {
                         port: node.port,
                     },
                 });
-                (shard.id.0.clone(), nodes.collect())
+                Listed {
+                    id: shard.id.0.clone(),
+                    nodes: nodes.collect(),
+                    timelines: shard.timelines.clone(),
+                }
             })
             .collect();
         self.pools.retain(|address| {
-            let mut nodes = wanted.iter().flat_map(|(_, nodes)| nodes);
+            let mut nodes = wanted.iter().flat_map(|shard| &shard.nodes);
             nodes.any(|node| node.address == *address)
         });
-        let is_there = |id: &ShardId| wanted.iter().any(|(shard, _)| *shard == id.0);
+        let is_there = |id: &ShardId| wanted.iter().any(|shard| shard.id == id.0);
         self.cache.coherence.retain(is_there);
         self.shards.set(wanted);
     }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tenancy::timelines::Timelines;
 use tenancy::tls::Tls;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
@@ -263,27 +264,29 @@ pub struct Floor {
     timeline: u32,
 }
 
-/// Which of a shard's nodes is its primary, and the new floor.
+/// Which of a shard's nodes is its primary, and the new floor; `known` are timelines
+/// that others have seen.
 ///
 /// A shard restored under another system identifier is followed once none of
 /// the nodes that answer has the old one.
-pub fn elect(seen: &[Option<Sighting>], floor: Floor) -> (Option<usize>, Floor) {
+pub fn elect(seen: &[Option<Sighting>], floor: Floor, known: &Timelines) -> (Option<usize>, Floor) {
     let answering = || {
         let numbered = seen.iter().enumerate();
         numbered.filter_map(|(index, seen)| Some((index, seen.as_ref()?.identity)))
     };
-    let known = answering().any(|(_, seen)| seen.generation.system == floor.system);
+    let answers = answering().any(|(_, seen)| seen.generation.system == floor.system);
     let floor = match answering().find(|(_, seen)| seen.primary) {
-        Some((_, other)) if !known => Floor {
+        Some((_, other)) if !answers => Floor {
             system: other.generation.system,
             timeline: 0,
         },
         _ => floor,
     };
     let own = || answering().filter(|(_, seen)| seen.generation.system == floor.system);
+    let told = known.newest(&floor.system.to_string()).unsigned_abs();
     let timeline = own()
         .map(|(_, seen)| seen.generation.timeline)
-        .fold(floor.timeline, u32::max);
+        .fold(floor.timeline.max(told), u32::max);
     let primary = own().find(|(_, seen)| seen.primary && seen.generation.timeline == timeline);
     (primary.map(|(index, _)| index), Floor { timeline, ..floor })
 }
@@ -386,32 +389,39 @@ mod tests {
     #[test]
     fn the_primary_of_the_highest_timeline_is_followed() {
         let first = [seen(true, 7, 1), seen(false, 7, 1)];
-        let (primary, floor) = elect(&first, Floor::default());
+        let none = Timelines::default();
+        let (primary, floor) = elect(&first, Floor::default(), &none);
         assert_eq!(primary, Some(0));
         let failed_over = [None, seen(true, 7, 2)];
-        let (primary, floor) = elect(&failed_over, floor);
+        let (primary, floor) = elect(&failed_over, floor, &none);
         assert_eq!(primary, Some(1));
         // The old one returns, first beside the new one, then without it.
         let both = [seen(true, 7, 1), seen(true, 7, 2)];
-        assert_eq!(elect(&both, floor), (Some(1), floor));
+        assert_eq!(elect(&both, floor, &none), (Some(1), floor));
         let only_the_old = [seen(true, 7, 1), None];
-        assert_eq!(elect(&only_the_old, floor), (None, floor));
+        assert_eq!(elect(&only_the_old, floor, &none), (None, floor));
+        // Nor is it followed by who has seen nothing else yet, and was told.
+        let told = Timelines::of([(Some("7"), Some(2)), (Some("7"), Some(1))]);
+        assert_eq!(elect(&only_the_old, Floor::default(), &told).0, None);
+        assert_eq!(elect(&both, Floor::default(), &told).0, Some(1));
     }
 
     #[test]
     fn a_standby_that_follows_a_newer_primary_condemns_the_older_one() {
-        let (_, floor) = elect(&[seen(true, 7, 1), None, None], Floor::default());
+        let none = Timelines::default();
+        let (_, floor) = elect(&[seen(true, 7, 1), None, None], Floor::default(), &none);
         let seen = [seen(true, 7, 1), None, seen(false, 7, 2)];
-        assert_eq!(elect(&seen, floor).0, None);
+        assert_eq!(elect(&seen, floor, &none).0, None);
     }
 
     #[test]
     fn another_system_counts_once_none_of_the_old_one_answers() {
-        let (_, floor) = elect(&[seen(true, 7, 3), None], Floor::default());
+        let told = Timelines::of([(Some("7"), Some(3))]);
+        let (_, floor) = elect(&[seen(true, 7, 3), None], Floor::default(), &told);
         let beside = [seen(false, 7, 3), seen(true, 8, 1)];
-        assert_eq!(elect(&beside, floor).0, None);
+        assert_eq!(elect(&beside, floor, &told).0, None);
         let restored = [None, seen(true, 8, 1)];
-        assert_eq!(elect(&restored, floor).0, Some(1));
+        assert_eq!(elect(&restored, floor, &told).0, Some(1));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use schema::catalog::{Catalog, Fingerprint};
 use schema::ident::Literal;
 use tenancy::chain;
 use tenancy::id::ShardId;
+use tenancy::timelines::Timelines;
 use tenancy::tls::Tls;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -90,6 +91,8 @@ struct SchemaLooks {
 #[derive(Default)]
 struct Election {
     floor: Floor,
+    /// What the workers have seen.
+    timelines: Timelines,
     reign: Option<Arc<Reign>>,
     positions: Positions,
 }
@@ -233,9 +236,15 @@ impl Shard {
         let election = self.election.lock().unwrap_or_else(|p| p.into_inner());
         Election {
             floor: election.floor,
+            timelines: Timelines::default(),
             reign: election.reign.clone(),
             positions: Positions::default(),
         }
+    }
+
+    fn take_timelines(&self, timelines: Timelines) {
+        let mut election = self.election.lock().unwrap_or_else(|p| p.into_inner());
+        election.timelines = timelines;
     }
 
     fn changed(&self) {
@@ -247,7 +256,7 @@ impl Shard {
         let mut election = self.election.lock().unwrap_or_else(|p| p.into_inner());
         let seen: Vec<_> = self.nodes.iter().map(|node| node.seen()).collect();
         let sightings: Vec<_> = seen.iter().map(|seen| seen.as_ref().clone().ok()).collect();
-        let (elected, floor) = nodes::elect(&sightings, election.floor);
+        let (elected, floor) = nodes::elect(&sightings, election.floor, &election.timelines);
         election.floor = floor;
         let elected = elected.and_then(|index| {
             let sighting = sightings.get(index)?.as_ref()?;
@@ -358,6 +367,17 @@ pub struct Watching {
     pub instance: Uuid,
 }
 
+/// A shard as the control database names it.
+#[derive(Debug)]
+pub struct Listed {
+    /// Its id.
+    pub id: Arc<str>,
+    /// Its nodes.
+    pub nodes: Vec<Node>,
+    /// The newest that workers have seen of them.
+    pub timelines: Timelines,
+}
+
 /// All shards.
 pub struct Shards {
     watching: Watching,
@@ -398,15 +418,26 @@ impl Shards {
 
     /// Takes the shards and nodes of a new snapshot: starts to watch what is
     /// new or has other nodes, and stops watching what is gone.
-    pub fn set(self: &Arc<Self>, wanted: impl IntoIterator<Item = (Arc<str>, Vec<Node>)>) {
+    pub fn set(self: &Arc<Self>, wanted: impl IntoIterator<Item = Listed>) {
         let old = self.shards.load_full();
         let mut new = HashMap::new();
-        for (id, nodes) in wanted {
+        for Listed {
+            id,
+            nodes,
+            timelines,
+        } in wanted
+        {
             let same = |shard: &&Arc<Shard>| shard.nodes.iter().map(|n| &n.node).eq(&nodes);
-            let kept = old.get(&id).filter(same);
-            let shard = kept.cloned().unwrap_or_else(|| {
-                self.watch(id.clone(), nodes, old.get(&id).map(|shard| &**shard))
-            });
+            let shard = match old.get(&id).filter(same) {
+                Some(kept) => {
+                    kept.take_timelines(timelines);
+                    kept.clone()
+                }
+                None => {
+                    let before = old.get(&id).map(|shard| &**shard);
+                    self.watch(id.clone(), nodes, timelines, before)
+                }
+            };
             new.insert(id, shard);
         }
         for (id, shard) in old.iter() {
@@ -422,10 +453,12 @@ impl Shards {
         self: &Arc<Self>,
         id: Arc<str>,
         nodes: Vec<Node>,
+        timelines: Timelines,
         before: Option<&Shard>,
     ) -> Arc<Shard> {
         let watched = nodes.into_iter().map(Watched::new).map(Arc::new);
-        let election = before.map(Shard::election).unwrap_or_default();
+        let mut election = before.map(Shard::election).unwrap_or_default();
+        election.timelines = timelines;
         let shard = Arc::new(Shard {
             id,
             nodes: watched.collect(),
@@ -722,6 +755,14 @@ mod tests {
         names.iter().map(node).collect()
     }
 
+    fn wanted(names: &[&str]) -> [Listed; 1] {
+        [Listed {
+            id: "s1".into(),
+            nodes: nodes(names),
+            timelines: Timelines::default(),
+        }]
+    }
+
     fn model() -> Arc<Model> {
         let catalog = serde_json::json!({
             "fingerprint": "f", "server_major": 15, "relations": {}, "foreign_keys": [],
@@ -737,7 +778,7 @@ mod tests {
     #[tokio::test]
     async fn a_shard_that_gets_another_node_keeps_its_model() {
         let shards = shards();
-        shards.set([("s1".into(), nodes(&["a"]))]);
+        shards.set(wanted(&["a"]));
         let before = shards.get("s1").unwrap();
         assert!(before.model().is_none());
         let model = model();
@@ -753,7 +794,7 @@ mod tests {
             },
         };
         before.loaded.store(Some(Arc::new(loaded)));
-        shards.set([("s1".into(), nodes(&["a", "b"]))]);
+        shards.set(wanted(&["a", "b"]));
         let after = shards.get("s1").unwrap();
         assert!(!Arc::ptr_eq(&before, &after));
         assert!(after.model().is_some_and(|kept| Arc::ptr_eq(&kept, &model)));

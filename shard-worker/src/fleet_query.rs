@@ -16,7 +16,7 @@ use tokio_postgres::types::ToSql;
 
 use crate::app::App;
 use crate::error::Error;
-use crate::shard::{Address, Newest, ShardError};
+use crate::shard::{Address, ShardError, timelines, was_replaced};
 
 /// Rows of one shard's answer at most, whatever was asked for.
 pub const ROWS_MAX: usize = 10_000;
@@ -75,7 +75,7 @@ pub async fn ask(app: &App, shard: &ShardInfo, ask: &Ask<'_>) -> Result<Answer, 
         reason: "it has no nodes that can be asked".into(),
     });
     let until = tokio::time::Instant::now() + ask.time_max + BESIDE_MAX;
-    for node in in_order(&shard.nodes, ask.primary) {
+    for node in in_order(shard, ask.primary) {
         let began = Instant::now();
         let answered = timeout_at(until, ask_node(app, node, ask)).await;
         match answered.unwrap_or(Err(ShardError::Slow.into())) {
@@ -109,7 +109,7 @@ pub async fn ask(app: &App, shard: &ShardInfo, ask: &Ask<'_>) -> Result<Answer, 
 
 /// Replicas that were seen lately and are not far behind, then all others but for
 /// primaries that were replaced.
-fn in_order(nodes: &[NodeInfo], primary: bool) -> Vec<&NodeInfo> {
+fn in_order(shard: &ShardInfo, primary: bool) -> Vec<&NodeInfo> {
     let is_good = |node: &NodeInfo| {
         node.role.as_deref() == Some("replica")
             && node.error.is_none()
@@ -123,8 +123,9 @@ fn in_order(nodes: &[NodeInfo], primary: bool) -> Vec<&NodeInfo> {
         (false, Some("primary")) => 1,
         (false, _) => 2,
     };
-    let newest = Newest::of(nodes);
-    let mut nodes: Vec<&NodeInfo> = nodes.iter().filter(|n| !newest.condemns(n)).collect();
+    let timelines = timelines(shard);
+    let nodes = shard.nodes.iter();
+    let mut nodes: Vec<&NodeInfo> = nodes.filter(|n| !was_replaced(n, &timelines)).collect();
     if primary {
         nodes.retain(|node| node.role.as_deref() != Some("replica"));
     }
@@ -138,7 +139,7 @@ async fn ask_node(app: &App, node: &NodeInfo, ask: &Ask<'_>) -> Result<Rows, Err
     let address = Address {
         host: node.host.clone(),
         port: node.port,
-        newest: Arc::default(),
+        timelines: Arc::default(),
     };
     let client = app.logins.as_reader(&address).await?;
     let replica = begin(&client, ask).await?;
@@ -243,14 +244,22 @@ mod tests {
             timeline: Some(timeline),
             ..node
         };
-        let nodes = [
+        let nodes = vec![
             on(1, node("replaced", Some("primary"), 0)),
             on(2, node("primary", Some("primary"), 0)),
             node("late", Some("replica"), 1 << 30),
             node("fresh", Some("replica"), 10),
         ];
+        let shard = ShardInfo {
+            id: "s1".into(),
+            region: "local".into(),
+            weight: 1.0,
+            state: "active".into(),
+            tenants: 0,
+            nodes,
+        };
         let names = |primary| -> Vec<&str> {
-            let order = in_order(&nodes, primary);
+            let order = in_order(&shard, primary);
             order.iter().map(|node| node.name.as_str()).collect()
         };
         assert_eq!(names(false), ["fresh", "primary", "late"]);

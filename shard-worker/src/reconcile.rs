@@ -16,7 +16,7 @@ use crate::app::App;
 use crate::error::Error;
 use crate::migrate;
 use crate::move_tenant::janitor;
-use crate::shard::{Address, Newest};
+use crate::shard::{Address, timelines, was_replaced};
 
 const EVERY: Duration = Duration::from_secs(2);
 /// Leftovers of moves and migrations are looked for so often.
@@ -173,14 +173,14 @@ async fn repair_suspensions(app: &App, shards: &[ShardInfo]) -> Result<(), Error
 
 /// Where the shard's nodes listen, but for primaries that were replaced.
 pub fn addresses(shard: &ShardInfo) -> Vec<Address> {
-    let newest = Arc::new(Newest::of(&shard.nodes));
+    let timelines = Arc::new(timelines(shard));
     let nodes = shard.nodes.iter();
     nodes
-        .filter(|node| !newest.condemns(node))
+        .filter(|node| !was_replaced(node, &timelines))
         .map(|node| Address {
             host: node.host.clone(),
             port: node.port,
-            newest: newest.clone(),
+            timelines: timelines.clone(),
         })
         .collect()
 }

@@ -7,7 +7,8 @@ use std::time::Duration;
 use schema::shard::{InstallError, Installed, RolePasswords};
 use schema::tenant_tables::tenant_tables;
 use serde::Serialize;
-use tenancy::control::NodeInfo;
+use tenancy::control::{NodeInfo, ShardInfo};
+use tenancy::timelines::Timelines;
 use tenancy::tls::{Tls, TlsMode};
 use tokio::time::{Instant, timeout};
 use tokio_postgres::Client;
@@ -102,15 +103,9 @@ pub struct Address {
     pub host: String,
     /// TCP port.
     pub port: u16,
-    /// What is known of its shard's timelines.
-    pub newest: Arc<Newest>,
+    /// Its shard's newest timelines: below them it is no primary.
+    pub timelines: Arc<Timelines>,
 }
-
-/// The newest timeline that was seen of each server, a system identifier, of a
-/// shard; those alone that were promoted. A primary below it was replaced, and what
-/// it takes would be lost.
-#[derive(Debug, Default)]
-pub struct Newest(pub Vec<(String, i32)>);
 
 impl Logins {
     /// Prepares the shard's primary, or brings it up to date.
@@ -382,8 +377,8 @@ impl Logins {
             let connected = async {
                 let wanted = TargetSessionAttrs::ReadWrite;
                 let client = self.connect(node, user, password, wanted).await?;
-                let replaced = node.newest.replaced(&client).await?;
-                Ok::<_, ShardError>((client, replaced))
+                let old = old_timeline(&client, &node.timelines).await?;
+                Ok::<_, ShardError>((client, old))
             };
             let said = match connected.await {
                 Ok((client, None)) => return Ok((client, node.clone())),
@@ -434,51 +429,33 @@ impl Logins {
     }
 }
 
-impl Newest {
-    /// Those of the shard's nodes as they were last seen, also of such as are down.
-    pub fn of(nodes: &[NodeInfo]) -> Self {
-        let mut newest: Vec<(String, i32)> = Vec::new();
-        for node in nodes {
-            let (Some(system), Some(timeline)) = (&node.system_id, node.timeline) else {
-                continue;
-            };
-            match newest.iter_mut().find(|(known, _)| known == system) {
-                Some((_, known)) => *known = timeline.max(*known),
-                None => newest.push((system.clone(), timeline)),
-            }
-        }
-        // Below the first there is none.
-        newest.retain(|(_, timeline)| *timeline > 1);
-        Self(newest)
-    }
+/// The newest timelines that were seen of a shard.
+pub fn timelines(shard: &ShardInfo) -> Timelines {
+    let nodes = shard.nodes.iter();
+    Timelines::of(nodes.map(|node| (node.system_id.as_deref(), node.timeline)))
+}
 
-    /// Whether a node was last seen as a primary that had been replaced: back from
-    /// wherever it was, it takes itself for one still.
-    pub fn condemns(&self, node: &NodeInfo) -> bool {
-        let server = node.system_id.as_deref().zip(node.timeline);
-        let old = server.is_some_and(|(system, timeline)| self.is_past(system, timeline));
-        old && node.role.as_deref() == Some("primary")
-    }
+/// Whether a node was last seen as a primary that had been replaced: back from wherever
+/// it was, it takes itself for one still.
+pub fn was_replaced(node: &NodeInfo, timelines: &Timelines) -> bool {
+    let server = node.system_id.as_deref().zip(node.timeline);
+    let old = server.is_some_and(|(system, timeline)| timeline < timelines.newest(system));
+    old && node.role.as_deref() == Some("primary")
+}
 
-    fn is_past(&self, system: &str, timeline: i32) -> bool {
-        let mut newest = self.0.iter();
-        newest.any(|(known, newest)| known == system && timeline < *newest)
+/// The timeline of a primary that was connected to, if it was replaced.
+async fn old_timeline(client: &Client, known: &Timelines) -> Result<Option<i32>, ShardError> {
+    if known.is_empty() {
+        return Ok(None);
     }
-
-    /// The timeline of the primary that was connected to, if it was replaced.
-    async fn replaced(&self, client: &Client) -> Result<Option<i32>, ShardError> {
-        if self.0.is_empty() {
-            return Ok(None);
-        }
-        let asked = client.query_one(
-            "select (select system_identifier from pg_control_system())::text,
-               ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int",
-            &[],
-        );
-        let row = in_time(asked).await?;
-        let (system, timeline): (&str, i32) = (row.try_get(0)?, row.try_get(1)?);
-        Ok(self.is_past(system, timeline).then_some(timeline))
-    }
+    let asked = client.query_one(
+        "select (select system_identifier from pg_control_system())::text,
+           ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int",
+        &[],
+    );
+    let row = in_time(asked).await?;
+    let (system, timeline): (&str, i32) = (row.try_get(0)?, row.try_get(1)?);
+    Ok((timeline < known.newest(system)).then_some(timeline))
 }
 
 async fn in_time<T>(

@@ -104,6 +104,7 @@ fn fleet(names: &[String]) -> Fleet {
         weight: 1.0,
         on_ring: true,
         nodes: Vec::new(),
+        timelines: Default::default(),
     };
     Fleet {
         regions: vec![RegionRow {

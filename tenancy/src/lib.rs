@@ -15,6 +15,7 @@ pub mod ring;
 pub mod settings;
 pub mod snapshot;
 pub mod socket;
+pub mod timelines;
 pub mod tls;
 pub mod usage;
 pub mod watch;

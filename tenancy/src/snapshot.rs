@@ -12,6 +12,7 @@ use crate::members::Members;
 use crate::placement::{Change, Exception, Exceptions, Placement, TenantState};
 use crate::quota::{LimitSet, LimitSets, Limits, PlanRow};
 use crate::ring::Ring;
+use crate::timelines::Timelines;
 
 /// Everything but tenants and keys: small, and replaced as a whole.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -49,6 +50,9 @@ pub struct ShardRow {
     pub on_ring: bool,
     /// Its nodes, in order of their names.
     pub nodes: Vec<NodeRow>,
+    /// Their newest timelines; missing in files of earlier versions.
+    #[serde(default)]
+    pub timelines: Timelines,
 }
 
 /// A node.
@@ -492,6 +496,7 @@ mod tests {
                     weight: 1.0,
                     on_ring: true,
                     nodes: Vec::new(),
+                    timelines: Timelines::default(),
                 })
                 .collect(),
             issuers: Vec::new(),

@@ -20,6 +20,7 @@ use crate::quota::{LimitSet, Limits, PlanRow};
 use crate::snapshot::{
     Delta, Fleet, IssuerRow, NodeRow, RegionRow, ShardRow, Snapshot, SnapshotFile, TenantRow,
 };
+use crate::timelines::Timelines;
 use crate::tls::{DsnError, Tls};
 
 /// A look at the control database, should a notification be lost.
@@ -436,7 +437,7 @@ pub async fn fetch_fleet(client: &impl GenericClient) -> Result<Fleet, WatchErro
         .await?;
     let nodes = client
         .query(
-            "select name, shard, host, port from ringfence.node order by name",
+            "select name, shard, host, port, system_id, timeline from ringfence.node order by name",
             &[],
         )
         .await?;
@@ -463,6 +464,12 @@ pub async fn fetch_fleet(client: &impl GenericClient) -> Result<Fleet, WatchErro
         })
         .collect()
     };
+    let timelines_of = |shard: &str| {
+        let own = nodes
+            .iter()
+            .filter(|row| row.get::<_, &str>("shard") == shard);
+        Timelines::of(own.map(|row| (row.get("system_id"), row.get("timeline"))))
+    };
     Ok(Fleet {
         regions: regions
             .iter()
@@ -479,6 +486,7 @@ pub async fn fetch_fleet(client: &impl GenericClient) -> Result<Fleet, WatchErro
                 weight: row.get("weight"),
                 on_ring: row.get("on_ring"),
                 nodes: nodes_of(row.get("id")),
+                timelines: timelines_of(row.get("id")),
             })
             .collect(),
         issuers: issuers

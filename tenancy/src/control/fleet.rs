@@ -314,7 +314,8 @@ impl Control {
     }
 
     /// Writes what was seen of nodes. Routers look at nodes for themselves, so
-    /// this takes no version.
+    /// this takes no version; but for a newer timeline, which one that starts while
+    /// only the old primary answers must know of.
     pub async fn observe(&self, observations: &[Observation]) -> Result<(), ControlError> {
         let client = self.client().await?;
         for observation in observations {
@@ -324,9 +325,18 @@ impl Control {
                     let lsn = format!("{:X}/{:X}", seen.lsn >> 32, seen.lsn & 0xffff_ffff);
                     client
                         .execute(
-                            "update ringfence.node set role = $2, system_id = $3, timeline = $4,
-                               replay_lsn = $5::text::pg_lsn, lag_bytes = $6, seen_at = now(), error = null
-                             where name = $1",
+                            "with before as (
+                               select coalesce(max(o.timeline), 1) as newest
+                               from ringfence.node n
+                                 join ringfence.node o on o.shard = n.shard and o.system_id = $3
+                               where n.name = $1),
+                             seen as (
+                               update ringfence.node set role = $2, system_id = $3, timeline = $4,
+                                 replay_lsn = $5::text::pg_lsn, lag_bytes = $6, seen_at = now(),
+                                 error = null
+                               from before where name = $1
+                               returning $4 > before.newest as newer)
+                             select ringfence.next_version(true) from seen where newer",
                             &[
                                 &observation.node,
                                 &role,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
-use tenancy::control::{Actor, Control, NewKey, NewNode, NewShard, NewTenant};
+use tenancy::control::{Actor, Control, NewKey, NewNode, NewShard, NewTenant, Observation, Seen};
 use tenancy::id::{Epoch, KeyId, TenantId};
 use tenancy::placement::TenantState;
 use tenancy::snapshot::Snapshot;
@@ -90,6 +90,21 @@ impl Fixture {
             .set_suspended(&self.actor, slug, suspended)
             .await;
         done.unwrap();
+    }
+
+    async fn see(&self, node: &str, timeline: i32) {
+        let seen = Seen {
+            primary: true,
+            system_id: "7".into(),
+            timeline,
+            lsn: 0,
+            lag_bytes: None,
+        };
+        let observation = Observation {
+            node: node.into(),
+            seen: Ok(seen),
+        };
+        self.control.observe(&[observation]).await.unwrap();
     }
 
     async fn version(&self) -> i64 {
@@ -442,7 +457,19 @@ async fn a_start_without_the_control_database_uses_the_file() {
     let file = TempFile::new();
     let written = {
         let follower = fixture.follow(Some(file.0.clone())).await;
-        file.holds(fixture.version().await).await;
+        // What routers see for themselves is no news, but for a newer timeline: one
+        // that starts later may see the old primary alone.
+        let before = fixture.version().await;
+        fixture.see("s1-primary", 1).await;
+        assert_eq!(fixture.version().await, before);
+        fixture.see("s2-primary", 2).await;
+        let now = follower.at(before + 1).await;
+        let newest = now.fleet().shards.iter();
+        let newest: Vec<i32> = newest.map(|shard| shard.timelines.newest("7")).collect();
+        assert_eq!(newest, [1, 2]);
+        fixture.see("s2-primary", 2).await;
+        file.holds(before + 1).await;
+        assert_eq!(fixture.version().await, before + 1);
         follower.now()
     };
     use std::os::unix::fs::PermissionsExt;
