@@ -6,6 +6,7 @@
 
 mod time;
 
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -244,7 +245,7 @@ impl Quotas {
 impl Account {
     fn new() -> Self {
         Self {
-            allowance: ArcSwap::from_pointee(Allowance::new(Limits::default(), 1)),
+            allowance: ArcSwap::from_pointee(Allowance::new(Limits::default(), 1, None)),
             in_flight: AtomicU32::new(0),
             counters: Counters::default(),
             recent: Mutex::default(),
@@ -254,7 +255,7 @@ impl Account {
     fn enter(self: Arc<Self>, limits: Limits, sharers: usize) -> Result<Pass, Limited> {
         let mut allowance = self.allowance.load();
         if allowance.limits != limits || allowance.sharers != sharers {
-            let new = Arc::new(Allowance::new(limits, sharers));
+            let new = Arc::new(Allowance::new(limits, sharers, Some(&allowance)));
             self.allowance.store(new);
             allowance = self.allowance.load();
         }
@@ -302,18 +303,30 @@ impl Account {
 }
 
 impl Allowance {
-    fn new(limits: Limits, sharers: usize) -> Self {
+    /// What was used of the allowance `before` stays used.
+    fn new(limits: Limits, sharers: usize, before: Option<&Self>) -> Self {
         let share = |limit| Limits::share(limit, sharers);
+        let rate = limits.requests_per_second;
+        let rate = rate.and_then(|rate| Rate::new(rate, limits.burst, sharers));
+        let rate_before = before.and_then(|before| before.rate.as_ref());
+        if let Some((rate, before)) = rate.as_ref().zip(rate_before) {
+            rate.go_on_from(before);
+        }
+        let time_before = before.and_then(|before| before.time.clone());
+        let time = |ms| match time_before {
+            // Statements under way count on.
+            Some(time) => {
+                time.change(ms);
+                time
+            }
+            None => Arc::new(TimeBudget::new(ms)),
+        };
         Self {
             limits,
             sharers,
-            rate: limits
-                .requests_per_second
-                .and_then(|rate| Rate::new(rate, limits.burst, sharers)),
+            rate,
             concurrency: limits.concurrency.map_or(u32::MAX, share),
-            time: limits
-                .shard_ms_per_second
-                .map(|ms| Arc::new(TimeBudget::new(share(ms)))),
+            time: limits.shard_ms_per_second.map(share).map(time),
         }
     }
 }
@@ -333,6 +346,21 @@ impl Rate {
             share,
             period,
         })
+    }
+
+    /// As much of the bucket is taken as was of the one before.
+    fn go_on_from(&self, before: &Self) {
+        let left = match before.limiter.check() {
+            Ok(state) => state.remaining_burst_capacity() + 1,
+            Err(_) => 0,
+        };
+        let used = u64::from(before.share.saturating_sub(left));
+        let used = used * u64::from(self.share) / u64::from(before.share.max(1));
+        let used = u32::try_from(used).ok().and_then(NonZeroU32::new);
+        if let Some(used) = used {
+            // The bucket is new, and holds its share.
+            let _ = self.limiter.check_n(used);
+        }
     }
 
     /// One request's worth, or how long it takes until there is one.
@@ -465,11 +493,16 @@ mod tests {
         quotas.share_with(4);
         let passed = through(&quotas, ACME, limits(1, 100), 200);
         assert!((25..=26).contains(&passed), "{passed}");
+        // What was used stays used, with other limits, and once another router left.
         let passed = through(&quotas, ACME, limits(1, 40), 200);
-        assert!((10..=11).contains(&passed), "{passed}");
-        // Another router left.
+        assert!((0..=1).contains(&passed), "{passed}");
         quotas.share_with(2);
         let passed = through(&quotas, ACME, limits(1, 40), 200);
+        assert!((0..=1).contains(&passed), "{passed}");
+        let passed = through(&quotas, GLOBEX, limits(1, 40), 10);
+        assert_eq!(passed, 10);
+        // A half of it is left, of whatever it is.
+        let passed = through(&quotas, GLOBEX, limits(1, 80), 200);
         assert!((20..=21).contains(&passed), "{passed}");
         assert_eq!(through(&quotas, ACME, Limits::default(), 200), 200);
     }

@@ -11,13 +11,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// A bucket of time.
-pub(super) struct TimeBudget {
-    /// Seconds that come in a second.
-    income: f64,
-    state: Mutex<State>,
-}
+pub(super) struct TimeBudget(Mutex<State>);
 
 struct State {
+    /// Seconds that come in a second.
+    income: f64,
     /// Seconds, below zero for a debt, as of `at`.
     left: f64,
     at: Instant,
@@ -32,14 +30,19 @@ impl TimeBudget {
     /// Full: with a second's worth.
     pub(super) fn new(ms_per_second: u32) -> Self {
         let income = f64::from(ms_per_second) / 1_000.0;
-        Self {
+        Self(Mutex::new(State {
             income,
-            state: Mutex::new(State {
-                left: income,
-                at: Instant::now(),
-                running: 0,
-            }),
-        }
+            left: income,
+            at: Instant::now(),
+            running: 0,
+        }))
+    }
+
+    /// From now on so much comes in; a debt stays one.
+    pub(super) fn change(&self, ms_per_second: u32) {
+        let mut state = self.now();
+        state.income = f64::from(ms_per_second) / 1_000.0;
+        state.left = state.left.min(state.income);
     }
 
     /// Whether a statement may begin; if not, how long it takes until one may.
@@ -59,18 +62,18 @@ impl TimeBudget {
         match state.left > 0.0 {
             true => Ok(()),
             false => {
-                let seconds = -state.left / self.income;
+                let seconds = -state.left / state.income;
                 Err(Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
             }
         }
     }
 
     fn now(&self) -> MutexGuard<'_, State> {
-        let mut state = self.state.lock().unwrap_or_else(|p| p.into_inner());
+        let mut state = self.0.lock().unwrap_or_else(|p| p.into_inner());
         let now = Instant::now();
         let passed = now.saturating_duration_since(state.at).as_secs_f64();
-        let change = (self.income - f64::from(state.running)) * passed;
-        state.left = (state.left + change).min(self.income);
+        let change = (state.income - f64::from(state.running)) * passed;
+        state.left = (state.left + change).min(state.income);
         state.at = now;
         state
     }
@@ -139,6 +142,21 @@ mod tests {
         let _alone = budget.begin().ok();
         tokio::time::sleep(QUICK * 2).await;
         assert!(budget.begin().is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_debt_outlasts_a_change_of_the_limit() {
+        let budget = Arc::new(TimeBudget::new(200));
+        let running = budget.begin().ok();
+        budget.change(400);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        drop(running);
+        // Of a second 200 ms were there, and 400 came in.
+        let wait = budget.check().unwrap_err();
+        assert!((990..1_010).contains(&wait.as_millis()), "{wait:?}");
+        budget.change(800);
+        let wait = budget.check().unwrap_err();
+        assert!((495..505).contains(&wait.as_millis()), "{wait:?}");
     }
 
     #[tokio::test(start_paused = true)]
