@@ -149,6 +149,7 @@ async fn a_write_cut_off_in_flight_is_answered_as_unknown() {
     let dsn = service.cluster.shard_dsn(PRIMARY).unwrap();
     let (client, connection) = tokio_postgres::connect(&dsn, NoTls).await.unwrap();
     tokio::spawn(connection);
+    a_router_starts_without_the_control_database(&service).await;
     client.batch_execute(slow).await.unwrap();
 
     let writer = service.clone();
@@ -172,6 +173,37 @@ async fn a_write_cut_off_in_flight_is_answered_as_unknown() {
     assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
     assert_eq!(error["code"], "08007", "{error}");
     Arc::into_inner(service).unwrap().cluster.down().await;
+}
+
+/// Routers serve from their last placements, and one that starts only now from its file.
+async fn a_router_starts_without_the_control_database(service: &Service) {
+    let file = service.cluster.path().join("nodes/router-1/snapshot");
+    let dsn = service.cluster.control_dsn();
+    let (control, connection) = tokio_postgres::connect(&dsn, NoTls).await.unwrap();
+    tokio::spawn(connection);
+    let version = "select version from ringfence.version";
+    let since = Instant::now();
+    loop {
+        let version: i64 = control.query_one(version, &[]).await.unwrap().get(0);
+        let written = std::fs::read(&file).unwrap_or_default();
+        let written: Value = serde_json::from_slice(&written).unwrap_or_default();
+        if written["version"] == version {
+            break;
+        }
+        assert!(since.elapsed() < Duration::from_secs(20), "{written}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    service.cluster.kill("control").await.unwrap();
+    service.cluster.kill("router-1").await.unwrap();
+    service.cluster.start_node("router-1").await.unwrap();
+    for (router, name) in [(0, "Started"), (1, "Stayed")] {
+        let written = service.insert(router, name).await;
+        assert_eq!(written.status(), StatusCode::CREATED, "{name}");
+        for reader in [0, 1] {
+            assert_eq!(service.count(reader, name).await, 1);
+        }
+    }
+    service.cluster.start_node("control").await.unwrap();
 }
 
 /// Two writes with keys, cut off: one whose COMMIT was done and not answered,

@@ -213,7 +213,112 @@ async fn a_flood_and_slow_clients_hold_up_nobody_else() {
         "{served} served, {refused} refused"
     );
     body.await.unwrap();
+    what_is_in_memory_is_spared(&service).await;
     service.down().await;
+}
+
+/// While ten requests are in flight at a router that takes no more, what is in its
+/// memory is answered, and nothing else is.
+async fn what_is_in_memory_is_spared(service: &Service) {
+    let held = "create function held() returns int language plpgsql stable as
+        $$ begin perform pg_advisory_xact_lock_shared(7); return 1; end $$";
+    service.sql(held).await;
+    let router = Full::start(service).await;
+    let get = async |path: &str| {
+        let request = service.http.get(format!("{}/rest/v1/{path}", router.url));
+        let request = request.header("apikey", service.cluster.key("acme").unwrap());
+        let answer = request.send().await.unwrap();
+        let from = answer.headers().get("ringfence-cache").cloned();
+        (answer.status(), from.is_some_and(|from| from == "l1"))
+    };
+    let eventually = async |path: &str, wanted: (StatusCode, bool)| {
+        let since = Instant::now();
+        while get(path).await != wanted {
+            assert!(since.elapsed() < Duration::from_secs(20), "{path}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    eventually("rpc/held", (StatusCode::OK, false)).await;
+    let dsn = service.cluster.shard_dsn(PRIMARY).unwrap();
+    let (holder, connection) = tokio_postgres::connect(&dsn, NoTls).await.unwrap();
+    tokio::spawn(connection);
+
+    let (in_memory, served) = ("companies?limit=2", (StatusCode::OK, true));
+    let spared = async || {
+        eventually(in_memory, served).await;
+        let lock = "select pg_advisory_lock(7)";
+        holder.batch_execute(lock).await.unwrap();
+        let ten = futures_util::future::join_all((0..10).map(|_| get("rpc/held")));
+        let meanwhile = async {
+            let waiting = "select count(*) from pg_locks
+                where locktype = 'advisory' and objid = 7 and not granted";
+            let since = Instant::now();
+            while service.number(waiting).await < 10 {
+                assert!(since.elapsed() < Duration::from_secs(20), "not all arrive");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            let spared = get(in_memory).await;
+            let shed = (StatusCode::SERVICE_UNAVAILABLE, false);
+            assert_eq!(get("companies?limit=7").await, shed);
+            assert_eq!(get("rpc/held").await, shed);
+            let unlock = "select pg_advisory_unlock(7)";
+            holder.batch_execute(unlock).await.unwrap();
+            spared
+        };
+        let (ten, spared) = tokio::join!(ten, meanwhile);
+        assert_eq!(ten, [(StatusCode::OK, false); 10]);
+        spared == served
+    };
+    // At that moment its lease may just have ended.
+    let since = Instant::now();
+    while !spared().await {
+        assert!(since.elapsed() < Duration::from_secs(60), "never spared");
+    }
+}
+
+/// A router of the cluster that takes ten requests at once.
+struct Full {
+    url: String,
+    _process: tokio::process::Child,
+}
+
+impl Full {
+    async fn start(service: &Service) -> Self {
+        let nodes = service.cluster.path().join("nodes");
+        let theirs = std::fs::read_to_string(nodes.join("router-1/config.toml")).unwrap();
+        let mut config: toml::Table = theirs.parse().unwrap();
+        let free = || {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            listener.local_addr().unwrap().to_string()
+        };
+        let (listen, admin) = (free(), free());
+        config.insert("listen".into(), listen.clone().into());
+        config.insert("admin_listen".into(), admin.clone().into());
+        config.extend("limits.in_flight_max = 10".parse::<toml::Table>().unwrap());
+        let folder = nodes.join("router-full");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("config.toml"), config.to_string()).unwrap();
+        let process = tokio::process::Command::new(env!("CARGO_BIN_EXE_ringfence-router"))
+            .args(["--config", "config.toml"])
+            .current_dir(folder)
+            .stdout(std::process::Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let since = Instant::now();
+        let ready = format!("http://{admin}/ready");
+        while !matches!(service.http.get(&ready).send().await, Ok(ok) if ok.status().is_success()) {
+            assert!(
+                since.elapsed() < Duration::from_secs(30),
+                "it does not start"
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Self {
+            url: format!("http://{listen}"),
+            _process: process,
+        }
+    }
 }
 
 /// A client that sends one byte of its body and then no more: it is told so.
