@@ -72,12 +72,22 @@ enum Fault {
     PrimaryCut,
     /// A replica is killed, and returns.
     ReplicaKill,
+    /// A replica freezes, and thaws.
+    ReplicaFreeze,
     /// A replica's network is cut, and mended.
     ReplicaCut,
     /// A router is killed, and returns.
     RouterKill,
+    /// A router freezes, and thaws: its clients have to wait, or to ask another.
+    RouterFreeze,
+    /// A router's network is cut, and mended.
+    RouterCut,
     /// The control database is killed, and returns.
     ControlKill,
+    /// The control database freezes, and thaws.
+    ControlFreeze,
+    /// The control database's network is cut, and mended.
+    ControlCut,
     /// The worker is killed, and returns.
     WorkerKill,
     /// Everything that the caches are made of, at random, one after another.
@@ -118,6 +128,13 @@ type Failure = Box<dyn std::error::Error>;
 const DETECTED: Duration = Duration::from_millis(500);
 const PRIMARY: &str = "s1-primary";
 const REPLICA: &str = "s1-replica1";
+const ROUTER: &str = "router-1";
+const CONTROL: &str = "control";
+/// The load's connections, each with one request at a time: as many are in flight.
+const CONNECTIONS: u64 = 64;
+/// How the load tester calls what has no answer: of a connection that breaks, of a
+/// wait for too long, and of one that can't be made.
+const UNANSWERED: [&str; 3] = ["cut", "timeout", "refused"];
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -193,7 +210,7 @@ async fn suffer(fault: Fault, args: &Args) -> Result<Seen, Failure> {
         sync,
         redis: (fault == Fault::Cache).then_some(3),
         caches: true,
-        network: matches!(fault, Fault::PrimaryCut | Fault::ReplicaCut),
+        network: fault.cuts(),
         ..Options::default()
     })
     .await?;
@@ -235,7 +252,7 @@ async fn suffer(fault: Fault, args: &Args) -> Result<Seen, Failure> {
     load.wait().await?;
     let text = std::fs::read_to_string(&report)
         .map_err(|error| format!("the load tester wrote no report: {error}"))?;
-    let mut seen = Seen::read(&serde_json::from_str(&text)?);
+    let mut seen = Seen::read(fault, &serde_json::from_str(&text)?);
     seen.violations = seen.violations.saturating_add(left);
     seen.idle = idle;
     if let Some(fresh) = fresh {
@@ -302,6 +319,17 @@ impl Fault {
         }
     }
 
+    /// It cuts a node's network.
+    fn cuts(self) -> bool {
+        let cuts = [
+            Self::PrimaryCut,
+            Self::ReplicaCut,
+            Self::RouterCut,
+            Self::ControlCut,
+        ];
+        cuts.contains(&self)
+    }
+
     async fn strike(self, cluster: &Cluster) -> Result<(), Failure> {
         match self {
             Self::SwitchOver => {
@@ -325,8 +353,13 @@ impl Fault {
             }
             Self::ReplicaCut => cluster.set_network(REPLICA, Condition::Cut)?,
             Self::ReplicaKill => cluster.kill(REPLICA).await?,
-            Self::RouterKill => cluster.kill("router-1").await?,
-            Self::ControlKill => cluster.kill("control").await?,
+            Self::ReplicaFreeze => cluster.stop(REPLICA)?,
+            Self::RouterKill => cluster.kill(ROUTER).await?,
+            Self::RouterFreeze => cluster.stop(ROUTER)?,
+            Self::RouterCut => cluster.set_network(ROUTER, Condition::Cut)?,
+            Self::ControlKill => cluster.kill(CONTROL).await?,
+            Self::ControlFreeze => cluster.stop(CONTROL)?,
+            Self::ControlCut => cluster.set_network(CONTROL, Condition::Cut)?,
             Self::WorkerKill => cluster.kill("worker-1").await?,
             Self::Cache
             | Self::NoisyNeighbour
@@ -354,8 +387,13 @@ impl Fault {
             Self::PrimaryCut => cluster.set_network(PRIMARY, Condition::Well)?,
             Self::ReplicaCut => cluster.set_network(REPLICA, Condition::Well)?,
             Self::ReplicaKill => cluster.start_node(REPLICA).await?,
-            Self::RouterKill => cluster.start_node("router-1").await?,
-            Self::ControlKill => cluster.start_node("control").await?,
+            Self::ReplicaFreeze => cluster.cont(REPLICA)?,
+            Self::RouterKill => cluster.start_node(ROUTER).await?,
+            Self::RouterFreeze => cluster.cont(ROUTER)?,
+            Self::RouterCut => cluster.set_network(ROUTER, Condition::Well)?,
+            Self::ControlKill => cluster.start_node(CONTROL).await?,
+            Self::ControlFreeze => cluster.cont(CONTROL)?,
+            Self::ControlCut => cluster.set_network(CONTROL, Condition::Well)?,
             Self::WorkerKill => cluster.start_node("worker-1").await?,
             Self::Cache
             | Self::NoisyNeighbour
@@ -383,8 +421,11 @@ impl Fault {
         match self {
             Self::SwitchOver
             | Self::ReplicaKill
+            | Self::ReplicaFreeze
             | Self::ReplicaCut
             | Self::ControlKill
+            | Self::ControlFreeze
+            | Self::ControlCut
             | Self::WorkerKill
             | Self::NoisyNeighbour
             | Self::SlowNeighbour
@@ -400,7 +441,40 @@ impl Fault {
             Self::MoveKill | Self::Moves => usize::MAX,
             Self::MoveSource | Self::MoveTarget | Self::MoveRouter => usize::MAX,
             Self::PrimaryKill | Self::PrimaryFreeze | Self::PrimaryCut => 2,
-            Self::RouterKill | Self::Cache => usize::MAX,
+            Self::RouterKill | Self::RouterFreeze | Self::RouterCut | Self::Cache => usize::MAX,
+        }
+    }
+
+    /// Whether only what was in flight at the dead node failed, and as it has to:
+    /// what a primary's loss leaves unknown is a 500, and a request of a dead router's
+    /// own clients has no answer at all. Those find no connection either, of which
+    /// nothing was sent.
+    fn only_in_flight(self, total: &Value) -> bool {
+        let all = |counts: &Value| -> Vec<(String, u64)> {
+            let counts = counts.as_object().into_iter().flatten();
+            let counts = counts.map(|(name, count)| (name.clone(), count.as_u64().unwrap_or(0)));
+            counts.filter(|(_, count)| *count > 0).collect()
+        };
+        let faults = all(&total["faults"]);
+        let lost = faults.iter().filter(|(fault, _)| fault != "refused");
+        let lost: u64 = lost.map(|(_, count)| count).sum();
+        match self {
+            Self::PrimaryKill | Self::PrimaryFreeze | Self::PrimaryCut => {
+                let statuses = all(&total["statuses"]);
+                let failed = statuses
+                    .iter()
+                    .filter(|(status, _)| status.starts_with('5'));
+                let known = |status: &str| ["500", "503"].contains(&status);
+                let mut failed = failed.map(|(status, _)| &**status);
+                let answered = faults.iter().all(|(fault, _)| fault == "5xx");
+                answered && failed.all(known) && lost <= CONNECTIONS
+            }
+            Self::RouterKill | Self::RouterFreeze | Self::RouterCut => {
+                let known = |fault: &str| UNANSWERED.contains(&fault);
+                faults.iter().all(|(fault, _)| known(fault)) && lost <= CONNECTIONS
+            }
+            // Others are judged by the seconds in which any failed.
+            _ => true,
         }
     }
 }
@@ -415,10 +489,12 @@ struct Seen {
     violations: usize,
     /// What was to be broken was never in use.
     idle: bool,
+    /// Requests failed that were not in flight at the dead node.
+    strays: bool,
 }
 
 impl Seen {
-    fn read(report: &Value) -> Self {
+    fn read(fault: Fault, report: &Value) -> Self {
         let number = |value: &Value| value.as_u64().unwrap_or_default();
         let failing = report["points"].as_array().map(|points| {
             let failing = points.iter().filter(|point| {
@@ -440,12 +516,14 @@ impl Seen {
                 .as_array()
                 .map_or(usize::MAX, Vec::len),
             idle: false,
+            strays: !fault.only_in_flight(&report["total"]),
         }
     }
 
     fn is_good(&self, fault: Fault) -> bool {
         self.requests > 0
             && !self.idle
+            && !self.strays
             && self.violations == 0
             && self.failing_seconds <= fault.failing_seconds_max()
     }

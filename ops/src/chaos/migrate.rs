@@ -11,7 +11,7 @@ use ops::local::{Cluster, Options};
 use serde_json::Value;
 use tokio_postgres::NoTls;
 
-use super::{Args, Failure, Seen, load};
+use super::{Args, Failure, Fault, Seen, load};
 
 const SHARDS: [&str; 3] = ["s1", "s2", "s3"];
 /// Rows that an index is built of and a back-fill goes through, on each shard: as
@@ -109,7 +109,7 @@ async fn run(
     let report: Value = serde_json::from_str(&text)?;
     let p99_ms = report["total"]["latency_ms"]["p99"].as_f64();
     let run = Run {
-        seen: Seen::read(&report),
+        seen: Seen::read(Fault::Migrate, &report),
         p99_ms: p99_ms.ok_or("the report has no p99")?,
     };
     Ok((run, took))
