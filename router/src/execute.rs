@@ -7,7 +7,7 @@
 //!   lateral reference and `offset 0` keep it first,
 //! - **what can write** is `BEGIN READ WRITE`, enter, statement, `COMMIT` in one
 //!   message. As one statement an UPDATE would scan before `enter` ran. The
-//!   place in the log is asked for behind COMMIT, in the same message.
+//!   place in the log is asked for behind COMMIT, in the same message (rule 7).
 //!
 //! Behind a step that fails Postgres skips the rest of its message, `COMMIT` too:
 //! nothing runs for a tenant that the shard refuses.

@@ -64,7 +64,7 @@ begin
       raise exception using
         errcode = 'RF005', message = 'the tenant is being cut over', hint = 'Hold the request and try again.';
     end if;
-    -- A commit that others see and a crash takes back is one that no log tells
+    -- Rule 7: a commit that others see and a crash takes back is one that no log tells
     -- of: answers that were read meanwhile would stay in routers' caches.
     if pg_catalog.current_setting('synchronous_commit') operator(pg_catalog.=) 'off' then
       ignored := pg_catalog.set_config('synchronous_commit', 'on', true);

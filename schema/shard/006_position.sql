@@ -1,4 +1,4 @@
--- Where a commit is in the log, for the token that a write's answer carries.
+-- Where a commit is in the log, for the token that a write's answer carries (rule 7).
 -- Asked right behind COMMIT, in the same round trip: what the transaction wrote
 -- is at or before it. That is so where the log is inserted; what is on disk is
 -- behind it where synchronous_commit is off. Runs with its caller's rights and

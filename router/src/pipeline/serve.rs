@@ -363,7 +363,7 @@ pub(super) async fn connect(
     }
 }
 
-/// Stage 8. A transaction runs in a task of its own: a client that hangs up
+/// Stage 8, and rule 7. A transaction runs in a task of its own: a client that hangs up
 /// must not leave it half sent, nor keep the tenant's later reads from seeing it.
 async fn run(
     work: &Work<'_>,

@@ -79,6 +79,7 @@ enum Weak {
     R6NoLeaseNeeded,
     R6LeaseLoadedLast,
     R6JoinedFillTrusted,
+    R7CrashTakesBackACommit,
     R8NotWaited,
     R8HolderForgotten,
     R8HolderKnownTooLate,
@@ -100,6 +101,7 @@ enum Weak {
     R11WritersInFlight,
     R11FenceLostWithItsNode,
     R11TargetsStandbyBehind,
+    R12DdlRaisesNoCell,
     TheOldPrimaryLives,
 }
 use Weak::*;
@@ -232,6 +234,7 @@ fn every_acknowledged_write_is_seen_by_every_later_read() {
             R5StampedByTheServersLog,
             R6CellsNotCompared,
             R6NoLeaseNeeded,
+            R7CrashTakesBackACommit,
             R8NotWaited,
             R8HolderForgotten,
             R8HolderKnownTooLate,
@@ -257,6 +260,17 @@ fn answers_made_of_several_tables_compare_all_their_cells() {
         ..Rules::of(Story::Quiet, bound(2, 3))
     };
     check(rules, &[R6OneCellOnly, R3WatermarkFirst]);
+}
+
+/// Like one that changes the schema, a write may touch every table.
+#[test]
+fn a_change_of_the_schema_makes_all_answers_old() {
+    let rules = Rules {
+        touches: [world::TABLE_A, world::ALL_TABLES, 0, 0, 0, 0],
+        questions: &[1, 2, 3],
+        ..Rules::of(Story::Quiet, 2)
+    };
+    check(rules, &[R12DdlRaisesNoCell]);
 }
 
 #[test]

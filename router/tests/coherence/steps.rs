@@ -13,6 +13,7 @@ pub(super) enum Step {
     AcknowledgeByWorker(usize, usize),
     Vouch(usize),
     AcknowledgeVouched(usize),
+    Crash(usize),
     // The worker.
     Publish(usize),
     Forget(usize),
@@ -101,6 +102,11 @@ impl Rules {
                 self.acknowledging(world, i, steps);
             }
             _ => {}
+        }
+        // Rule 7: what is visible is on disk, so that a crash takes none of it back.
+        if !self.keeps(R7CrashTakesBackACommit) && world.is_visible(i) {
+            let (line, lsn) = world.place(i).unwrap_or_default();
+            steps.extend((lsn == world.end(line)).then_some(Crash(i)));
         }
         let early = !self.keeps(R8AloneLookedTooEarly) && i < self.writes;
         let late_enough = world.is_visible(i) || early;
@@ -422,6 +428,7 @@ impl Rules {
             AcknowledgeLate(i) | AcknowledgeByWorker(i, _) | AcknowledgeVouched(i) => {
                 world.acknowledged |= bit(i);
             }
+            Crash(i) => world.writes[i] = Write::Ahead,
             Vouch(i) => world.vouched |= bit(i),
             Publish(v) => world.workers[v].published += 1,
             Forget(v) => world.workers[v].counts = false,

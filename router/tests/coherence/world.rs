@@ -10,6 +10,8 @@ pub(super) const PLACES: usize = 6;
 pub(super) const LINES: usize = 3;
 pub(super) const CELLS: usize = 3;
 pub(super) const TABLE_A: Set = 1;
+/// What a change of the schema touches (rule 12).
+pub(super) const ALL_TABLES: Set = 3;
 pub(super) const FENCE_CELL: Set = 4;
 
 /// The job's own writes, by their number.
@@ -309,6 +311,7 @@ impl Rules {
             // What the stream back applies raises the table's cell, too.
             ACTIVATE_BACK if self.is_the_jobs(write) => FENCE_CELL | TABLE_A,
             _ if self.is_the_jobs(write) => FENCE_CELL,
+            _ if self.touches[write] == ALL_TABLES && !self.keeps(R12DdlRaisesNoCell) => 0,
             _ => self.touches[write],
         }
     }
