@@ -895,4 +895,43 @@ mod tests {
             assert!(refused.starts_with(&format!("{key} is ")), "{refused}");
         }
     }
+
+    #[test]
+    fn a_write_is_seen_by_all_unless_tenant_or_all_its_tables_say_otherwise() {
+        use VisibleTo::{All, Writer};
+        let tenant = uuid::Uuid::from_u128(1);
+        let visibility =
+            |default, tables: &[(&str, VisibleTo)], own: Option<VisibleTo>| Visibility {
+                default,
+                tables: tables.iter().map(|(t, to)| ((*t).into(), *to)).collect(),
+                tenants: own.map(|own| (tenant, own)).into_iter().collect(),
+            };
+        let logs = [("public.logs", Writer)];
+        for (settings, tables, expected) in [
+            (visibility(All, &[], None), &["public.a"][..], All),
+            (visibility(Writer, &[], None), &["public.a"], Writer),
+            (visibility(Writer, &[], None), &[], Writer),
+            (visibility(All, &logs, None), &["public.logs"], Writer),
+            (
+                visibility(All, &logs, None),
+                &["public.logs", "public.a"],
+                All,
+            ),
+            (
+                visibility(All, &logs, None),
+                &["public.a", "public.logs"],
+                All,
+            ),
+            (visibility(All, &logs, None), &[], All),
+            // The tenant's word is above its tables'.
+            (visibility(All, &logs, Some(All)), &["public.logs"], All),
+            (visibility(All, &[], Some(Writer)), &["public.a"], Writer),
+        ] {
+            let of = |tenant| settings.of(tenant, tables.iter().copied());
+            assert_eq!(of(tenant), expected, "{settings:?} {tables:?}");
+        }
+        let other = uuid::Uuid::from_u128(2);
+        let own = visibility(All, &[], Some(Writer));
+        assert_eq!(own.of(other, ["public.a"].into_iter()), All);
+    }
 }

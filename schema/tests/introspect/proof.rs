@@ -1,6 +1,6 @@
 //! Only what is proven to show one tenant is in the model.
 
-use schema::catalog::{Catalog, HiddenReason};
+use schema::catalog::{Catalog, HiddenReason, Uncacheable};
 use schema::ident::QualifiedName;
 
 use crate::support::{ROLES, Shard};
@@ -176,4 +176,56 @@ async fn policies_that_read_claims_are_another_model() {
     assert_ne!(by_claims.fingerprint, plain.fingerprint);
     shard.run("drop policy own on t").await;
     assert_eq!(shard.load().await.fingerprint, plain.fingerprint);
+}
+
+/// What a policy may look at, without its answers being of one moment only.
+const POLICIES: [(&str, Option<Uncacheable>); 11] = [
+    ("for select using (body = 'a')", None),
+    ("for select using (lower(body) = 'a')", None),
+    (
+        "for select using (body = current_setting('app.body', true))",
+        None,
+    ),
+    ("for insert with check (random() < 0.5)", None),
+    (
+        "for select using (random() < 0.5)",
+        Some(Uncacheable::Policy),
+    ),
+    (
+        "for all using (now() > '2020-01-01')",
+        Some(Uncacheable::Policy),
+    ),
+    (
+        "for select using (current_date > '2020-01-01')",
+        Some(Uncacheable::Policy),
+    ),
+    (
+        "for select using (current_user = body)",
+        Some(Uncacheable::Policy),
+    ),
+    (
+        "for select using (body::date > '2020-01-01')",
+        Some(Uncacheable::Policy),
+    ),
+    (
+        "for select using (exists (select from codes where code = body))",
+        Some(Uncacheable::Policy),
+    ),
+    ("for select using (mine(body))", Some(Uncacheable::Policy)),
+];
+
+#[tokio::test]
+async fn answers_under_policies_of_more_than_the_row_are_not_kept() {
+    let shard = Shard::with(TABLES).await;
+    let mine = "create function mine(text) returns boolean language sql stable as 'select true'";
+    shard.run(mine).await;
+    for (policy, expected) in POLICIES {
+        shard
+            .run(&format!("create policy own on t as restrictive {policy}"))
+            .await;
+        let catalog = shard.load().await;
+        let table = &catalog.relations[&QualifiedName::new("public", "t")];
+        assert_eq!(table.uncacheable, expected, "{policy}");
+        shard.run("drop policy own on t").await;
+    }
 }
