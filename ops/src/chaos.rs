@@ -2,7 +2,7 @@
 //! its users saw.
 //!
 //! Each fault gets a cluster of its own: one shard with two replicas, of which
-//! any one must have a commit before it counts, and two routers. The load
+//! any one must have a commit before it counts, and two routers, or three. The load
 //! tester drives `crm_day` (moves: `move_under_load`) with its checks; a while into the run the fault
 //! strikes, later it is mended. Nothing may be lost, doubled, stale or leaked,
 //! and only requests in flight at the dead node may fail.
@@ -42,7 +42,7 @@ struct Args {
     /// What breaks; several one after another.
     #[arg(required = true, value_enum)]
     faults: Vec<Fault>,
-    /// Seconds of load for each.
+    /// Seconds of load for each; an overload lasts three minutes at least.
     #[arg(long, default_value_t = 30)]
     seconds: u64,
     /// How much of `crm_day`'s load, which is about 240 requests a second.
@@ -54,6 +54,9 @@ struct Args {
     /// Size of the tenant of `life`.
     #[arg(long, default_value_t = 100)]
     megabytes: u64,
+    /// Routers, of those faults that have a cluster of two otherwise.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(2..=3))]
+    routers: u16,
     /// Keep the load tester's reports here.
     #[arg(long)]
     reports: Option<PathBuf>,
@@ -90,6 +93,8 @@ enum Fault {
     ControlCut,
     /// The worker is killed, and returns.
     WorkerKill,
+    /// All of Redis is killed, and returns, empty.
+    RedisKill,
     /// Everything that the caches are made of, at random, one after another.
     Cache,
     /// A tenant sends twenty times its limit.
@@ -135,6 +140,9 @@ const CONNECTIONS: u64 = 64;
 /// How the load tester calls what has no answer: of a connection that breaks, of a
 /// wait for too long, and of one that can't be made.
 const UNANSWERED: [&str; 3] = ["cut", "timeout", "refused"];
+const REDIS: [&str; 6] = [
+    "redis-1", "redis-2", "redis-3", "redis-4", "redis-5", "redis-6",
+];
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -206,9 +214,9 @@ async fn suffer(fault: Fault, args: &Args) -> Result<Seen, Failure> {
     let cluster = Cluster::start(Options {
         shards: Some(shards),
         replicas: Some(replicas),
-        routers: Some(2),
+        routers: Some(args.routers),
         sync,
-        redis: (fault == Fault::Cache).then_some(3),
+        redis: matches!(fault, Fault::Cache | Fault::RedisKill).then_some(3),
         caches: true,
         network: fault.cuts(),
         ..Options::default()
@@ -226,7 +234,7 @@ async fn suffer(fault: Fault, args: &Args) -> Result<Seen, Failure> {
     let (mut fresh, mut left, mut idle) = (None, 0, false);
     if fault == Fault::Cache {
         let lasts = Duration::from_secs(args.seconds.saturating_sub(5));
-        fresh = Some(cache::suffer(&cluster, lasts).await?);
+        fresh = Some(cache::suffer(&cluster, args.routers, lasts).await?);
     } else {
         let third = Duration::from_secs(args.seconds) / 3;
         tokio::time::sleep(third).await;
@@ -326,6 +334,7 @@ impl Fault {
             Self::ReplicaCut,
             Self::RouterCut,
             Self::ControlCut,
+            Self::Cache,
         ];
         cuts.contains(&self)
     }
@@ -361,6 +370,11 @@ impl Fault {
             Self::ControlFreeze => cluster.stop(CONTROL)?,
             Self::ControlCut => cluster.set_network(CONTROL, Condition::Cut)?,
             Self::WorkerKill => cluster.kill("worker-1").await?,
+            Self::RedisKill => {
+                for redis in REDIS {
+                    cluster.kill(redis).await?;
+                }
+            }
             Self::Cache
             | Self::NoisyNeighbour
             | Self::SlowNeighbour
@@ -395,6 +409,11 @@ impl Fault {
             Self::ControlFreeze => cluster.cont(CONTROL)?,
             Self::ControlCut => cluster.set_network(CONTROL, Condition::Well)?,
             Self::WorkerKill => cluster.start_node("worker-1").await?,
+            Self::RedisKill => {
+                for redis in REDIS {
+                    cluster.start_node(redis).await?;
+                }
+            }
             Self::Cache
             | Self::NoisyNeighbour
             | Self::SlowNeighbour
@@ -427,6 +446,7 @@ impl Fault {
             | Self::ControlFreeze
             | Self::ControlCut
             | Self::WorkerKill
+            | Self::RedisKill
             | Self::NoisyNeighbour
             | Self::SlowNeighbour
             | Self::BusyNeighbour

@@ -9,7 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use ops::local::Cluster;
+use ops::local::{Cluster, Condition};
 use tokio::process::Command;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -31,6 +31,10 @@ enum Break {
     RouterPaused,
     WorkerKilled,
     WorkerPaused,
+    /// Nothing that the worker says arrives at a router, and the other way round.
+    StreamCut,
+    /// It arrives late, near to the bound or beyond it.
+    StreamSlow,
     RedisKilled,
     RedisFrozen,
     RedisFlushed,
@@ -40,11 +44,13 @@ enum Break {
     PromotedAway,
 }
 
-const BREAKS: [Break; 11] = [
+const BREAKS: [Break; 13] = [
     Break::RouterKilled,
     Break::RouterPaused,
     Break::WorkerKilled,
     Break::WorkerPaused,
+    Break::StreamCut,
+    Break::StreamSlow,
     Break::RedisKilled,
     Break::RedisFrozen,
     Break::RedisFlushed,
@@ -71,7 +77,11 @@ pub(super) struct Freshness {
 type Committed = Arc<Mutex<Vec<(u64, Instant)>>>;
 
 /// Breaks things for `duration`, and watches.
-pub(super) async fn suffer(cluster: &Cluster, duration: Duration) -> Result<Freshness, Failure> {
+pub(super) async fn suffer(
+    cluster: &Cluster,
+    routers: u16,
+    duration: Duration,
+) -> Result<Freshness, Failure> {
     let seen = Arc::new(Freshness::default());
     let stop = Arc::new(AtomicBool::new(false));
     let primary = Arc::new(Mutex::new(PRIMARY));
@@ -79,7 +89,7 @@ pub(super) async fn suffer(cluster: &Cluster, duration: Duration) -> Result<Fres
     prepare(cluster).await?;
 
     let mut tasks = JoinSet::new();
-    for router in 0..2 {
+    for router in 0..usize::from(routers) {
         let url = format!(
             "{}/rest/v1/chaos_notes?select=n&id=eq.1",
             cluster.router_url(router)
@@ -90,7 +100,7 @@ pub(super) async fn suffer(cluster: &Cluster, duration: Duration) -> Result<Fres
     }
     let broken = {
         let changes = change(cluster, &primary, &stop, &committed);
-        let breaks = break_things(cluster, &primary, &seen, duration);
+        let breaks = break_things(cluster, routers, &primary, &seen, duration);
         tokio::pin!(changes);
         tokio::select! {
             () = &mut changes => Err("the writer ended early".into()),
@@ -193,6 +203,7 @@ async fn watch(url: &str, key: &str, seen: &Freshness, stop: &AtomicBool, commit
 
 async fn break_things(
     cluster: &Cluster,
+    routers: u16,
     primary: &Mutex<&'static str>,
     seen: &Freshness,
     duration: Duration,
@@ -214,7 +225,8 @@ async fn break_things(
         eprintln!("· {:>4.0} s: {next:?}", begun.elapsed().as_secs_f64());
         seen.breaks.fetch_add(1, Ordering::Relaxed);
         let lasts = Duration::from_millis(fastrand::u64(300..3_000));
-        make(next, cluster, primary, lasts, &mut copy).await?;
+        let router = format!("router-{}", fastrand::u16(1..=routers));
+        make(next, cluster, &router, primary, lasts, &mut copy).await?;
         sleep(Duration::from_millis(fastrand::u64(300..1_500))).await;
     }
     Ok(())
@@ -224,11 +236,11 @@ async fn break_things(
 async fn make(
     what: Break,
     cluster: &Cluster,
+    router: &str,
     primary: &Mutex<&'static str>,
     lasts: Duration,
     copy: &mut Vec<(String, Vec<u8>)>,
 ) -> Result<(), Failure> {
-    let router = ["router-1", "router-2"][fastrand::usize(0..2)];
     let redis = ["redis-1", "redis-2", "redis-3"][fastrand::usize(0..3)];
     let killed = match what {
         Break::RouterKilled => Some(router),
@@ -252,6 +264,18 @@ async fn make(
         cluster.stop(node)?;
         sleep(lasts).await;
         cluster.cont(node)?;
+    }
+    let condition = match what {
+        Break::StreamCut => Some(Condition::Cut),
+        Break::StreamSlow => Some(Condition::Slow(Duration::from_millis(fastrand::u64(
+            20..300,
+        )))),
+        _ => None,
+    };
+    if let Some(condition) = condition {
+        cluster.set_network("worker-1", condition)?;
+        sleep(lasts).await;
+        cluster.set_network("worker-1", Condition::Well)?;
     }
     match what {
         Break::RedisFlushed => flush(cluster).await?,

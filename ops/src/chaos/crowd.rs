@@ -39,8 +39,11 @@ const CAPACITY: f64 = 100.0;
 const GOODPUT_MIN: f64 = 0.9;
 /// Longest wait for an answer then: the router's own bound is 2 s.
 const LONGEST_MS: f64 = 3_000.0;
-/// Seconds after which all is as before.
+/// Seconds after which all is as before: nothing fails, and no second's p99 is
+/// longer than the first third's worst by more than [`RATIO_MAX`].
 const RECOVERED_MAX: usize = 2;
+/// Least seconds of an overload: its peak is a third of them.
+const OVERLOAD_MIN: u64 = 180;
 
 /// Slow statements, and large results.
 const FUNCTIONS: &str = "
@@ -99,7 +102,7 @@ pub(crate) async fn suffer(crowd: Crowd, args: &Args) -> Result<Seen, Failure> {
     std::fs::create_dir_all(&folder)?;
     let report = folder.join(format!("{}.json", crowd.scenario()));
     let seconds = match crowd {
-        Crowd::Overload => args.seconds,
+        Crowd::Overload => args.seconds.max(OVERLOAD_MIN),
         // The flood's place in the run is fixed.
         Crowd::Noisy | Crowd::Slow | Crowd::Busy | Crowd::Huge => 60,
     };
@@ -215,9 +218,13 @@ fn overload(report: &Value) -> Outcome {
         let faults = point["faults"].as_array().into_iter().flatten();
         faults.filter_map(Value::as_u64).sum::<u64>() > 0
     };
+    let p99 = |point: &Value| point["latency_ms"]["p99"].as_f64();
+    let before = points.iter().filter(|point| at(point) < begin);
+    let usual = before.filter_map(|point| p99(point)).fold(0.0, f64::max);
+    let slow = |point: &Value| p99(point).is_some_and(|p99| p99 > RATIO_MAX * usual);
     let last = points
         .iter()
-        .rposition(|point| at(point) >= end && failing(point));
+        .rposition(|point| at(point) >= end && (failing(point) || slow(point)));
     let first = points.iter().position(|point| at(point) >= end);
     Outcome::Overload {
         goodput: answered / (peak.len() as f64 * width as f64) / CAPACITY,
@@ -279,5 +286,35 @@ impl Seen {
             outcome,
             verdict.to_owned(),
         ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nine seconds, of which the middle three are the peak, with these p99 and
+    /// faults after it.
+    fn recovered(after: [(f64, u64); 3]) -> usize {
+        let before = [(90.0, 0), (100.0, 0), (80.0, 0)];
+        let peak = [(600.0, 200); 3];
+        let all = before.into_iter().chain(peak).chain(after);
+        let points = all.enumerate().map(|(at, (p99, faults))| {
+            let latency = json!({ "p99": p99, "max": p99 });
+            json!({ "at": at, "expected": 95, "latency_ms": latency, "faults": [0, faults] })
+        });
+        let points: Vec<Value> = points.collect();
+        match overload(&json!({ "points": points, "point_seconds": 1, "planned_seconds": 9 })) {
+            Outcome::Overload { recovered, .. } => recovered,
+            Outcome::Neighbours { .. } => unreachable!(),
+        }
+    }
+
+    #[test]
+    fn it_is_as_before_once_nothing_fails_and_nothing_is_slower() {
+        assert_eq!(recovered([(100.0, 0), (110.0, 0), (90.0, 0)]), 0);
+        assert_eq!(recovered([(100.0, 1), (90.0, 0), (90.0, 0)]), 1);
+        assert_eq!(recovered([(300.0, 0), (130.0, 0), (90.0, 0)]), 2);
+        assert_eq!(recovered([(100.0, 0), (100.0, 0), (130.0, 0)]), 3);
     }
 }
