@@ -10,13 +10,14 @@ use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use metrics_exporter_prometheus::PrometheusHandle;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tenancy::changes::TableHash;
 use tenancy::id::TenantId;
 use tenancy::usage::{By, Totals, Usages};
 use uuid::Uuid;
 
 use crate::app::App;
+use crate::cache::Report;
 use crate::quota::RECENT;
 
 /// Routes of the admin port.
@@ -85,14 +86,33 @@ struct Purged {
     table: Option<String>,
 }
 
-/// Forgets answers; 200 with what is left.
-async fn purge(State(admin): State<Admin>, Query(of): Query<Purged>) -> impl IntoResponse {
+/// What is left, and what went from Redis; null where there is none.
+#[derive(Serialize)]
+struct Left {
+    #[serde(flatten)]
+    report: Report,
+    redis_removed: Option<u64>,
+}
+
+/// Forgets answers; 200 with what is left. 503 where some may be left in Redis.
+async fn purge(
+    State(admin): State<Admin>,
+    Query(of): Query<Purged>,
+) -> Result<Json<Left>, (StatusCode, String)> {
     let table = of.table.as_deref().map(|table| {
         let (schema, name) = table.split_once('.').unwrap_or(("public", table));
         TableHash::of(schema, name)
     });
-    admin.app.cache.purge(of.tenant.map(TenantId), table);
-    axum::Json(admin.app.cache.report())
+    let cache = &admin.app.cache;
+    let purged = cache.purge(of.tenant.map(TenantId), table).await;
+    let redis_removed = purged.map_err(|error| {
+        let text = format!("some may be left in Redis: {}\n", tenancy::chain(&error));
+        (StatusCode::SERVICE_UNAVAILABLE, text)
+    })?;
+    Ok(Json(Left {
+        report: cache.report(),
+        redis_removed,
+    }))
 }
 
 /// What the caches hold and know, as JSON.

@@ -33,7 +33,7 @@ use self::entry::Entry;
 use self::fill::Fills;
 use self::key::Key;
 use self::local::Local;
-use self::shared::{FillLease, Patience, Shared};
+use self::shared::{FillLease, Patience, PurgeError, Shared};
 use self::validity::{Asked, Stamp, UnderLease, Unfit, Written};
 use self::worth::Worth;
 use crate::coherence::barrier::Waited;
@@ -246,18 +246,45 @@ impl<F: Clone + Send + Sync + 'static> Cache<F> {
             return None;
         }
         let entry = self.local.get(&question.key)?;
+        self.judge_old(question, longest, entry, Level::Local)
+    }
+
+    /// The same of Redis.
+    pub async fn shared_old(
+        &self,
+        question: &Question,
+        longest: Option<Duration>,
+        token: Option<Written>,
+        patience: Patience,
+    ) -> Option<Hit> {
+        if longest.is_none() || token.is_some() {
+            return None;
+        }
+        let shared = self.shared.as_ref()?;
+        let found = shared.get(question.tenant, &question.key, patience).await?;
+        let hit = self.judge_old(question, longest, Arc::new(found), Level::Shared)?;
+        self.hold(question, &hit.entry);
+        Some(hit)
+    }
+
+    fn judge_old(
+        &self,
+        question: &Question,
+        longest: Option<Duration>,
+        entry: Arc<Entry>,
+        level: Level,
+    ) -> Option<Hit> {
         let age = validity::old_enough_for(entry.age(SystemTime::now()), longest)?;
-        let view = self.coherence.shard(&question.shard).view();
-        let fence = Cell::fence(question.tenant);
-        if !validity::fence_stands(&entry.stamp, fence, view.as_deref()) {
+        if !self.may_stay(question, &entry.stamp) {
             self.metrics.unfit(Unfit::Fence);
             return None;
         }
-        self.metrics.hit(Level::Local);
+        self.metrics.hit(level);
+        self.metrics.staleness.record(age.as_secs_f64());
         self.worth.hit(question.table);
         Some(Hit {
             entry,
-            level: Level::Local,
+            level,
             old: Some(age),
         })
     }
@@ -300,17 +327,50 @@ impl<F: Clone + Send + Sync + 'static> Cache<F> {
     ) -> Arc<Entry> {
         let entry = Arc::new(Entry::new(stamp, read_at, row));
         if entry.row.is_plain() && entry.row.body.len() <= entry::BODY_MAX {
-            self.local.put(question.key, question.tenant, entry.clone());
+            if let Some(before) = self.local.get(&question.key)
+                && self.is_alike(question, &before, &entry)
+            {
+                self.metrics.refilled_alike.increment(1);
+            }
+            self.hold(question, &entry);
             if let Some(shared) = &self.shared {
-                shared.put(question.key, entry.clone());
+                let (tenant, key) = (question.tenant, question.key);
+                shared.put(tenant, key, entry.clone(), || {
+                    self.may_stay(question, &entry.stamp)
+                });
             }
         }
         entry
     }
 
+    /// Whether an entry replaces one that had to go for a change, and says the same:
+    /// the change was another row's, or of what shares a cell with its tables.
+    fn is_alike(&self, question: &Question, before: &Entry, now: &Entry) -> bool {
+        let view = self.coherence.shard(&question.shard).view();
+        before.stamp.generation == now.stamp.generation
+            && before.row.body == now.row.body
+            && view.is_some_and(|view| !view.heard.unchanged(&question.cells, before.stamp.at))
+    }
+
+    /// Puts an entry into this process's memory. What a purge has raised a cell
+    /// against meanwhile goes again: it has passed by already.
+    fn hold(&self, question: &Question, entry: &Arc<Entry>) {
+        self.local.put(question.key, question.tenant, entry.clone());
+        if !self.may_stay(question, &entry.stamp) {
+            self.local.drop_one(&question.key);
+        }
+    }
+
+    /// Whether an entry is still worth keeping: one from before its tenant's fence
+    /// changed answers nobody, and a deleted tenant's must not come back.
+    fn may_stay(&self, question: &Question, stamp: &Stamp) -> bool {
+        let view = self.coherence.shard(&question.shard).view();
+        validity::fence_stands(stamp, Cell::fence(question.tenant), view.as_deref())
+    }
+
     /// An entry of Redis that may answer, or that another router is about to put
     /// there. None: this router is to read.
-    pub async fn shared(&self, question: &Question) -> Option<Hit> {
+    pub async fn shared(&self, question: &Question, patience: Patience) -> Option<Hit> {
         let shared = self.shared.as_ref()?;
         // Each entry under a lease that was loaded after it was found: one that
         // ends while Redis is asked must not spoil it.
@@ -319,18 +379,20 @@ impl<F: Clone + Send + Sync + 'static> Cache<F> {
             let under = under.ok().flatten();
             under.is_some_and(|under| self.judge(question, &under, None, entry).is_ok())
         };
-        let (key, patience) = (&question.key, Patience::begin());
-        let found = shared.get(key, patience).await;
+        let (tenant, key) = (question.tenant, &question.key);
+        let found = shared.get(tenant, key, patience).await;
         let entry = match found.filter(fits) {
             Some(entry) => entry,
             None if shared.lease(key, patience).await == FillLease::Theirs => {
-                shared.wait_for(key, patience, fits).await?
+                let entry = shared.wait_for(tenant, key, patience, fits).await?;
+                self.metrics.awaited.increment(1);
+                entry
             }
             None => return None,
         };
         self.worth.hit(question.table);
         let entry = Arc::new(entry);
-        self.local.put(question.key, question.tenant, entry.clone());
+        self.hold(question, &entry);
         Some(Hit {
             entry,
             level: Level::Shared,
@@ -389,8 +451,19 @@ impl<F: Clone + Send + Sync + 'static> Cache<F> {
 
     /// Forgets a tenant's answers, those made of a table, or all: their cells are
     /// raised as by a change at the next place, so no entry that either level
-    /// holds now is used again. Only misses can come of it.
-    pub fn purge(&self, tenant: Option<TenantId>, table: Option<TableHash>) {
+    /// holds now is used again, and what is read now is not kept. Then they go from
+    /// memory and from Redis; of a table alone all do, for a client that takes old
+    /// answers asks no table's cell. Only misses can come of it.
+    ///
+    /// Says how many went from Redis, where there is one.
+    ///
+    /// # Errors
+    /// Some may be left in Redis. All else is done.
+    pub async fn purge(
+        &self,
+        tenant: Option<TenantId>,
+        table: Option<TableHash>,
+    ) -> Result<Option<u64>, PurgeError> {
         for shard in self.coherence.all() {
             let Some(view) = shard.view() else { continue };
             let next = Lsn(view.heard.watermark().0 + 1);
@@ -401,9 +474,23 @@ impl<F: Clone + Send + Sync + 'static> Cache<F> {
                 (None, None) => view.heard.raise_all(next),
             }
         }
-        // The memory goes as a whole: a client that takes old answers asks no cell.
-        self.local.clear();
-        self.fronts.invalidate_all();
+        match tenant {
+            Some(tenant) => {
+                self.local.drop_of(tenant);
+                let fronts = self.fronts.iter();
+                for (request, _) in fronts.filter(|(_, front)| front.question.tenant == tenant) {
+                    self.fronts.invalidate(&*request);
+                }
+            }
+            None => {
+                self.local.clear();
+                self.fronts.invalidate_all();
+            }
+        }
+        match &self.shared {
+            Some(shared) => shared.purge(tenant).await.map(Some),
+            None => Ok(None),
+        }
     }
 
     /// What the caches hold and know, for people.
@@ -445,6 +532,8 @@ impl<F: Clone + Send + Sync + 'static> Cache<F> {
         self.metrics.bytes.set(report.bytes as f64);
         self.metrics.leases.set(leased as f64);
         self.metrics.streams.set(report.workers as f64);
+        let lost = self.coherence.leases_lost();
+        self.metrics.leases_lost.absolute(lost);
     }
 }
 
@@ -560,11 +649,16 @@ mod tests {
     fn an_old_answer_is_given_while_the_tenants_fence_stands() {
         let (cache, question) = (cache(), question());
         let old = |cache: &Cache<()>| cache.local_old(&question, HOUR, None).is_some();
-        keep(&cache, &question, 100, SystemTime::now());
-        assert!(!old(&cache), "nothing is known of the shard");
         let coherence = &cache.coherence;
         let view = coherence.heard_for_test(&question.shard, G, Lsn(100));
+        keep(&cache, &question, 100, SystemTime::now());
         assert!(old(&cache));
+        let elsewhere = Question {
+            shard: "s2".into(),
+            ..question.clone()
+        };
+        let of_an_unknown_shard = cache.local_old(&elsewhere, HOUR, None);
+        assert!(of_an_unknown_shard.is_none(), "nothing is known of it");
         assert!(cache.local_old(&question, None, None).is_none());
         // Suspended, fenced or moved: the same cell.
         view.heard.raise(Cell::fence(question.tenant), Lsn(110));
@@ -575,6 +669,52 @@ mod tests {
         let ahead = SystemTime::now() + Duration::from_secs(600);
         keep(&cache, &question, 110, ahead);
         assert!(!old(&cache));
+    }
+
+    #[test]
+    fn a_fill_that_a_change_elsewhere_made_necessary_is_told_from_others() {
+        let (cache, question) = (cache(), question());
+        let view = cache.coherence.heard_for_test(&question.shard, G, Lsn(100));
+        let entry = |at, body: &'static [u8]| {
+            let stamp = Stamp {
+                generation: G,
+                epoch: 1,
+                at: Lsn(at),
+            };
+            let row = Row {
+                body: Bytes::from_static(body),
+                ..Row::default()
+            };
+            Entry::new(stamp, SystemTime::now(), row)
+        };
+        let (before, same, other) = (entry(100, b"[]"), entry(110, b"[]"), entry(110, b"[1]"));
+        assert!(!cache.is_alike(&question, &before, &same), "no change");
+        view.heard.raise(question.cells[0], Lsn(110));
+        assert!(cache.is_alike(&question, &before, &same));
+        assert!(!cache.is_alike(&question, &before, &other));
+    }
+
+    #[tokio::test]
+    async fn what_is_purged_does_not_come_back_with_a_read_that_was_under_way() {
+        let (cache, question) = (cache(), question());
+        let other = Question {
+            tenant: TenantId(uuid::Uuid::from_u128(2)),
+            key: Key::for_test(2),
+            ..question.clone()
+        };
+        let view = cache.coherence.heard_for_test(&question.shard, G, Lsn(100));
+        let held = |question: &Question| cache.local.get(&question.key).is_some();
+        for question in [&question, &other] {
+            keep(&cache, question, 100, SystemTime::now());
+        }
+        cache.purge(Some(question.tenant), None).await.unwrap();
+        assert!(!held(&question) && held(&other));
+        // Its read began before.
+        keep(&cache, &question, 100, SystemTime::now());
+        assert!(!held(&question));
+        view.heard.advance(Lsn(101));
+        keep(&cache, &question, 101, SystemTime::now());
+        assert!(held(&question));
     }
 
     #[test]

@@ -110,6 +110,15 @@ impl Coherence {
         self.shards.load().values().cloned().collect()
     }
 
+    /// Times that a lease ended while it was wanted, of the shards that are known.
+    pub fn leases_lost(&self) -> u64 {
+        let shards = self.all();
+        shards
+            .iter()
+            .map(|shard| shard.follow().leases_lost())
+            .sum()
+    }
+
     /// Forgets shards that no longer are. Not those that a worker claims: it may
     /// have heard of them before this router has, and says so but once.
     pub fn retain(&self, keep: impl Fn(&ShardId) -> bool) {

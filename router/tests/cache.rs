@@ -4,8 +4,10 @@
 
 #[path = "cache/in_between.rs"]
 mod in_between;
+#[path = "cache/second_level.rs"]
+mod second_level;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -231,6 +233,7 @@ async fn a_thousand_who_ask_the_same_cold_question_cost_two_queries() {
         }
         let queries = after.queries - before.queries;
         assert!(queries <= 2.0, "{queries} queries of {askers}");
+        in_between::two_routers_share_a_fill(&service).await;
         return in_between::a_redis_that_stands_still_is_waited_for_once(&service).await;
     }
     panic!("no lease lasted for as long as the requests");
@@ -238,7 +241,12 @@ async fn a_thousand_who_ask_the_same_cold_question_cost_two_queries() {
 
 #[tokio::test]
 async fn a_worker_that_dies_costs_cached_answers_and_nothing_else() {
-    let service = Service::start(None).await;
+    let service = Service::of(Options {
+        network: true,
+        ..Options::default()
+    })
+    .await;
+    in_between::a_router_that_hears_nothing_answers_nothing_old(&service).await;
     let path = "companies?select=id&name=eq.Alone";
     service.cached(0, path).await;
     service.cluster.kill("worker-1").await.unwrap();
@@ -362,6 +370,11 @@ async fn an_old_copy_of_redis_and_its_loss_spoil_no_answer() {
     }
     let shared = service.metric(1, "ringfence_cache_redis_total").await;
     assert!(shared["found"] > 0.0, "{shared:?}");
+    second_level::old_answers_are_found_by_a_router_that_never_had_them(&service).await;
+    second_level::what_is_purged_is_gone(&service).await;
+    second_level::a_deleted_tenant_leaves_no_answer(&service).await;
+    second_level::slots_are_used_wherever_they_go(&service).await;
+    service.cached(0, path).await;
 
     let copy = service.redis_copy().await;
     assert!(!copy.is_empty());
@@ -413,26 +426,31 @@ impl Service {
             .unwrap()
     }
 
+    /// One node.
+    async fn redis_node(&self, url: &str) -> redis::aio::MultiplexedConnection {
+        let client = redis::Client::open(url).unwrap();
+        let mut node = client.get_multiplexed_async_connection().await.unwrap();
+        let auth = redis::cmd("AUTH")
+            .arg(self.cluster.redis_password())
+            .clone();
+        let _: String = auth.query_async(&mut node).await.unwrap();
+        node
+    }
+
+    /// Names of the entries that a node holds.
+    async fn names_on(&self, url: &str) -> BTreeSet<String> {
+        let keys = redis::cmd("KEYS").arg("rf1:*").clone();
+        let mut node = self.redis_node(url).await;
+        keys.query_async(&mut node).await.unwrap()
+    }
+
     /// All entries.
     async fn redis_copy(&self) -> Vec<(String, Vec<u8>)> {
         let mut connection = self.redis().await;
-        let mut names = Vec::new();
+        let mut names = BTreeSet::new();
         for url in self.cluster.redis_urls() {
-            let client = redis::Client::open(url).unwrap();
-            let mut info = client.get_multiplexed_async_connection().await.unwrap();
-            let auth = redis::cmd("AUTH")
-                .arg(self.cluster.redis_password())
-                .clone();
-            let _: String = auth.query_async(&mut info).await.unwrap();
-            let keys: Vec<String> = redis::cmd("KEYS")
-                .arg("rf1:*")
-                .query_async(&mut info)
-                .await
-                .unwrap();
-            names.extend(keys);
+            names.extend(self.names_on(&url).await);
         }
-        names.sort();
-        names.dedup();
         let mut copy = Vec::new();
         for name in names {
             let value: Option<Vec<u8>> = redis::cmd("GET")

@@ -1,7 +1,7 @@
 //! Deletes a tenant from everywhere, and says what it deleted.
 //!
 //! ```text
-//!   Closing ──► Deleting ──► Forgetting ──► Done
+//!   Closing ──► Deleting ──► Purging ──► Forgetting ──► Done
 //!      │cancel   (shard by shard, the tenant's own first)
 //!      ▼
 //!   Reopening ──► Reopened
@@ -14,7 +14,10 @@
 //! invalid. From then on there is only forward. *Deleting* removes rows in
 //! batches; what each batch removed is counted on the shard in its own
 //! transaction, so the certificate is exact however often a worker dies.
+//! *Purging* has every live router drop what no request is answered with any
+//! longer, in its memory and in Redis.
 
+mod caches;
 mod rows;
 
 use std::time::Duration;
@@ -58,12 +61,26 @@ pub enum TenantDelete {
         /// Rows that were expected there.
         expected: u64,
     },
+    /// Routers drop its answers.
+    Purging {
+        /// Who.
+        tenant: Doomed,
+        /// What was removed from shards.
+        certificate: Vec<ShardCertificate>,
+        /// Tries in which not all routers did.
+        tries: u32,
+        /// What was removed from Redis in those.
+        redis_entries: u64,
+    },
     /// The control database forgets it.
     Forgetting {
         /// Who.
         tenant: Doomed,
         /// What was removed from shards.
         certificate: Vec<ShardCertificate>,
+        /// What was removed from caches; none: the job began before that was done.
+        #[serde(default)]
+        caches: Option<CacheCertificate>,
     },
     /// Nothing of it is left.
     Done,
@@ -102,6 +119,18 @@ pub struct ShardCertificate {
     pub empty_tables: usize,
 }
 
+/// What was removed from caches.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheCertificate {
+    /// Routers that have dropped its answers.
+    pub routers: usize,
+    /// Answers removed from Redis; more, where a worker died meanwhile.
+    pub redis_entries: u64,
+    /// Routers that could not be told, or could not ask Redis, and why. What they
+    /// hold answers nobody; it ends with their process, and in Redis after an hour.
+    pub left: Vec<String>,
+}
+
 impl TenantDelete {
     /// The first state for a tenant that has just been closed.
     pub fn of(tenant: &TenantInfo) -> Self {
@@ -130,6 +159,7 @@ impl Machine for TenantDelete {
                     unit: Unit::Rows,
                 },
             ),
+            Self::Purging { .. } => ("purging", none),
             Self::Forgetting { .. } => ("forgetting", none),
             Self::Done => ("done", none),
             Self::Reopening { .. } => ("reopening", none),
@@ -153,6 +183,7 @@ impl Machine for TenantDelete {
                 tenant: tenant.clone(),
             }),
             Self::Deleting { .. }
+            | Self::Purging { .. }
             | Self::Forgetting { .. }
             | Self::Done
             | Self::Reopening { .. }
@@ -171,10 +202,17 @@ impl TenantDelete {
                 certificate,
                 ..
             } => delete(context, tenant, shards, certificate).await,
+            Self::Purging {
+                tenant,
+                certificate,
+                tries,
+                redis_entries,
+            } => Ok(purge(context, tenant, certificate, *tries, *redis_entries).await),
             Self::Forgetting {
                 tenant,
                 certificate,
-            } => forget(context, tenant, certificate).await,
+                caches,
+            } => forget(context, tenant, certificate, caches.as_ref()).await,
             Self::Reopening { tenant } => reopen(context, tenant).await,
             Self::Done => Ok(Step::End(Self::Done, End::Done, Value::Null)),
             Self::Reopened => Ok(Step::End(Self::Reopened, End::Cancelled, Value::Null)),
@@ -211,9 +249,11 @@ async fn delete(
     certificate: &[ShardCertificate],
 ) -> Result<Step<TenantDelete>, JobError> {
     let Some((shard, others)) = shards.split_first() else {
-        return Ok(Step::Next(TenantDelete::Forgetting {
+        return Ok(Step::Next(TenantDelete::Purging {
             tenant: tenant.clone(),
             certificate: certificate.to_vec(),
+            tries: 0,
+            redis_entries: 0,
         }));
     };
     let job = context.job().id;
@@ -243,10 +283,40 @@ async fn delete(
     }))
 }
 
+/// Has routers drop the tenant's answers. After some tries in which not all did,
+/// the certificate says who did not.
+async fn purge(
+    context: &Context,
+    tenant: &Doomed,
+    certificate: &[ShardCertificate],
+    tries: u32,
+    redis_entries: u64,
+) -> Step<TenantDelete> {
+    let mut caches = caches::purge(context.app(), tenant.id).await;
+    caches.redis_entries += redis_entries;
+    let (tenant, certificate) = (tenant.clone(), certificate.to_vec());
+    if caches.left.is_empty() || tries >= caches::TRIES {
+        return Step::Next(TenantDelete::Forgetting {
+            tenant,
+            certificate,
+            caches: Some(caches),
+        });
+    }
+    tracing::info!(left = ?caches.left, "a deleted tenant's answers are not dropped yet");
+    let again = TenantDelete::Purging {
+        tenant,
+        certificate,
+        tries: tries + 1,
+        redis_entries: caches.redis_entries,
+    };
+    Step::Later(again, caches::PAUSE)
+}
+
 async fn forget(
     context: &Context,
     tenant: &Doomed,
     certificate: &[ShardCertificate],
+    caches: Option<&CacheCertificate>,
 ) -> Result<Step<TenantDelete>, JobError> {
     context.app().failpoints.hit("delete_forgetting");
     for shard in certificate {
@@ -259,6 +329,7 @@ async fn forget(
     let state = TenantDelete::Forgetting {
         tenant: tenant.clone(),
         certificate: certificate.to_vec(),
+        caches: caches.cloned(),
     };
     context.commit(transaction, &state).await?;
     let rows: i64 = certificate
@@ -282,8 +353,8 @@ async fn forget(
         "rows": rows,
         "shards": shards,
         "control": { "api_keys": forgotten.keys, "issuers": forgotten.issuers },
-        "caches": "no entry answers since the fence was taken away; entries expire by themselves",
-        "kept": "the audit log, and the id, so that requests are answered with 404",
+        "caches": caches,
+        "kept": "the audit log and the jobs' rows, which name it, and the id, so that requests are answered with 404",
     });
     Ok(Step::End(TenantDelete::Done, End::Done, certificate))
 }

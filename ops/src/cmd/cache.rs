@@ -59,17 +59,20 @@ const PURGED: &[Column] = &[
         true => "purged".into(),
         false => "FAILED".into(),
     }),
+    ("removed from Redis", |r| show(&r["redis_removed"])),
     ("error", |r| show(&r["error"])),
 ];
 
 /// Longest wait for one router.
 const ANSWER_MAX: Duration = Duration::from_secs(3);
+/// The same for one that looks through Redis.
+const PURGE_MAX: Duration = Duration::from_secs(25);
 
 impl Command {
     pub(super) async fn run(self, admin: &Admin) -> Answer {
         match self {
             Self::Stats => {
-                let routers = all(admin, Method::GET, "/cache", &[]).await?;
+                let routers = all(admin, Method::GET, "/cache", &[], ANSWER_MAX).await?;
                 Ok(Output::list(routers, STATS))
             }
             Self::Purge(purge) => {
@@ -81,7 +84,7 @@ impl Command {
                     query.push(("tenant", show(&found["id"])));
                 }
                 query.extend(purge.table.map(|table| ("table", table)));
-                let routers = all(admin, Method::POST, "/cache/purge", &query).await?;
+                let routers = all(admin, Method::POST, "/cache/purge", &query, PURGE_MAX).await?;
                 // What was not purged still answers right, but whoever purges to be
                 // rid of something must know.
                 let left = routers.iter().filter(|r| !r["error"].is_null()).count();
@@ -100,11 +103,12 @@ async fn all(
     method: Method,
     path: &str,
     query: &[(&str, String)],
+    wait: Duration,
 ) -> Result<Vec<Value>> {
     let mut page = admin.get("/members", &[]).await?;
     let members = admin.items(&mut page, "GET /members")?;
     let client = Client::builder()
-        .timeout(ANSWER_MAX)
+        .timeout(wait)
         .no_proxy()
         .build()
         .map_err(|source| Error::Unreachable {
@@ -129,7 +133,16 @@ async fn all(
 }
 
 async fn ask(request: RequestBuilder) -> Value {
-    let answer = async { request.send().await?.error_for_status()?.json().await };
+    let answer = async {
+        let answer = request.send().await?;
+        match answer.error_for_status_ref() {
+            Ok(_) => answer.json().await,
+            Err(error) => {
+                let said = answer.text().await?;
+                Ok(json!({ "error": format!("{error}: {}", said.trim()) }))
+            }
+        }
+    };
     let answer: reqwest::Result<Value> = answer.await;
     answer.unwrap_or_else(|error| json!({ "error": error.to_string() }))
 }

@@ -107,6 +107,20 @@ impl Local {
         self.entries.insert(key, kept);
     }
 
+    /// Drops one entry.
+    pub fn drop_one(&self, key: &Key) {
+        self.entries.invalidate(key);
+    }
+
+    /// Drops a tenant's entries.
+    pub fn drop_of(&self, tenant: TenantId) {
+        let shelf = self.shelves.lock(tenant).remove(&tenant);
+        for (key, _) in shelf.iter().flat_map(|shelf| &shelf.keys) {
+            self.entries.invalidate(key);
+        }
+        self.entries.run_pending_tasks();
+    }
+
     /// Drops everything.
     pub fn clear(&self) {
         self.entries.invalidate_all();

@@ -15,7 +15,9 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
-use redis::{FromRedisValue, RedisResult, TlsCertificates};
+use redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
+use redis::{FromRedisValue, RedisError, RedisResult, TlsCertificates, Value};
+use tenancy::id::TenantId;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -44,6 +46,10 @@ const LEASE_WAIT: [Duration; 5] = [
 ];
 /// Entries on their way to Redis at once; more are not sent.
 const WRITES_MAX: usize = 128;
+/// Longest time that a purge takes.
+pub const PURGE_MAX: Duration = Duration::from_secs(20);
+/// Names that a master looks at for one command of a purge.
+const PURGE_STEP: u32 = 1_000;
 /// Longest wait for a new client's first connection.
 const CONNECT_MAX: Duration = Duration::from_secs(2);
 /// Pauses between new clients while commands fail.
@@ -144,11 +150,12 @@ impl Shared {
         self.connection.load().is_some()
     }
 
-    /// The entry of that key, whatever it is worth.
-    pub async fn get(&self, key: &Key, patience: Patience) -> Option<Entry> {
+    /// The tenant's entry of that key, whatever it is worth.
+    pub async fn get(&self, tenant: TenantId, key: &Key, patience: Patience) -> Option<Entry> {
+        let name = name(tenant, key);
         let mut command = redis::cmd("GET");
-        command.arg(name(key));
-        let value: Option<Vec<u8>> = self.ask(key, &command, patience).await?;
+        command.arg(&name);
+        let value: Option<Vec<u8>> = self.ask(&name, &command, patience).await?;
         let entry = value.and_then(|value| Entry::decode(key, &value));
         match entry {
             Some(_) => self.metrics.found.increment(1),
@@ -157,38 +164,92 @@ impl Shared {
         entry
     }
 
-    /// Sends an entry, in the background.
-    pub fn put(self: &Arc<Self>, key: Key, entry: Arc<Entry>) {
+    /// Sends a tenant's entry, in the background; not one that is not `wanted`
+    /// any longer once it may be sent ([`Self::purge`] waits for those that are).
+    pub fn put(
+        self: &Arc<Self>,
+        tenant: TenantId,
+        key: Key,
+        entry: Arc<Entry>,
+        wanted: impl FnOnce() -> bool,
+    ) {
         let Ok(permit) = self.writes.clone().try_acquire_owned() else {
             self.metrics.skipped.increment(1);
             return;
         };
+        if !wanted() {
+            return;
+        }
         let shared = self.clone();
         tokio::spawn(async move {
             let _permit = permit;
             if let Some(value) = entry.encode(&key) {
+                let name = name(tenant, &key);
                 let mut command = redis::cmd("SET");
                 let kept = u64::try_from(KEPT.as_millis()).unwrap_or(u64::MAX);
-                command.arg(name(&key)).arg(value).arg("PX").arg(kept);
-                let _: Option<()> = shared.ask(&key, &command, Patience::begin()).await;
+                command.arg(&name).arg(value).arg("PX").arg(kept);
+                let _: Option<()> = shared.ask(&name, &command, Patience::begin()).await;
             }
+            let lease = lease_name(&key);
             let mut command = redis::cmd("DEL");
-            command.arg(lease_name(&key));
-            let _: Option<()> = shared.ask(&key, &command, Patience::begin()).await;
+            command.arg(&lease);
+            let _: Option<()> = shared.ask(&lease, &command, Patience::begin()).await;
         });
+    }
+
+    /// Removes a tenant's entries, or all; how many. None that this router was
+    /// sending when it was called is there afterwards.
+    ///
+    /// # Errors
+    /// What may be left is not known: it is worth another call, or ends by itself.
+    pub async fn purge(&self, tenant: Option<TenantId>) -> Result<u64, PurgeError> {
+        let purged = timeout(PURGE_MAX, self.purge_whole(tenant)).await;
+        purged.unwrap_or(Err(PurgeError::Slow))
+    }
+
+    async fn purge_whole(&self, tenant: Option<TenantId>) -> Result<u64, PurgeError> {
+        let all = u32::try_from(WRITES_MAX).unwrap_or(u32::MAX);
+        drop(self.writes.acquire_many(all).await);
+        let connection = self.connection.load_full();
+        let connection = connection.ok_or(PurgeError::NotConnected)?;
+        let mut connection = ClusterConnection::clone(&connection);
+        let pattern = match tenant {
+            Some(tenant) => format!("{}*", tenants(tenant)),
+            None => format!("{ENTRIES}*"),
+        };
+        let mut removed = 0;
+        for (host, port) in masters(&mut connection).await? {
+            let mut cursor = "0".to_owned();
+            loop {
+                let mut scan = redis::cmd("SCAN");
+                scan.arg(&cursor).arg("MATCH").arg(&pattern);
+                scan.arg("COUNT").arg(PURGE_STEP);
+                let host = host.clone();
+                let node = SingleNodeRoutingInfo::ByAddress { host, port };
+                let found = connection.route_command(scan, RoutingInfo::SingleNode(node));
+                let names: Vec<Vec<u8>>;
+                (cursor, names) =
+                    redis::from_redis_value(found.await?).map_err(RedisError::from)?;
+                if !names.is_empty() {
+                    let mut unlink = redis::cmd("UNLINK");
+                    unlink.arg(names);
+                    removed += unlink.query_async::<u64>(&mut connection).await?;
+                }
+                if cursor == "0" {
+                    break;
+                }
+            }
+        }
+        Ok(removed)
     }
 
     /// Asks for the right to fill, which ends by itself.
     pub async fn lease(&self, key: &Key, patience: Patience) -> FillLease {
+        let name = lease_name(key);
         let mut command = redis::cmd("SET");
         let kept = u64::try_from(LEASE.as_millis()).unwrap_or(u64::MAX);
-        command
-            .arg(lease_name(key))
-            .arg(1)
-            .arg("NX")
-            .arg("PX")
-            .arg(kept);
-        let answer: Option<Option<String>> = self.ask(key, &command, patience).await;
+        command.arg(&name).arg(1).arg("NX").arg("PX").arg(kept);
+        let answer: Option<Option<String>> = self.ask(&name, &command, patience).await;
         match answer {
             Some(None) => FillLease::Theirs,
             Some(Some(_)) | None => FillLease::Ours,
@@ -198,6 +259,7 @@ impl Shared {
     /// Looks a few times whether another router's fill has come.
     pub async fn wait_for(
         &self,
+        tenant: TenantId,
         key: &Key,
         patience: Patience,
         fits: impl Fn(&Entry) -> bool,
@@ -207,7 +269,7 @@ impl Shared {
             if Instant::now() >= patience.0 {
                 return None;
             }
-            let entry = self.get(key, patience).await;
+            let entry = self.get(tenant, key, patience).await;
             if let Some(entry) = entry.filter(|entry| fits(entry)) {
                 return Some(entry);
             }
@@ -215,10 +277,11 @@ impl Shared {
         None
     }
 
-    /// A command's answer, in time; none where there is none.
+    /// The answer, in time, of a command about what has that name; none where
+    /// there is none.
     async fn ask<T: FromRedisValue>(
         &self,
-        key: &Key,
+        name: &str,
         command: &redis::Cmd,
         patience: Patience,
     ) -> Option<T> {
@@ -226,7 +289,7 @@ impl Shared {
         if begun >= patience.0 {
             return None;
         }
-        let group = &self.groups[usize::from(slot(name(key).as_bytes())) * GROUPS / SLOTS];
+        let group = &self.groups[usize::from(slot(name.as_bytes())) * GROUPS / SLOTS];
         if !group.allows(self.now()) {
             self.metrics.skipped.increment(1);
             return None;
@@ -322,19 +385,63 @@ impl Group {
     }
 }
 
-/// An entry's name. In hexadecimal: a brace would gather keys in one slot.
-fn name(key: &Key) -> String {
-    named("rf1:", key)
+/// Why not all was purged.
+#[derive(Debug, thiserror::Error)]
+pub enum PurgeError {
+    /// There is no connection.
+    #[error("there is no connection to Redis")]
+    NotConnected,
+    /// Time was over.
+    #[error("Redis did not answer in time")]
+    Slow,
+    /// A node refused a command, or was lost.
+    #[error("Redis failed")]
+    Redis(#[from] RedisError),
+}
+
+/// The nodes that hold slots, by the addresses under which the client knows them.
+async fn masters(connection: &mut ClusterConnection) -> RedisResult<Vec<(String, u16)>> {
+    let mut command = redis::cmd("CLUSTER");
+    command.arg("SLOTS");
+    // (first slot, last slot, (host, port, …) of its master, … of its replicas).
+    let node = RoutingInfo::SingleNode(SingleNodeRoutingInfo::RandomPrimary);
+    let ranges = connection.route_command(command, node).await?;
+    let ranges: Vec<Vec<Value>> = redis::from_redis_value(ranges)?;
+    let mut masters = Vec::new();
+    for range in ranges {
+        let master = range.into_iter().nth(2).unwrap_or(Value::Nil);
+        let mut master = redis::from_redis_value::<Vec<Value>>(master)?.into_iter();
+        let mut next = || master.next().unwrap_or(Value::Nil);
+        let host: String = redis::from_redis_value(next())?;
+        let port: u16 = redis::from_redis_value(next())?;
+        masters.push((host, port));
+    }
+    masters.sort();
+    masters.dedup();
+    Ok(masters)
+}
+
+/// What the names of all entries begin with.
+const ENTRIES: &str = "rf1:";
+
+/// What the names of a tenant's entries begin with. No braces: they would gather
+/// a tenant's in one slot.
+fn tenants(tenant: TenantId) -> String {
+    format!("{ENTRIES}{}:", tenant.0.simple())
+}
+
+fn name(tenant: TenantId, key: &Key) -> String {
+    named(tenants(tenant), key)
 }
 
 fn lease_name(key: &Key) -> String {
-    named("rf1-fill:", key)
+    named("rf1-fill:".to_owned(), key)
 }
 
-fn named(prefix: &str, key: &Key) -> String {
+/// With the key in hexadecimal.
+fn named(mut name: String, key: &Key) -> String {
     use std::fmt::Write;
-    let mut name = String::with_capacity(prefix.len() + 64);
-    name.push_str(prefix);
+    name.reserve_exact(64);
     for byte in key.bytes() {
         let _ = write!(name, "{byte:02x}");
     }
@@ -362,8 +469,10 @@ mod tests {
     fn slots_are_redis_own() {
         // CLUSTER KEYSLOT foo; CLUSTER KEYSLOT 123456789
         assert_eq!((slot(b"foo"), slot(b"123456789")), (12_182, 12_739));
-        assert_ne!(name(&Key::for_test(1)), lease_name(&Key::for_test(1)));
-        assert!(!name(&Key::for_test(0x7b)).contains('{'));
+        let (tenant, key) = (TenantId(uuid::Uuid::from_u128(7)), Key::for_test(0x7b));
+        let name = name(tenant, &key);
+        assert_ne!(name, lease_name(&key));
+        assert!(name.starts_with(&tenants(tenant)) && !name.contains('{'));
     }
 
     #[test]

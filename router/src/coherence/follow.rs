@@ -47,6 +47,9 @@ pub struct Follow {
     next_ping: u64,
     /// When the source was asked for a lease last.
     asked: Option<Boot>,
+    /// It was wanted, and had a lease, when this was looked at last.
+    leased: bool,
+    leases_lost: u64,
     /// Leases whose place the watermark has not reached: (place, end).
     granted: VecDeque<(Lsn, Boot)>,
 }
@@ -82,6 +85,8 @@ impl Follow {
             pings: VecDeque::new(),
             next_ping: 0,
             asked: None,
+            leased: false,
+            leases_lost: 0,
             granted: VecDeque::new(),
         }
     }
@@ -236,8 +241,17 @@ impl Follow {
         self.asked.is_some_and(|last| now.since(last) < within)
     }
 
+    /// Times that a lease ended while it was wanted.
+    pub fn leases_lost(&self) -> u64 {
+        self.leases_lost
+    }
+
     /// Time to keep the lease alive, where it is wanted.
     pub fn tick(&mut self, wanted: bool, now: Boot) -> Say {
+        let view = self.view.as_ref();
+        let leased = wanted && view.is_some_and(|view| view.heard.lease().holds(now));
+        let was_leased = std::mem::replace(&mut self.leased, leased);
+        self.leases_lost += u64::from(was_leased && wanted && !leased);
         let Some(source) = self.source else {
             return Vec::new();
         };
@@ -492,6 +506,27 @@ mod tests {
         );
         assert!(follow.captures(A, G1, at(7)).is_empty());
         assert_eq!(follow.source(), Some(B));
+    }
+
+    #[test]
+    fn a_lease_that_ends_is_lost_only_where_it_is_wanted() {
+        let mut follow = following();
+        let lease = |follow: &mut Follow, now: u64| {
+            let id = ping(follow, at(now));
+            follow.lease(A, id, G1, Lsn(100), at(now));
+        };
+        lease(&mut follow, 1);
+        lease(&mut follow, 100);
+        assert_eq!(follow.leases_lost(), 0);
+        follow.tick(true, at(400));
+        follow.tick(true, at(500));
+        assert_eq!(follow.leases_lost(), 1);
+        // Nobody asks any longer: it ends, and nobody misses it.
+        lease(&mut follow, 501);
+        follow.tick(true, at(502));
+        follow.tick(false, at(2_000));
+        follow.tick(true, at(2_100));
+        assert_eq!(follow.leases_lost(), 1);
     }
 
     #[test]

@@ -303,6 +303,17 @@ pub struct CacheMetrics {
     unfit: [Counter; UNFIT.len()],
     /// Reads that another's fill answered.
     pub joined: Counter,
+    /// Fills that were not made because another router's came by Redis meanwhile.
+    pub awaited: Counter,
+    /// Fills that brought what the entry held already for whose change they were
+    /// made: so many of those misses at most were another row's, or a cell's that
+    /// two tables share.
+    pub refilled_alike: Counter,
+    /// Age of answers that may lack what was written since, as the client or the
+    /// table's policy allows.
+    pub staleness: Histogram,
+    /// Times that a shard's lease ended while it was wanted.
+    pub leases_lost: Counter,
     /// Reads that found no lease, so that no cache could answer them.
     pub unleased: Counter,
     /// Writes acknowledged, by how they became visible everywhere.
@@ -350,6 +361,23 @@ impl CacheMetrics {
             "Reads that another's fill answered."
         );
         counter!(
+            "ringfence_cache_awaited_total",
+            "Fills that were not made because another router's came by Redis meanwhile."
+        );
+        counter!(
+            "ringfence_cache_refilled_alike_total",
+            "Fills that brought what the changed entry held already: at most so many misses were by cells that tables share."
+        );
+        metrics::describe_histogram!(
+            "ringfence_cache_staleness_seconds",
+            Unit::Seconds,
+            "Age of answers that may lack what was written since, as client or policy allow."
+        );
+        counter!(
+            "ringfence_cache_leases_lost_total",
+            "Times that a shard's lease ended while it was wanted."
+        );
+        counter!(
             "ringfence_cache_unleased_total",
             "Reads that found no lease, so that no cache could answer them."
         );
@@ -379,6 +407,10 @@ impl CacheMetrics {
             unfit: UNFIT
                 .map(|why| metrics::counter!("ringfence_cache_unfit_total", "reason" => why)),
             joined: metrics::counter!("ringfence_cache_joined_total"),
+            awaited: metrics::counter!("ringfence_cache_awaited_total"),
+            refilled_alike: metrics::counter!("ringfence_cache_refilled_alike_total"),
+            staleness: metrics::histogram!("ringfence_cache_staleness_seconds"),
+            leases_lost: metrics::counter!("ringfence_cache_leases_lost_total"),
             unleased: metrics::counter!("ringfence_cache_unleased_total"),
             barriers: BARRIERS
                 .map(|how| metrics::counter!("ringfence_write_barriers_total", "by" => how)),

@@ -17,6 +17,7 @@ use crate::cache::control::Control;
 use crate::cache::entry::Entry;
 use crate::cache::fill::Part;
 use crate::cache::key::Key;
+use crate::cache::shared::Patience;
 use crate::cache::validity::Written;
 use crate::cache::{Hit, Level, Question, StaleModel, label, made_of};
 use crate::config::{TableCache, TableCacheName};
@@ -187,12 +188,16 @@ pub(super) async fn read(
             None
         }
     };
+    let patience = Patience::begin();
     if !reads_past {
         let current = under
             .as_ref()
             .and_then(|under| cache.local(question, under, token));
         let longest = control.longest(question.max_age).or(work.wanted.stale_max);
-        let found = current.or_else(|| cache.local_old(question, longest, token));
+        let found = match current.or_else(|| cache.local_old(question, longest, token)) {
+            Some(hit) => Some(hit),
+            None => cache.shared_old(question, longest, token, patience).await,
+        };
         if let Some(hit) = found {
             stages.mark(Stage::Cache);
             return Ok(got(hit));
@@ -209,7 +214,7 @@ pub(super) async fn read(
             hit: None,
         })
     } else if fills {
-        joined(question, work, stages).await
+        joined(question, work, stages, patience).await
     } else {
         direct(
             work,
@@ -223,7 +228,14 @@ pub(super) async fn read(
     };
     match done {
         Err(failed) if is_the_shards_fault(&failed) => {
-            let old = cache.local_old(question, control.stale_if_error, token);
+            let longest = control.stale_if_error;
+            let old = match cache.local_old(question, longest, token) {
+                Some(hit) => Some(hit),
+                None => {
+                    let patience = Patience::begin();
+                    cache.shared_old(question, longest, token, patience).await
+                }
+            };
             old.map(got).ok_or(failed)
         }
         done => done,
@@ -265,16 +277,21 @@ async fn joined(
     question: &Arc<Question>,
     work: &Work<'_>,
     stages: &mut Stages,
+    first: Patience,
 ) -> Result<Got, Failed> {
     let cache = &work.app.cache;
-    for _ in 0..JOINED_MAX {
+    for asked in 0..JOINED_MAX {
+        let patience = match asked {
+            0 => first,
+            _ => Patience::begin(),
+        };
         // Asked of who would begin one, and of nobody who finds one: of a thousand
         // who come at once one makes a fill, and the others its hits.
         let begin = || cache.is_worth_a_fill(question);
         let run = cache.fills.run(question.key, begin, || {
             let owned = Owned::of(work);
             let question = question.clone();
-            async move { fill(&question, &owned).await }
+            async move { fill(&question, &owned, patience).await }
         });
         let Ok(run) = timeout_at(work.deadline, run).await else {
             return Err(Failed::Execute(ExecuteError::Deadline));
@@ -343,8 +360,8 @@ async fn joined(
 }
 
 /// A fill, in a task of its own.
-async fn fill(question: &Arc<Question>, owned: &Owned) -> Filled {
-    if let Some(hit) = from_caches(question, owned).await {
+async fn fill(question: &Arc<Question>, owned: &Owned, patience: Patience) -> Filled {
+    if let Some(hit) = from_caches(question, owned, patience).await {
         return Filled {
             brought: Ok(brought(hit)),
             busy: Duration::ZERO,
@@ -359,7 +376,7 @@ async fn fill(question: &Arc<Question>, owned: &Owned) -> Filled {
 }
 
 /// What another fill, here or elsewhere, has brought meanwhile.
-async fn from_caches(question: &Question, owned: &Owned) -> Option<Hit> {
+async fn from_caches(question: &Question, owned: &Owned, patience: Patience) -> Option<Hit> {
     let cache = &owned.app.cache;
     let under = cache.under_lease_of_schema(&question.shard, question.schema);
     // Another fill may have ended between its caller's look and this one.
@@ -367,7 +384,7 @@ async fn from_caches(question: &Question, owned: &Owned) -> Option<Hit> {
     let here = under.and_then(|under| cache.local(question, &under, None));
     match here {
         Some(hit) => Some(hit),
-        None => cache.shared(question).await,
+        None => cache.shared(question, patience).await,
     }
 }
 

@@ -4,6 +4,7 @@
 use std::time::SystemTime;
 
 use jsonwebtoken::{EncodingKey, Header, encode};
+use ops::local::Condition;
 use tokio::task::JoinSet;
 
 use super::*;
@@ -206,6 +207,9 @@ async fn an_old_answer_stands_in_for_a_connection_that_is_lost() {
     service
         .applied(&change, other, |body| body[0]["name"] == "Changed")
         .await;
+    let answer = service.get(0, other).send().await.unwrap();
+    let tag = answer.headers()["etag"].clone();
+    unchanged_without_the_shard(&service, other, &tag).await;
     let locker = service.locker("companies").await;
     let request = service
         .get(0, path)
@@ -224,6 +228,77 @@ async fn an_old_answer_stands_in_for_a_connection_that_is_lost() {
     assert!(status.contains("l1-old"), "{status}");
     assert_eq!(taken(answer).await, ("l1".to_owned(), old));
     locker.batch_execute("rollback").await.unwrap();
+}
+
+/// A 304 comes from memory: the shard would wait for a lock.
+async fn unchanged_without_the_shard(
+    service: &Service,
+    path: &str,
+    tag: &reqwest::header::HeaderValue,
+) {
+    let begun = Instant::now();
+    loop {
+        let locker = service.locker("companies").await;
+        let request = service.get(0, path).header("if-none-match", tag);
+        let answer = request.timeout(Duration::from_secs(1)).send().await;
+        locker.batch_execute("rollback").await.unwrap();
+        match answer {
+            Ok(answer) => return assert_eq!(answer.status(), StatusCode::NOT_MODIFIED),
+            // It had no lease just then, and asked the shard.
+            Err(_) => assert!(begun.elapsed() < PATIENCE, "a 304 needs the shard"),
+        }
+    }
+}
+
+/// The stream of changes is cut, and nobody is told: what is written then is seen
+/// by each read that begins 250 ms later, and 3 ms for the clocks' drift.
+pub(crate) async fn a_router_that_hears_nothing_answers_nothing_old(service: &Service) {
+    let tenant = service.tenant().await;
+    let path = "companies?select=id&name=eq.Unheard";
+    let insert = format!("insert into companies (tenant_id, name) values ('{tenant}', 'Unheard')");
+    for router in [0, 1] {
+        assert_eq!(count(&service.cached(router, path).await), 0);
+    }
+    let worker = |condition| service.cluster.set_network("worker-1", condition).unwrap();
+    worker(Condition::Cut);
+    service.shard.batch_execute(&insert).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(253)).await;
+    for _ in 0..20 {
+        for router in [0, 1] {
+            assert_eq!(count(&service.read(router, path).await.1), 1);
+        }
+    }
+    worker(Condition::Well);
+    assert_eq!(count(&service.cached(0, path).await), 1);
+}
+
+/// Who finds another router's fill under way waits for it, and asks the shard nothing.
+pub(crate) async fn two_routers_share_a_fill(service: &Service) {
+    let begun = Instant::now();
+    let awaited = async || service.metric(1, "ringfence_cache_awaited_total").await[""];
+    for n in 60_000.. {
+        let path = format!("companies?select=id&id=eq.{n}");
+        let (before, queries) = (awaited().await, service.shard_answers().await.queries);
+        let locker = service.locker("companies").await;
+        let first = tokio::spawn(service.get(0, &path).send());
+        service.waiting_for_a_lock(1).await;
+        let second = tokio::spawn(service.get(1, &path).send());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        locker.batch_execute("rollback").await.unwrap();
+        let second = second.await.unwrap().unwrap();
+        assert_eq!(first.await.unwrap().unwrap().status(), StatusCode::OK);
+        // It waits for 43 ms at most, and the first may be slower on a busy machine:
+        // then both ask.
+        if awaited().await > before {
+            assert_eq!(from(&second), "l2");
+            assert_eq!(service.shard_answers().await.queries, queries + 1.0);
+            return;
+        }
+        assert!(
+            begun.elapsed() < PATIENCE,
+            "no router waits for another's fill"
+        );
+    }
 }
 
 /// All three masters frozen: a request waits for its answer once, however many
