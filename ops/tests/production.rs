@@ -11,6 +11,7 @@ use ops::local::{Balance, Cluster, Content, Options};
 use reqwest::{Certificate, Client, StatusCode};
 use serde_json::Value;
 use tenancy::peer::{PeerAcceptor, PeerConnector, PeerSettings};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 fn root() -> PathBuf {
@@ -100,6 +101,19 @@ fn logged(cluster: &Cluster) -> Vec<Value> {
         .collect()
 }
 
+/// The line of a request, once it is there.
+async fn logged_as(cluster: &Cluster, id: &str) -> Value {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let mut lines = logged(cluster).into_iter();
+        if let Some(line) = lines.find(|line| line["request_id"] == id) {
+            return line;
+        }
+        assert!(Instant::now() < deadline, "{id} is not logged");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// When a logged request began, in seconds since 1970.
 fn began(line: &Value) -> f64 {
     let number = |name: &str| line[name].as_str().unwrap().parse::<f64>().unwrap();
@@ -164,10 +178,10 @@ async fn nginx_balances_releases_and_restarts_unnoticed() {
         assert_eq!(answer.headers()[name], value);
     }
     // The log names the tenant, and no secret.
-    let line = logged(&cluster).pop().unwrap();
-    assert_eq!(line["request_id"], "mine-1");
+    let line = logged_as(&cluster, "mine-1").await;
     assert_eq!(line["tenant"].as_str().unwrap(), &key[3..25]);
     assert!(!line.to_string().contains(&key));
+    what_is_of_one_client_alone_reaches_a_router(&cluster).await;
 
     // Rolling restart of both routers and the worker; then a release for a
     // share of the tenants, promoted, rolled back.
@@ -229,9 +243,87 @@ async fn nginx_balances_releases_and_restarts_unnoticed() {
     };
     tokio::join!(futures_util::future::join_all(reads), killed);
     cluster.start_node("router-1").await.unwrap();
+    a_write_that_was_not_sent_is_sent_to_the_next(&cluster).await;
 
     dashboards(&cluster).await;
     cluster.down().await;
+}
+
+/// Nginx leaves a range and a client's tag out where it may cache, and makes a GET
+/// of a HEAD, unless it is told otherwise.
+async fn what_is_of_one_client_alone_reaches_a_router(cluster: &Cluster) {
+    let (_, _, http) = cluster.nginx().unwrap();
+    let client = Client::new();
+    let ask = |method: reqwest::Method, id: &'static str| {
+        let url = format!("{http}/rest/v1/companies?select=id&order=id");
+        let request = client.request(method, url).header("x-request-id", id);
+        request.header("apikey", cluster.key("acme").unwrap())
+    };
+    let get = reqwest::Method::GET;
+
+    let two = ask(get.clone(), "range").header("range", "0-1");
+    let two = two.send().await.unwrap();
+    assert_eq!(two.headers()["content-range"], "0-1/*");
+    assert_eq!(two.json::<Vec<Value>>().await.unwrap().len(), 2);
+
+    let first = ask(get.clone(), "first").send().await.unwrap();
+    let copy = ask(get, "copy").header("if-none-match", &first.headers()["etag"]);
+    assert_eq!(copy.send().await.unwrap().status(), 304);
+    // By a router, not by Nginx out of a whole answer.
+    assert_eq!(logged_as(cluster, "copy").await["upstream_status"], "304");
+
+    let head = ask(reqwest::Method::HEAD, "head").header("prefer", "count=exact");
+    let head = head.send().await.unwrap();
+    let range = head.headers()["content-range"].to_str().unwrap();
+    assert!(!range.ends_with("/*") && range.contains('/'), "{range}");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let logs = ["router-1", "router-2"].map(|router| cluster.log(router));
+        let logs = logs.map(|log| std::fs::read_to_string(log).unwrap_or_default());
+        let mut lines = logs.iter().flat_map(|log| log.lines());
+        if let Some(line) = lines.find(|line| line.contains("\"request_id\":\"head\"")) {
+            assert!(line.contains("\"method\":\"HEAD\""), "{line}");
+            break;
+        }
+        assert!(Instant::now() < deadline, "no router has heard of it");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Nginx takes a DELETE for safe to send twice, so that it must not send any again;
+/// but where a router could not even be connected to, nothing was sent.
+async fn a_write_that_was_not_sent_is_sent_to_the_next(cluster: &Cluster) {
+    let (_, _, http) = cluster.nginx().unwrap();
+    let client = Client::new();
+    let ask = |method: reqwest::Method, id: String| {
+        let url = format!("{http}/rest/v1/companies?id=eq.0");
+        let request = client.request(method, url).header("x-request-id", id);
+        request.header("apikey", cluster.key("acme").unwrap())
+    };
+    // Nginx sends to the first router again.
+    let first = cluster.router_url(0);
+    let first = first.strip_prefix("http://").unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    for n in 0.. {
+        let id = format!("again-{n}");
+        ask(reqwest::Method::GET, id.clone()).send().await.unwrap();
+        if logged_as(cluster, &id).await["upstream"] == first {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{first} is left out");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    cluster.kill("router-1").await.unwrap();
+    let mut again = 0;
+    for n in 0..4 {
+        let id = format!("delete-{n}");
+        let delete = ask(reqwest::Method::DELETE, id.clone());
+        assert_eq!(delete.send().await.unwrap().status(), 204);
+        let line = logged_as(cluster, &id).await;
+        again += u32::from(line["upstream"].as_str().unwrap().starts_with(first));
+    }
+    assert!(again > 0, "none was for the router that is gone");
+    cluster.start_node("router-1").await.unwrap();
 }
 
 /// Metrics that must show something while `crm_day` runs and a tenant moves.
@@ -599,11 +691,12 @@ async fn services_take_their_configuration_from_the_environment_alone() {
 }
 
 #[tokio::test]
-async fn a_service_is_probed_as_container_engines_do() {
+async fn services_run_as_in_their_image_are_probed_and_end_in_order() {
     let cluster = Cluster::start(Options {
         shards: Some(1),
         replicas: Some(0),
         routers: Some(1),
+        tls: true,
         content: Content::Services,
         ..Options::default()
     });
@@ -623,6 +716,23 @@ async fn a_service_is_probed_as_container_engines_do() {
         Some(0)
     );
     assert_eq!(health(format!("{}/ready", cluster.admin_url())), Some(0));
+    let mut worker = Contained::start(&cluster, "worker");
+    let mut router = Contained::start(&cluster, "router");
+    for service in [&mut worker, &mut router] {
+        let ready = service.ready.clone();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while health(ready.clone()) != Some(0) {
+            assert!(Instant::now() < deadline, "not ready: {}", service.said());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+    nobody_is_turned_away_for_a_while(&mut router).await;
+    // Told again, it ends at once.
+    for mut service in [worker, router] {
+        service.terminate();
+        let code = service.child.wait().unwrap();
+        assert!(code.success(), "{code}: {}", service.said());
+    }
     cluster.kill("router-1").await.unwrap();
     assert_eq!(
         health(format!("{}/ready", cluster.router_admin_url(0))),
@@ -630,3 +740,221 @@ async fn a_service_is_probed_as_container_engines_do() {
     );
     cluster.down().await;
 }
+
+/// A router that was told to end meets a proxy that still has a connection, and
+/// one that makes another.
+async fn nobody_is_turned_away_for_a_while(router: &mut Contained) {
+    let (mut kept, mut other) = (Caller::new(router).await, Caller::new(router).await);
+    for caller in [&mut kept, &mut other] {
+        let head = caller.ask().await;
+        assert!(!head.contains("connection: close"), "{head}");
+    }
+    router.terminate();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while reqwest::get(&router.ready).await.unwrap().status() != 503 {
+        assert!(Instant::now() < deadline, "it says that it is ready");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let late = Caller::new(router).await;
+    for mut caller in [kept, other, late] {
+        let head = caller.ask().await;
+        assert!(head.contains("connection: close"), "{head}");
+        let mut rest = Vec::new();
+        caller.stream.read_to_end(&mut rest).await.unwrap();
+        assert!(rest.is_empty(), "{rest:?}");
+    }
+}
+
+/// One connection to a router.
+struct Caller {
+    stream: TcpStream,
+}
+
+impl Caller {
+    async fn new(router: &Contained) -> Self {
+        Self {
+            stream: TcpStream::connect(("127.0.0.1", router.port))
+                .await
+                .unwrap(),
+        }
+    }
+
+    /// Asks without a key; the answer's head in small letters.
+    async fn ask(&mut self) -> String {
+        let request = b"GET /rest/v1/companies HTTP/1.1\r\nHost: x\r\n\r\n";
+        self.stream.write_all(request).await.unwrap();
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            let byte = self.stream.read_u8().await.unwrap();
+            head.push(char::from(byte.to_ascii_lowercase()));
+        }
+        assert!(head.starts_with("http/1.1 401 "), "{head}");
+        let length = head
+            .lines()
+            .find_map(|l| l.strip_prefix("content-length: "));
+        let mut body = vec![0; length.unwrap().parse().unwrap()];
+        self.stream.read_exact(&mut body).await.unwrap();
+        head
+    }
+}
+
+/// A service with Compose's file, of which the environment changes only where
+/// things are; as the image's user, and where this machine allows it with nothing
+/// that it can write to but the folder that Compose gives it.
+struct Contained {
+    child: Child,
+    dir: PathBuf,
+    port: u16,
+    ready: String,
+}
+
+impl Contained {
+    fn start(cluster: &Cluster, service: &str) -> Self {
+        let id = uuid::Uuid::new_v4().simple();
+        let dir = std::env::temp_dir().join(format!("ringfence-{id}"));
+        let (secrets, state) = (dir.join("secrets"), dir.join("state"));
+        std::fs::create_dir_all(&secrets).unwrap();
+        std::fs::create_dir_all(&state).unwrap();
+        let put = |name: &str, text: &[u8]| {
+            let path = secrets.join(name);
+            std::fs::write(&path, text).unwrap();
+            path.display().to_string()
+        };
+        let theirs = |name: &str| std::fs::read(cluster.path().join(name)).unwrap();
+        let secret = |name: &str| put(name, &theirs(&format!("secrets/{name}")));
+        let peer = cluster.path().join("nodes").join(format!("{service}-1"));
+        let peer = |name: &str| put(name, &std::fs::read(peer.join(name)).unwrap());
+        let ca = put(
+            "ca.pem",
+            &std::fs::read(cluster.ca_file().unwrap()).unwrap(),
+        );
+        let control: tokio_postgres::Config = cluster.control_dsn().parse().unwrap();
+        let dsn = |user: &str, secret: &str| {
+            let (port, database) = (control.get_ports()[0], control.get_dbname().unwrap());
+            let password = String::from_utf8(theirs(&format!("secrets/{secret}"))).unwrap();
+            let text = format!(
+                "host=127.0.0.1 port={port} user={user} dbname={database} password={password}"
+            );
+            put("dsn", text.as_bytes())
+        };
+        let (port, admin) = (free_port(), free_port());
+        let listen = |port: u16| format!("127.0.0.1:{port}");
+        let mut places = vec![
+            ("NAME", format!("contained-{service}")),
+            ("LISTEN", listen(port)),
+            ("CONTROL__TLS__CA_FILE", ca.clone()),
+            ("SHARDS__TLS__CA_FILE", ca.clone()),
+            ("AUTH__KEY_SECRET_FILE", secret("key-secret")),
+        ];
+        let (tls, ready) = match service {
+            "router" => {
+                places.extend([
+                    ("ADMIN_LISTEN", listen(admin)),
+                    ("CONTROL__DSN_FILE", dsn("ringfence_router", "router")),
+                    (
+                        "CONTROL__SNAPSHOT_FILE",
+                        format!("{}/snapshot", state.display()),
+                    ),
+                    ("AUTH__JWT_SECRET_FILE", secret("jwt-secret")),
+                    ("SHARDS__PASSWORD_FILE", secret("router")),
+                    ("CACHE__REDIS_URLS", "[]".into()),
+                    ("CACHE__STREAM_SECRET_FILE", secret("stream-secret")),
+                    // Until it is told to end a second time.
+                    ("LIMITS__DRAIN_LAG_MS", "3600000".into()),
+                    ("LIMITS__HEADERS_MS_MAX", "3600000".into()),
+                ]);
+                (
+                    [
+                        "CACHE__STREAM_TLS__CA_FILE",
+                        "CACHE__STREAM_TLS__CERT_FILE",
+                        "CACHE__STREAM_TLS__KEY_FILE",
+                    ],
+                    admin,
+                )
+            }
+            _ => {
+                places.extend([
+                    ("STREAM_LISTEN", listen(admin)),
+                    ("CONTROL__DSN_FILE", dsn("postgres", "superuser")),
+                    ("ADMIN_TOKEN_FILE", secret("admin-token")),
+                    ("STREAM_SECRET_FILE", secret("stream-secret")),
+                    ("SHARDS__SUPERUSER_PASSWORD_FILE", secret("superuser")),
+                    ("SHARDS__ROUTER_PASSWORD_FILE", secret("router")),
+                    ("SHARDS__WORKER_PASSWORD_FILE", secret("worker")),
+                    ("SHARDS__MIGRATOR_PASSWORD_FILE", secret("migrator")),
+                    ("SHARDS__MOVER_PASSWORD_FILE", secret("mover")),
+                ]);
+                (
+                    [
+                        "STREAM_TLS__CA_FILE",
+                        "STREAM_TLS__CERT_FILE",
+                        "STREAM_TLS__KEY_FILE",
+                    ],
+                    port,
+                )
+            }
+        };
+        places.extend(
+            tls.into_iter()
+                .zip([ca, peer("peer.pem"), peer("peer.key")]),
+        );
+        // The image's user may not look into the checkout's folder.
+        let program = dir.join(format!("ringfence-{service}"));
+        let built = Path::new(env!("CARGO_BIN_EXE_ringfence"));
+        std::fs::copy(built.with_file_name(program.file_name().unwrap()), &program).unwrap();
+        let config = dir.join("config.toml");
+        let file = format!("ops/compose/{service}.toml");
+        std::fs::copy(root().join(file), &config).unwrap();
+        let mut command = match rustix::process::geteuid().is_root() {
+            true => {
+                let mut command = Command::new("sh");
+                command.args(["-c", CONTAINED, "sh"]).arg(&state);
+                command
+            }
+            false => Command::new("env"),
+        };
+        let log = std::fs::File::create(dir.join("log")).unwrap();
+        command.arg(&program).arg("--config").arg(&config);
+        command.stdout(log.try_clone().unwrap()).stderr(log);
+        let places = places.into_iter();
+        command.envs(places.map(|(key, value)| (format!("RINGFENCE__{key}"), value)));
+        let child = command.current_dir(&dir).spawn().unwrap();
+        Self {
+            child,
+            dir,
+            port,
+            ready: format!("http://127.0.0.1:{ready}/ready"),
+        }
+    }
+
+    fn terminate(&self) {
+        run(Command::new("kill").args(["-TERM", &self.child.id().to_string()]));
+    }
+
+    fn said(&self) -> String {
+        std::fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Contained {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// What follows runs as the image's user in a root that can't be written to, but
+/// for the folder named first; where mounts are not allowed, as that user alone.
+const CONTAINED: &str = r#"
+state=$1; shift
+user='setpriv --reuid=65532 --regid=65532 --clear-groups --no-new-privs'
+chmod -R a+rX "$(dirname "$state")"
+chmod 777 "$state"
+mounts='mount -t tmpfs -o uid=65532,gid=65532,mode=0700 none "$0" && mount -o remount,bind,ro /'
+if unshare --mount sh -c "$mounts" "$state" 2>/dev/null; then
+  exec unshare --mount sh -c "$mounts && exec $user "'"$@"' "$state" "$@"
+fi
+echo "mounts are not allowed here: the root can be written to" >&2
+exec $user "$@"
+"#;

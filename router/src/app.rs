@@ -198,7 +198,7 @@ impl App {
     /// Why tenants' requests can't be answered; empty when they can.
     pub fn not_ready(&self) -> Vec<String> {
         let mut reasons = Vec::new();
-        if self.draining.load(Ordering::Relaxed) {
+        if self.is_draining() {
             reasons.push("draining".to_owned());
         }
         let shards = self.shards.all();
@@ -219,9 +219,14 @@ impl App {
         reasons
     }
 
-    /// From now on `/ready` says no.
+    /// From now on `/ready` says no, and each answer is its connection's last.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was told to end.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
     }
 
     /// Waits for transactions in flight; false where some did not end in time.

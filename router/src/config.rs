@@ -383,7 +383,12 @@ pub struct Limits {
     pub idempotency_keys_max: u64,
     /// Largest body of an answer that is kept; a write that answers more is refused.
     pub idempotency_body_bytes_max: usize,
-    /// How long in-flight requests may take to finish at shutdown.
+    /// How long, once it is told to end, a router goes on as before, but for this: it
+    /// says that it is not ready, and each answer is its connection's last. Longer than
+    /// a proxy keeps a connection that nothing uses, and than it takes to hear of it,
+    /// no request meets one that is being closed. 0 where no proxy stands before it.
+    pub drain_lag_ms: u64,
+    /// How long in-flight requests may take to finish at shutdown, after that.
     pub drain_ms_max: u64,
 }
 
@@ -515,6 +520,7 @@ impl Default for Limits {
             idempotency_seconds: 86_400,
             idempotency_keys_max: 1_000_000,
             idempotency_body_bytes_max: 1 << 20,
+            drain_lag_ms: 0,
             drain_ms_max: 10_000,
         }
     }
@@ -731,6 +737,7 @@ impl Config {
             ("limits.headers_ms_max", limits.headers_ms_max, 1, DAY_MS),
             ("limits.body_ms_max", limits.body_ms_max, 1, DAY_MS),
             ("limits.send_ms_max", limits.send_ms_max, 1, DAY_MS),
+            ("limits.drain_lag_ms", limits.drain_lag_ms, 0, DAY_MS),
             ("limits.drain_ms_max", limits.drain_ms_max, 0, DAY_MS),
         ] {
             if !(least..=most).contains(&given) {

@@ -14,7 +14,7 @@ use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tower_http::CompressionLevel;
 use tower_http::compression::CompressionLayer;
@@ -29,6 +29,8 @@ use paced::Paced;
 /// Largest request head, which has room for the longest URL and as many bytes of
 /// headers; longer ones are answered 431 by hyper.
 const HEAD_BYTES_MAX: usize = 128 << 10;
+/// From a connection's coming until a thread has read of it, and then some.
+const FIRST_READ: Duration = Duration::from_millis(20);
 /// Bytes from which a body is compressed; smaller ones fit one packet anyway.
 const COMPRESSED_BYTES_MIN: u16 = 1 << 10;
 
@@ -84,6 +86,23 @@ pub async fn serve(
         .keep_alive_interval(Some(Duration::from_secs(30)))
         .max_concurrent_streams(250);
     let graceful = GracefulShutdown::new();
+    let take = |stream: std::net::TcpStream, place: Option<OwnedSemaphorePermit>| {
+        let (builder, routes, watcher) = (builder.clone(), routes.clone(), graceful.watcher());
+        threads.spawn(async move {
+            // From here on this thread's runtime watches it.
+            let stream = match TcpStream::from_std(stream) {
+                Ok(stream) => stream,
+                Err(error) => return tracing::warn!(%error, "can't serve a connection"),
+            };
+            let stream = Paced::new(stream, bounds.headers_max, bounds.send_max);
+            let service = TowerToHyperService::new(routes);
+            let connection = builder.serve_connection(TokioIo::new(stream), service);
+            if let Err(error) = watcher.watch(connection.into_owned()).await {
+                tracing::debug!(%error, "connection ended");
+            }
+            drop(place);
+        });
+    };
     loop {
         let place = async {
             // Never closed, so there is always one at last.
@@ -102,26 +121,25 @@ pub async fn serve(
                 }
             },
         };
-        let (builder, routes, watcher) = (builder.clone(), routes.clone(), graceful.watcher());
-        threads.spawn(async move {
-            // From here on this thread's runtime watches it.
-            let stream = match TcpStream::from_std(stream) {
-                Ok(stream) => stream,
-                Err(error) => return tracing::warn!(%error, "can't serve a connection"),
-            };
-            let stream = Paced::new(stream, bounds.headers_max, bounds.send_max);
-            let service = TowerToHyperService::new(routes);
-            let connection = builder.serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = watcher.watch(connection.into_owned()).await {
-                tracing::debug!(%error, "connection ended");
-            }
-            drop(place);
-        });
+        take(stream, place.ok());
     }
-    drop(listener);
-    tokio::time::timeout(drain, graceful.shutdown())
-        .await
-        .is_ok()
+    // Who is connected to this end already has perhaps sent its request.
+    if let Ok(listener) = listener.into_std() {
+        while let (Ok(place), Ok((stream, _))) =
+            (places.clone().try_acquire_owned(), listener.accept())
+        {
+            let _ = stream.set_nodelay(true);
+            if stream.set_nonblocking(true).is_ok() {
+                take(stream, Some(place));
+            }
+        }
+    }
+    let finished = async {
+        // A connection is cut off where nothing of it was read.
+        tokio::time::sleep(FIRST_READ).await;
+        graceful.shutdown().await;
+    };
+    tokio::time::timeout(drain, finished).await.is_ok()
 }
 
 /// An accepted connection, without the runtime that accepted it.

@@ -15,7 +15,7 @@ use router::threads::Threads;
 use router::{admin, http};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use telemetry::{Service, Telemetry};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt;
@@ -83,6 +83,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let events = Events::new(metrics, config.log.requests).context("can't start the log")?;
     let events = events.with(tracer, faults);
     let stop = CancellationToken::new();
+    let lag = Duration::from_millis(config.limits.drain_lag_ms);
     let drain = Duration::from_millis(config.limits.drain_ms_max);
     let listener = http::listen(config.listen).await?;
     let admin_listener = http::listen(config.admin_listen).await?;
@@ -123,9 +124,15 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         drain,
     ));
 
-    terminated().await?;
-    tracing::info!("draining");
+    let mut ends = Ends::listen()?;
+    ends.told().await;
+    tracing::info!(lag_ms = lag.as_millis() as u64, "draining");
     app.drain();
+    // Proxies turn elsewhere meanwhile. Who says it again means at once.
+    tokio::select! {
+        () = tokio::time::sleep(lag) => {}
+        () = ends.told() => {}
+    }
     stop.cancel();
     let drained = data.await.unwrap_or(false) && app.finish(drain).await;
     served.cancel();
@@ -141,14 +148,26 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn terminated() -> anyhow::Result<()> {
-    let mut term = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = interrupt.recv() => {}
+/// Who tells the router to end.
+struct Ends {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Ends {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
     }
-    Ok(())
+
+    async fn told(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
 }
 
 /// Takes as many open files as the system gives: each client's connection is one.

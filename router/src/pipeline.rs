@@ -19,8 +19,8 @@ use axum::body::{Body, HttpBody as _};
 use axum::extract::{Request, State};
 use axum::response::Response;
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderName};
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::header::{CONNECTION, CONTENT_TYPE, HeaderName};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Version};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use telemetry::trace::{CHILDREN_MAX, Parent, Place};
 use tenancy::auth::TenantContext;
@@ -108,6 +108,10 @@ pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
             .extend(token.map(|value| (name, value)).ok());
     }
     cors::allow(origins, &head.headers, response.headers_mut());
+    if app.is_draining() && head.version < Version::HTTP_2 {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(CONNECTION, close);
+    }
     let took = started.elapsed();
     let slow = app.config.log.is_slow(took).then(|| Slow {
         statement: seen.statement.as_deref(),
