@@ -4,7 +4,7 @@ use tokio_postgres::Client;
 
 use crate::ident::Literal;
 
-const FILES: [(i32, &str, &str); 9] = [
+const FILES: [(i32, &str, &str); 10] = [
     (1, "control", include_str!("../control/001_control.sql")),
     (2, "member", include_str!("../control/002_member.sql")),
     (3, "jobs", include_str!("../control/003_jobs.sql")),
@@ -22,6 +22,11 @@ const FILES: [(i32, &str, &str); 9] = [
         include_str!("../control/008_one_rebalance.sql"),
     ),
     (9, "importing", include_str!("../control/009_importing.sql")),
+    (
+        10,
+        "audit_always",
+        include_str!("../control/010_audit_always.sql"),
+    ),
 ];
 
 /// Key of the advisory lock that upgrades queue for.

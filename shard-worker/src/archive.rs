@@ -13,7 +13,7 @@ use schema::archive::manifest::ArchivedTenant;
 use schema::archive::read::{self, Piece};
 use schema::archive::{ArchiveError, Digests, Manifest};
 use schema::tenant_tables::{TenantTable, tenant_tables};
-use serde_json::json;
+use serde_json::{Value, json};
 use tenancy::chain;
 use tenancy::control::{
     Actor, ControlError, NewPlace, NewTenant, TenantInfo, insert_tenant, write_audit,
@@ -41,6 +41,8 @@ const REPLICA_MAX: Duration = Duration::from_secs(3);
 const SENT_MAX: Duration = Duration::from_secs(60);
 /// Longest wait for the job to have prepared the shard.
 const OPENED_MAX: Duration = Duration::from_secs(60);
+/// Longest wait for the audit log at an export's end.
+const AUDIT_MAX: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(100);
 
 /// An archive that is being written.
@@ -113,63 +115,81 @@ pub async fn export(
             Err(error) => Error::Archive(ArchiveError::Io(io::Error::other(error))),
         });
     };
-    audit(app, actor, tenant, source).await?;
-    let slug = tenant.slug.clone();
-    let body = stream::once(async { Ok(first) }).chain(rest(app.clone(), slug, packed, writer));
+    let taken = Taken {
+        actor: actor.clone(),
+        slug: tenant.slug.clone(),
+        note: json!({ "id": tenant.id, "shard": tenant.shard, "from": source }),
+    };
+    audit(app, &taken, taken.note.clone(), "begun").await?;
+    let body = stream::once(async { Ok(first) }).chain(rest(app.clone(), taken, packed, writer));
     Ok(Export {
         estimate,
         body: Body::from_stream(body),
     })
 }
 
+/// Whose data is taken away, by whom.
+struct Taken {
+    actor: Actor,
+    slug: String,
+    note: Value,
+}
+
 /// What the writer has packed; ends as the writer does.
 fn rest(
     app: Arc<App>,
-    slug: String,
+    taken: Taken,
     packed: Receiver<Vec<u8>>,
     writer: AbortOnDropHandle<Result<Digests, ArchiveError>>,
 ) -> impl Stream<Item = io::Result<Vec<u8>>> {
-    stream::unfold(Some((app, slug, packed, writer)), |state| async {
-        let (app, slug, mut packed, writer) = state?;
+    stream::unfold(Some((app, taken, packed, writer)), |state| async {
+        let (app, taken, mut packed, writer) = state?;
         app.failpoints.hit("export_part");
         if let Some(bytes) = packed.recv().await {
-            return Some((Ok(bytes), Some((app, slug, packed, writer))));
+            return Some((Ok(bytes), Some((app, taken, packed, writer))));
         }
+        let slug = &taken.slug;
+        let mut note = taken.note.clone();
         let why = match writer.await {
             Ok(Ok(digests)) => {
-                tracing::info!(
-                    tenant = slug,
-                    rows = digests.rows,
-                    bytes = digests.bytes,
-                    "tenant exported"
-                );
+                let (rows, bytes) = (digests.rows, digests.bytes);
+                tracing::info!(tenant = slug, rows, bytes, "tenant exported");
+                note["rows"] = rows.into();
+                note["bytes"] = bytes.into();
+                audit_end(&app, &taken, note, "done").await;
                 return None;
             }
             Ok(Err(error)) => chain(&error),
             Err(error) => error.to_string(),
         };
+        note["error"] = why.as_str().into();
+        audit_end(&app, &taken, note, "failed").await;
         tracing::warn!(tenant = slug, error = why, "export ended early");
         // Ends the connection, not the body: nobody takes the half for the whole.
         Some((Err(io::Error::other(why)), None))
     })
 }
 
+/// How it ended is on record, too, where the control database can be reached: what
+/// was taken away can't be taken back.
+async fn audit_end(app: &App, taken: &Taken, note: Value, result: &str) {
+    let written = timeout(AUDIT_MAX, audit(app, taken, note, result)).await;
+    if !matches!(written, Ok(Ok(()))) {
+        tracing::warn!(
+            tenant = taken.slug,
+            result,
+            "an export's end is not in the audit log"
+        );
+    }
+}
+
 /// Who takes a tenant's data away is on record.
-async fn audit(app: &App, actor: &Actor, tenant: &TenantInfo, from: &str) -> Result<(), Error> {
+async fn audit(app: &App, taken: &Taken, note: Value, result: &str) -> Result<(), Error> {
     let mut client = app.control.client().await?;
     let transaction = client.transaction().await.map_err(ControlError::Postgres)?;
-    let note = json!({ "id": tenant.id, "shard": tenant.shard, "from": from });
-    let action = "tenant.export";
-    write_audit(
-        &transaction,
-        actor,
-        action,
-        &tenant.slug,
-        None,
-        Some(note),
-        "begun",
-    )
-    .await?;
+    let (actor, action) = (&taken.actor, "tenant.export");
+    let (slug, note) = (&taken.slug, Some(note));
+    write_audit(&transaction, actor, action, slug, None, note, result).await?;
     transaction.commit().await.map_err(ControlError::Postgres)?;
     Ok(())
 }

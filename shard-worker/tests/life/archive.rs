@@ -36,6 +36,11 @@ async fn an_archive_comes_back_as_another_tenant() {
         exported["rows"],
         stage.rows(&shard, acme).await.values().sum::<i64>()
     );
+    // Who took it away, and how much, is on record.
+    let taken = "select (after ->> 'rows')::bigint from ringfence.audit
+                 where action = 'tenant.export' and object = 'acme' and result = 'done'";
+    let taken = stage.control().await.query_one(taken, &[]).await;
+    assert_eq!(exported["rows"], taken.unwrap().get::<_, i64>(0));
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);
     assert_eq!(plain.metadata().unwrap().mode() & 0o777, 0o600);
     let (manifest, digests) = contents(&plain);

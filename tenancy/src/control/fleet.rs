@@ -148,6 +148,7 @@ impl Control {
         let mut client = self.client().await?;
         let transaction = client.transaction().await?;
         next_version(&transaction, true).await?;
+        let before = as_it_is(&transaction, &new.id).await?;
         let rows = transaction
             .execute(
                 "insert into ringfence.shard (id, region, weight)
@@ -187,8 +188,8 @@ impl Control {
                 )));
             }
         }
-        let after = serde_json::to_value(new).ok();
-        audit(&transaction, actor, "shard.add", &new.id, None, after).await?;
+        let after = as_it_is(&transaction, &new.id).await?;
+        audit(&transaction, actor, "shard.add", &new.id, before, after).await?;
         transaction.commit().await?;
         Ok(())
     }
@@ -497,6 +498,25 @@ pub fn is_safe_url(url: &str) -> bool {
         && named
         && (rest.is_some_and(|rest| rest.starts_with(|c: char| c.is_alphanumeric() || c == '['))
             || LOCAL.iter().any(local))
+}
+
+/// A shard and its nodes for the audit log; none where there is no such shard.
+pub(super) async fn as_it_is(
+    transaction: &Transaction<'_>,
+    shard: &str,
+) -> Result<Option<serde_json::Value>, ControlError> {
+    let row = transaction
+        .query_opt(
+            "select json_build_object('id', s.id, 'region', s.region, 'weight', s.weight,
+               'state', s.state, 'nodes', (
+                 select coalesce(json_agg(json_build_object(
+                   'name', n.name, 'host', n.host, 'port', n.port) order by n.name), '[]')
+                 from ringfence.node n where n.shard = s.id))
+             from ringfence.shard s where s.id = $1",
+            &[&shard],
+        )
+        .await?;
+    Ok(row.map(|row| row.get(0)))
 }
 
 /// Gives every tenant whose answer of the ring has changed its new `ring_shard`.

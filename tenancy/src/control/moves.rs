@@ -5,7 +5,7 @@ use serde_json::json;
 use tokio_postgres::Transaction;
 use uuid::Uuid;
 
-use super::fleet::reseat;
+use super::fleet::{as_it_is, reseat};
 use super::tenants::{find, not_found};
 use super::{Actor, Control, ControlError, next_version, write_audit};
 
@@ -112,27 +112,23 @@ impl Control {
         let tenant = find(&*transaction, name)
             .await?
             .ok_or_else(|| not_found(name))?;
-        transaction
-            .execute(
-                "update ringfence.tenant set pinned = $2 where id = $1",
+        let was: bool = transaction
+            .query_one(
+                "with before as (select pinned from ringfence.tenant where id = $1 for update)
+                 update ringfence.tenant t set pinned = $2 from before b where t.id = $1
+                 returning b.pinned",
                 &[&tenant.id, &pinned],
             )
-            .await?;
+            .await?
+            .get(0);
         let action = match pinned {
             true => "tenant.pin",
             false => "tenant.unpin",
         };
-        let after = Some(json!({ "shard": tenant.shard, "pinned": pinned }));
-        write_audit(
-            &transaction,
-            actor,
-            action,
-            &tenant.slug,
-            None,
-            after,
-            "done",
-        )
-        .await?;
+        let place = |pinned: bool| Some(json!({ "shard": tenant.shard, "pinned": pinned }));
+        let (before, after) = (place(was), place(pinned));
+        let slug = &tenant.slug;
+        write_audit(&transaction, actor, action, slug, before, after, "done").await?;
         Ok(transaction.commit().await?)
     }
 
@@ -168,17 +164,13 @@ impl Control {
             )
             .await?;
         let affected = reseat(&transaction, version).await?;
-        let after = Some(json!({ "tenants_of_other_shards_now": affected }));
-        write_audit(
-            &transaction,
-            actor,
-            "shard.drain",
-            shard,
-            None,
-            after,
-            "done",
-        )
-        .await?;
+        let before = Some(json!({ "state": state }));
+        let after = Some(json!({
+            "state": "draining",
+            "tenants_of_other_shards_now": affected,
+        }));
+        let action = "shard.drain";
+        write_audit(&transaction, actor, action, shard, before, after, "done").await?;
         transaction.commit().await?;
         Ok(affected)
     }
@@ -224,19 +216,12 @@ impl Control {
                 &[&shard],
             )
             .await?;
+        let before = as_it_is(&transaction, shard).await?;
         transaction
             .execute("delete from ringfence.shard where id = $1", &[&shard])
             .await?;
-        write_audit(
-            &transaction,
-            actor,
-            "shard.remove",
-            shard,
-            None,
-            None,
-            "done",
-        )
-        .await?;
+        let action = "shard.remove";
+        write_audit(&transaction, actor, action, shard, before, None, "done").await?;
         Ok(transaction.commit().await?)
     }
 }

@@ -1,5 +1,6 @@
 //! Tenants', shards' and keys' rows: idempotence, conflicts, pages, states.
 
+use serde_json::{Value, json};
 use tenancy::control::{
     Actor, Control, ControlError, NewKey, NewNode, NewShard, NewTenant, TenantInfo,
 };
@@ -222,4 +223,62 @@ async fn a_key_is_revoked_once() {
     let missing = revoke(key.id + 1).await;
     assert!(matches!(missing, Err(ControlError::NotFound { .. })));
     assert_eq!(fixture.control.keys("acme").await.unwrap(), [first]);
+}
+
+#[tokio::test]
+async fn the_audit_log_has_what_was_before() {
+    let fixture = Fixture::new().await;
+    let (control, actor) = (&fixture.control, &fixture.actor);
+    fixture.insert("acme", None).await.unwrap();
+    control.pin(actor, "acme", true).await.unwrap();
+    control.pin(actor, "acme", false).await.unwrap();
+    fixture.insert_shard("s1", 7).await.unwrap();
+    fixture.insert_shard("s2", 2).await.unwrap();
+    control.activate_shard(actor, "s2").await.unwrap();
+    control.drain_shard(actor, "s2").await.unwrap();
+    control.remove_shard(actor, "s2").await.unwrap();
+
+    let sql = "select action, before, after from ringfence.audit
+               where action ~ '^(tenant.(un)?pin|shard.(add|drain|remove))$' order by id";
+    let rows = connect(&fixture.dsn).await.query(sql, &[]).await.unwrap();
+    let said: Vec<(String, Option<Value>, Option<Value>)> = rows
+        .iter()
+        .map(|row| (row.get(0), row.get(1), row.get(2)))
+        .collect();
+    let shard = |id: &str, state: &str, port: u16| {
+        Some(json!({
+            "id": id, "region": "local", "weight": 1, "state": state,
+            "nodes": [{ "name": format!("{id}-primary"), "host": "127.0.0.1", "port": port }],
+        }))
+    };
+    let pinned = |pinned: bool| Some(json!({ "shard": "s1", "pinned": pinned }));
+    let drained = json!({ "state": "draining", "tenants_of_other_shards_now": 0 });
+    let mut expected = vec![
+        ("shard.add", None, shard("s1", "preparing", 1)),
+        ("tenant.pin", pinned(false), pinned(true)),
+        ("tenant.unpin", pinned(true), pinned(false)),
+        (
+            "shard.add",
+            shard("s1", "active", 1),
+            shard("s1", "active", 7),
+        ),
+        ("shard.add", None, shard("s2", "preparing", 2)),
+        (
+            "shard.drain",
+            Some(json!({ "state": "active" })),
+            Some(drained),
+        ),
+        ("shard.remove", shard("s2", "draining", 2), None),
+    ];
+    // How many tenants the ring gave the second shard is chance, as ids are.
+    let affected = said[5]
+        .2
+        .as_ref()
+        .map(|after| &after["tenants_of_other_shards_now"]);
+    expected[5].2.as_mut().unwrap()["tenants_of_other_shards_now"] = affected.unwrap().clone();
+    let said: Vec<_> = said
+        .iter()
+        .map(|(action, before, after)| (action.as_str(), before.clone(), after.clone()))
+        .collect();
+    assert_eq!(said, expected);
 }

@@ -125,4 +125,16 @@ async fn the_audit_log_only_grows() {
         let refused = error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE);
         assert!(refused, "{sql}: {error}");
     }
+    // Nor does its owner change it, whatever the session pretends to be.
+    client
+        .batch_execute("reset role; set session_replication_role = replica")
+        .await
+        .unwrap();
+    for sql in [
+        "update ringfence.audit set actor = 'x'",
+        "truncate ringfence.audit",
+    ] {
+        let error = client.batch_execute(sql).await.unwrap_err();
+        assert_eq!(error.code().map(SqlState::code), Some("RF013"), "{sql}");
+    }
 }
