@@ -398,6 +398,12 @@ async fn dashboards(cluster: &Cluster) {
     // The recording rules have run, and nothing but what is true is alerted.
     let rate = ask("ringfence:requests:rate5m".into()).await;
     assert_ne!(rate["data"]["result"][0]["value"][1], "0", "{rate}");
+    // Requests are counted by where their answers came from.
+    let by_source = "sum by (from) (ringfence_requests_total{route=\"relation\"}) > 0";
+    let by_source = ask(by_source.into()).await;
+    let by_source = by_source["data"]["result"].as_array().unwrap();
+    let mut sources = by_source.iter().map(|series| &series["metric"]["from"]);
+    assert!(sources.any(|from| from == "shard"), "{by_source:?}");
     let firing = ask("ALERTS{alertstate=\"firing\",severity=\"page\"}".into()).await;
     assert_eq!(firing["data"]["result"], Value::Array(vec![]), "{firing}");
 }

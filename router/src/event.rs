@@ -14,6 +14,7 @@ use telemetry::trace::{Place, Tracer};
 
 use self::access_log::AccessLog;
 use self::metrics::Metrics;
+use crate::cache::Level;
 use crate::config::RequestLog;
 use crate::gate::Refused;
 use crate::quota::Limited;
@@ -191,6 +192,8 @@ pub struct RequestDone<'a> {
     pub path: &'a str,
     /// Kind of resource.
     pub route: Route,
+    /// Where the answer came from.
+    pub from: Source,
     /// Status of the answer.
     pub status: StatusCode,
     /// Code of the error, where it is one.
@@ -254,6 +257,42 @@ impl Route {
             Self::Rpc => "rpc",
             Self::Root => "root",
             Self::Other => "other",
+        }
+    }
+}
+
+/// Where a request's answer came from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Source {
+    /// The router itself: a refusal, an error, what describes the API.
+    #[default]
+    Router,
+    /// An entry in the router's memory.
+    Memory,
+    /// An entry in Redis.
+    Redis,
+    /// The shard.
+    Shard,
+}
+
+impl Source {
+    /// The name in metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Router => "router",
+            Self::Memory => "memory",
+            Self::Redis => "redis",
+            Self::Shard => "shard",
+        }
+    }
+}
+
+impl From<Level> for Source {
+    fn from(level: Level) -> Self {
+        match level {
+            Level::Local => Self::Memory,
+            Level::Shared => Self::Redis,
+            Level::Filled | Level::Missed | Level::Bypassed => Self::Shard,
         }
     }
 }

@@ -33,7 +33,7 @@ use crate::cache::key::Key;
 use crate::cache::{Level, label};
 use crate::config::{Api, Limits};
 use crate::error::{Error, Hidden, Refusal};
-use crate::event::{Did, Event, HoldReason, KeyUse, RequestDone, Route, Slow};
+use crate::event::{Did, Event, HoldReason, KeyUse, RequestDone, Route, Slow, Source};
 use crate::execute::ExecuteError;
 use crate::guard::{self, Visible};
 use crate::hold::Held;
@@ -124,6 +124,7 @@ pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
         method: &head.method,
         path: head.uri.path(),
         route: route(incoming.path),
+        from: seen.from,
         status: response.status(),
         code: seen.code.as_deref(),
         took,
@@ -436,6 +437,7 @@ async fn read(
             (got, Some(question))
         }
     };
+    seen.from = got.level.into();
     let old = got.hit.as_ref().and_then(|hit| hit.old);
     let made = made(work, request, plan, got.row, seen);
     Ok(made.map(|mut made| {
@@ -485,6 +487,7 @@ async fn change(
     seen: &mut Seen,
 ) -> Result<Served, Failed> {
     let served = serve::serve(work, &mut seen.stages).await?;
+    seen.from = Source::Shard;
     seen.stages.mark(Stage::Transaction);
     seen.token = served.token;
     if plan.form == Form::Write {
@@ -726,6 +729,8 @@ struct Seen {
     tenant: Option<uuid::Uuid>,
     shard: Option<Arc<str>>,
     code: Option<String>,
+    /// Where the answer came from.
+    from: Source,
     /// Of what was committed, whatever went wrong with the answer then.
     token: Option<Token>,
     /// What became of a write was not known at some time.

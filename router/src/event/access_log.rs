@@ -120,7 +120,7 @@ fn json(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::Route;
+    use crate::event::{Route, Source};
 
     #[test]
     fn a_line_is_one_json_object_whatever_the_path_holds() {
@@ -131,6 +131,7 @@ mod tests {
             method: &http::Method::GET,
             path: "/a\"b\nc",
             route: Route::Relation,
+            from: Source::Router,
             status: http::StatusCode::NOT_FOUND,
             code: Some("PGRST205"),
             took: Duration::from_micros(1500),
@@ -160,6 +161,7 @@ mod tests {
             method: &http::Method::GET,
             path: "/deals",
             route: Route::Relation,
+            from: Source::Router,
             status: http::StatusCode::OK,
             code: None,
             took: Duration::from_secs(2),

@@ -6,7 +6,7 @@
 use metrics::{Counter, Gauge, Histogram, Unit};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
-use super::{Event, FallBack, HoldReason, KeyUse, Route};
+use super::{Event, FallBack, HoldReason, KeyUse, Route, Source};
 use crate::cache::Level;
 use crate::cache::validity::Unfit;
 use crate::gate::Refused;
@@ -20,14 +20,16 @@ const DURATION_BUCKETS: [f64; 16] = [
 ];
 
 const ROUTES: [Route; 4] = [Route::Relation, Route::Rpc, Route::Root, Route::Other];
+const SOURCES: [Source; 4] = [Source::Router, Source::Memory, Source::Redis, Source::Shard];
 const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 
 /// All handles.
 pub struct Metrics {
-    /// Requests answered, by kind of resource and class of status.
-    requests: [[Counter; 5]; 4],
-    /// Time from a request's headers to its answer.
-    duration: [Histogram; 4],
+    /// Requests answered, by kind of resource, where the answer came from, and class
+    /// of status.
+    requests: [[[Counter; 5]; 4]; 4],
+    /// Time from a request's headers to its answer, by kind and source.
+    duration: [[Histogram; 4]; 4],
     /// Requests being answered.
     pub in_flight: Gauge,
     /// Times that a request was held, to be tried again, by reason.
@@ -91,8 +93,10 @@ impl Metrics {
     /// Counts where [`Metrics::install`] was called, and nowhere otherwise.
     pub(crate) fn handles() -> Self {
         let requests = ROUTES.map(|route| {
-            CLASSES.map(|class| {
-                metrics::counter!("ringfence_requests_total", "route" => route.name(), "status" => class)
+            SOURCES.map(|from| {
+                CLASSES.map(|class| {
+                    metrics::counter!("ringfence_requests_total", "route" => route.name(), "from" => from.name(), "status" => class)
+                })
             })
         });
         let held = [
@@ -107,7 +111,9 @@ impl Metrics {
         Self {
             requests,
             duration: ROUTES.map(|route| {
-                metrics::histogram!("ringfence_request_duration_seconds", "route" => route.name())
+                SOURCES.map(|from| {
+                    metrics::histogram!("ringfence_request_duration_seconds", "route" => route.name(), "from" => from.name())
+                })
             }),
             in_flight: metrics::gauge!("ringfence_requests_in_flight"),
             reads: ["primary", "replica"]
@@ -153,8 +159,9 @@ impl Metrics {
         match event {
             Event::Answered(done) => {
                 let class = usize::from(done.status.as_u16() / 100).clamp(1, 5) - 1;
-                self.requests[done.route as usize][class].increment(1);
-                self.duration[done.route as usize].record(done.took.as_secs_f64());
+                let (route, from) = (done.route as usize, done.from as usize);
+                self.requests[route][from][class].increment(1);
+                self.duration[route][from].record(done.took.as_secs_f64());
             }
             Event::Held { reason } => self.held[*reason as usize].increment(1),
             Event::Read { by } => self.reads[*by as usize].increment(1),
@@ -205,12 +212,12 @@ fn describe() {
     use metrics::{describe_counter as counter, describe_gauge as gauge};
     counter!(
         "ringfence_requests_total",
-        "Requests answered, by kind of resource and class of status."
+        "Requests answered, by kind of resource, where the answer came from, and class of status."
     );
     metrics::describe_histogram!(
         "ringfence_request_duration_seconds",
         Unit::Seconds,
-        "Time from a request's headers to its answer."
+        "Time from a request's headers to its answer, by kind of resource and where the answer came from."
     );
     gauge!("ringfence_requests_in_flight", "Requests being answered.");
     counter!(

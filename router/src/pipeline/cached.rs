@@ -139,6 +139,7 @@ pub(super) fn at_once(
         return None;
     }
     seen.shard = Some(target.shard.id.clone());
+    seen.from = hit.level.into();
     seen.rows = u64::try_from(hit.entry.row.page).unwrap_or(0);
     let head = front.head(&hit.entry);
     let mut answer = match head {
