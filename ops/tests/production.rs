@@ -395,6 +395,10 @@ async fn dashboards(cluster: &Cluster) {
     assert_eq!(moving.len(), MOVING.len(), "{moving:?}");
     let (_, failed, violations) = load.end();
     assert_eq!((failed, violations), (0, 0), "{:#?}", failures(cluster));
+    for service in [cluster.router_admin_url(0), cluster.admin_url()] {
+        let metrics = client.get(format!("{service}/metrics")).send();
+        follows_the_conventions(&metrics.await.unwrap().text().await.unwrap());
+    }
     // The recording rules have run, and nothing but what is true is alerted.
     let rate = ask("ringfence:requests:rate5m".into()).await;
     assert_ne!(rate["data"]["result"][0]["value"][1], "0", "{rate}");
@@ -406,6 +410,23 @@ async fn dashboards(cluster: &Cluster) {
     assert!(sources.any(|from| from == "shard"), "{by_source:?}");
     let firing = ask("ALERTS{alertstate=\"firing\",severity=\"page\"}".into()).await;
     assert_eq!(firing["data"]["result"], Value::Array(vec![]), "{firing}");
+}
+
+/// Prometheus' own lint of names, units and help texts finds nothing.
+fn follows_the_conventions(metrics: &str) {
+    let mut lint = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = lint.stdin.take().unwrap();
+    std::io::Write::write_all(&mut stdin, metrics.as_bytes()).unwrap();
+    drop(stdin);
+    let said = lint.wait_with_output().unwrap();
+    let text = [said.stdout, said.stderr].concat();
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&text));
 }
 
 /// By the command that a DBA types.
