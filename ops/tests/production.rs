@@ -187,6 +187,7 @@ async fn nginx_balances_releases_and_restarts_unnoticed() {
     assert_eq!(line["tenant"].as_str().unwrap(), &key[3..25]);
     assert!(!line.to_string().contains(&key));
     what_is_of_one_client_alone_reaches_a_router(&cluster).await;
+    the_log_is_replayed(&cluster);
 
     // Rolling restart of both routers and the worker; then a release for a
     // share of the tenants, promoted, rolled back.
@@ -328,6 +329,27 @@ async fn what_is_of_one_client_alone_reaches_a_router(cluster: &Cluster) {
         assert!(Instant::now() < deadline, "no router has heard of it");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    for id in ["range", "first", "head"] {
+        logged_as(cluster, id).await;
+    }
+}
+
+/// The load tester sends again what the log has: reads, so far.
+fn the_log_is_replayed(cluster: &Cluster) {
+    let (_, _, http) = cluster.nginx().unwrap();
+    let reads = logged(cluster).len();
+    let report = cluster.path().join("replayed.json");
+    let tester = Path::new(env!("CARGO_BIN_EXE_ringfence")).with_file_name("ringfence-loadtest");
+    let key = format!("acme={}", cluster.key("acme").unwrap());
+    run(Command::new(tester)
+        .arg("replay")
+        .arg(cluster.path().join("nodes/nginx/access.log"))
+        .args(["--speed", "100", "--quiet", "--metrics", "off"])
+        .args(["--url", &http, "--key", &key, "--json"])
+        .arg(&report));
+    let report: Value = serde_json::from_slice(&std::fs::read(report).unwrap()).unwrap();
+    assert_eq!(report["total"]["requests"], reads, "{report:#}");
+    assert_eq!(report["total"]["errors"], 0, "{report:#}");
 }
 
 /// Nginx takes a DELETE for safe to send twice, so that it must not send any again;
