@@ -530,7 +530,15 @@ impl<'a> Bench<'a> {
                  request = function() n = n % {DRAWN} + 1; return requests[n] end\n",
                 self.ids.0, self.ids.1
             ),
-            None => format!("wrk.path = \"{prefix}{}\"\n", work.path),
+            None => match work.path.split_once("{new}") {
+                // Never the same twice, as good as: each thread begins elsewhere.
+                Some((before, after)) => format!(
+                    "init = function() math.randomseed(os.time() + tonumber(tostring({{}}):match(\"0x(%x+)\"), 16) % 1000000) end\n\
+                     request = function() return wrk.format(nil, \"{prefix}{before}\" .. \
+                       math.random(1, 1000000000) .. \"{after}\") end\n"
+                ),
+                None => format!("wrk.path = \"{prefix}{}\"\n", work.path),
+            },
         };
         let mut more = String::new();
         for (name, value) in headers {

@@ -1,6 +1,6 @@
 //! What an answer out of the caches costs, and a write that waits for them:
 //! beside a bare axum handler that returns the same bytes, and one that gets them
-//! from the same Redis Cluster (router/examples/bare_cache.rs).
+//! from the same Redis Cluster (router/examples/bare_cache.rs), by turns.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -17,11 +17,21 @@ use super::{Args, Bench, Failure, READY_MAX, Sample, Work, median};
 pub(crate) struct Cached {
     what: &'static str,
     sample: Sample,
+    /// What it is compared with, the ratio of their rates, and the goal.
+    compared: Option<(&'static str, f64, f64)>,
 }
 
 const PAGE: Work = Work {
     name: "10 rows of 3 columns",
     path: "companies?select=id,name,industry&order=id&limit=10",
+    params: &[],
+    inserts: 0,
+    goal: None,
+};
+/// The same rows, by a question that nobody has asked before.
+const NEW_PAGE: Work = Work {
+    name: "10 rows of 3 columns",
+    path: "companies?select=id,name,industry&id=neq.-{new}&order=id&limit=10",
     params: &[],
     inserts: 0,
     goal: None,
@@ -40,6 +50,9 @@ const INSERT: Work = Work {
     inserts: 1,
     goal: None,
 };
+
+const BARE_BYTES: &str = "axum, the same bytes";
+const BARE_REDIS: &str = "axum, GET of the same row from Redis Cluster";
 
 /// Built by ops/bench.
 const BARE: &str = concat!(
@@ -89,15 +102,22 @@ async fn in_memory(args: &Args) -> Result<Vec<Cached>, Failure> {
             "read from the router's memory",
             page("l1.lua", &[])?,
             router(),
-        ),
+        )
+        .beside(BARE_BYTES, 0.75),
         Side::new(
             "the same, 304",
             page("304.lua", &[("If-None-Match", &tag)])?,
             router(),
+        )
+        .beside(BARE_BYTES, 0.80),
+        Side::new(
+            "the same rows, never asked before",
+            bench.wrk_script(&NEW_PAGE, "miss.lua", "/rest/v1/", &[])?,
+            router(),
         ),
         Side::new(
-            "the same with no-store, from Postgres",
-            page("miss.lua", &[("Cache-Control", "no-store")])?,
+            "the same with no-store",
+            page("past.lua", &[("Cache-Control", "no-store")])?,
             router(),
         ),
     ];
@@ -105,7 +125,7 @@ async fn in_memory(args: &Args) -> Result<Vec<Cached>, Failure> {
         let of = || (bare.child.id(), bare.url.clone());
         let plain = |file, prefix| bench.wrk_script(&PAGE, file, prefix, &[]);
         let same = plain("bare.lua", "/")?;
-        sides.push(Side::new("axum, the same bytes", same, of()));
+        sides.push(Side::new(BARE_BYTES, same, of()));
         let redis = plain("redis.lua", "/redis/")?;
         sides.push(Side::new("axum, GET of Redis Cluster", redis, of()));
     }
@@ -125,14 +145,22 @@ async fn in_redis(args: &Args) -> Result<Vec<Cached>, Failure> {
     let cluster = start(Some(0)).await?;
     let bench = Bench::new(&cluster, args).await?;
     let path = BY_KEY.path.replace("{id}", &bench.ids.0.to_string());
-    answered_from(&bench, &path, "l2").await?;
+    let (body, _) = answered_from(&bench, &path, "l2").await?;
+    let bare = Bare::start(&cluster, &body).await?;
     let script = bench.wrk_script(&BY_KEY, "l2.lua", "/rest/v1/", &[])?;
     // Twice, so that Redis has the answers.
     bench.wrk(&script, &bench.url)?;
     bench.wrk(&script, &bench.url)?;
     let router = (bench.router_pid, bench.url.clone());
-    let sides = [Side::new("read from Redis, one row", script, router)];
+    let mut sides =
+        vec![Side::new("read from Redis, one row", script, router).beside(BARE_REDIS, 0.90)];
+    if let Some(bare) = &bare {
+        let redis = bench.wrk_script(&PAGE, "redis.lua", "/redis/", &[])?;
+        let of = (bare.child.id(), bare.url.clone());
+        sides.push(Side::new(BARE_REDIS, redis, of));
+    }
     let measured = by_turns(args, &bench, &sides);
+    drop(bare);
     cluster.down().await;
     measured
 }
@@ -143,6 +171,8 @@ struct Side {
     script: PathBuf,
     pid: u32,
     url: String,
+    /// What it is compared with, and the goal.
+    beside: Option<(&'static str, f64)>,
 }
 
 impl Side {
@@ -152,6 +182,14 @@ impl Side {
             script,
             pid,
             url,
+            beside: None,
+        }
+    }
+
+    fn beside(self, what: &'static str, goal: f64) -> Self {
+        Self {
+            beside: Some((what, goal)),
+            ..self
         }
     }
 }
@@ -165,11 +203,20 @@ fn by_turns(args: &Args, bench: &Bench<'_>, sides: &[Side]) -> Result<Vec<Cached
             samples.push(bench.measured(side.pid, run)?);
         }
     }
-    let medians = sides.iter().zip(&samples).map(|(side, samples)| Cached {
+    let medians: Vec<Sample> = samples.iter().map(|samples| median(samples)).collect();
+    let rate_of = |what: &str| {
+        let place = sides.iter().position(|side| side.what == what)?;
+        Some(medians[place].rate)
+    };
+    let all = sides.iter().zip(&medians).map(|(side, sample)| Cached {
         what: side.what,
-        sample: median(samples),
+        sample: *sample,
+        compared: side.beside.and_then(|(what, goal)| {
+            let rate = rate_of(what)?;
+            Some((what, sample.rate / rate, goal))
+        }),
     });
-    Ok(medians.collect())
+    Ok(all.collect())
 }
 
 /// Asks until the answer comes from that level; its body and tag.
@@ -257,11 +304,18 @@ impl Drop for Bare {
 /// Shows what was measured.
 pub(crate) fn print(all: &[Cached], as_json: bool) {
     if as_json {
-        let rows = all.iter().map(|Cached { what, sample }| {
-            json!({ "what": what, "rate": sample.rate, "p50_ms": sample.p50_ms,
+        let rows = all.iter().map(
+            |Cached {
+                 what,
+                 sample,
+                 compared,
+             }| {
+                json!({ "what": what, "rate": sample.rate, "p50_ms": sample.p50_ms,
                 "p99_ms": sample.p99_ms, "service_us": sample.service_us,
-                "postgres_us": sample.postgres_us })
-        });
+                "postgres_us": sample.postgres_us, "beside": compared.map(|c| c.0),
+                "ratio": compared.map(|c| c.1), "goal": compared.map(|c| c.2) })
+            },
+        );
         println!("{:#}", json!({ "caches": rows.collect::<Vec<_>>() }));
         return;
     }
@@ -273,8 +327,16 @@ pub(crate) fn print(all: &[Cached], as_json: bool) {
         "P99 MS",
         "SERVICE µS",
         "POSTGRES µS",
+        "RATIO",
+        "GOAL",
     ]);
-    for Cached { what, sample } in all {
+    for Cached {
+        what,
+        sample,
+        compared,
+    } in all
+    {
+        let ratio = |(beside, ratio, _): (&str, f64, f64)| format!("{ratio:.2} of {beside}");
         table.add_row([
             (*what).to_owned(),
             format!("{:.0}", sample.rate),
@@ -282,6 +344,8 @@ pub(crate) fn print(all: &[Cached], as_json: bool) {
             format!("{:.2}", sample.p99_ms),
             format!("{:.1}", sample.service_us),
             format!("{:.1}", sample.postgres_us),
+            compared.map(ratio).unwrap_or_default(),
+            compared.map_or(String::new(), |(_, _, goal)| format!("≥ {goal}")),
         ]);
     }
     println!("{table}");
