@@ -67,6 +67,20 @@ pub(crate) async fn assert_nothing_left(stage: &Stage) {
     }
 }
 
+/// A write under a key that may have been sent before: its status, and whether it
+/// was answered then.
+async fn keyed(stage: &Stage, key: &str) -> (StatusCode, bool) {
+    let url = format!("{}/rest/v1/companies", stage.cluster.router_url(0));
+    let sent = reqwest::Client::new()
+        .post(url)
+        .header("apikey", key)
+        .header("idempotency-key", "kept-over-moves")
+        .json(&json!({ "name": "Kept once" }));
+    let answer = sent.send().await.unwrap();
+    let replayed = answer.headers().contains_key("idempotency-replayed");
+    (answer.status(), replayed)
+}
+
 /// Exactly one shard serves the tenant: this one.
 pub(crate) async fn assert_served_by(stage: &Stage, tenant: Uuid, shard: &str, epoch: i64) {
     for name in ["s1", "s2"] {
@@ -105,6 +119,7 @@ async fn a_tenant_moves_there_and_back_while_it_is_used() {
         Duration::from_millis(3),
     );
     writers.more(50).await;
+    assert_eq!(keyed(&stage, &key).await, (StatusCode::CREATED, false));
 
     // What can't be done is refused, with the reason, and leaves nothing.
     for (body, status) in [
@@ -143,6 +158,7 @@ async fn a_tenant_moves_there_and_back_while_it_is_used() {
     assert_eq!(status, StatusCode::CONFLICT, "{body}");
     assert!(body["message"].as_str().unwrap().contains("move complete"));
     assert_served_by(&stage, acme, away, 2).await;
+    assert_eq!(keyed(&stage, &key).await, (StatusCode::CREATED, true));
     writers.more(100).await;
 
     // Back, lossless, with all that was written there.
@@ -151,6 +167,7 @@ async fn a_tenant_moves_there_and_back_while_it_is_used() {
     assert_served_by(&stage, acme, &home, 3).await;
     assert_nothing_left(&stage).await;
     assert!(stage.rows(away, acme).await.is_empty());
+    assert_eq!(keyed(&stage, &key).await, (StatusCode::CREATED, true));
     writers.more(50).await;
 
     // There for good.
@@ -163,6 +180,11 @@ async fn a_tenant_moves_there_and_back_while_it_is_used() {
     assert_served_by(&stage, acme, away, 4).await;
     assert_nothing_left(&stage).await;
     writers.more(50).await;
+
+    assert_eq!(keyed(&stage, &key).await, (StatusCode::CREATED, true));
+    let once = "select count(*) from companies where tenant_id = $1 and name = 'Kept once'";
+    let once = stage.shard(away).await.query_one(once, &[&acme]).await;
+    assert_eq!(once.unwrap().get::<_, i64>(0), 1);
 
     let ledgers = writers.finish(&stage.shard(away).await, acme).await;
     for ledger in &ledgers {
