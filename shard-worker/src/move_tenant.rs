@@ -13,8 +13,8 @@
 //!     └────────► Undoing ◄──────┴────────────┘   Retained ◄─► Verifying(back)
 //!                   │                                    │
 //!                   │                        ┌───────────┤
-//!                   │               rollback │ ▲ rows differ │ complete, or time is over
-//!                   │                        ▼ │             │
+//!                   │               rollback │ ▲ rows differ,│ complete, or time is over
+//!                   │                        ▼ │ or no way    │
 //!                   │                CuttingOver(back)       │
 //!                   ▼                        ▼               ▼
 //!                CleaningUp(undone | rolled back | done): streams end, then the
@@ -37,11 +37,13 @@ pub mod metrics;
 pub mod names;
 mod prepare;
 mod refusals;
+mod servers;
 mod side;
 mod start;
 mod throttle;
 mod touched;
 mod verify;
+mod way_back;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -54,7 +56,9 @@ use uuid::Uuid;
 use crate::job::retry::Verdict;
 use crate::job::{Context, End, JobError, Machine, Problem, Progress, Step, Unit, store};
 use crate::shard::ShardError;
+use side::Side;
 
+pub use servers::Servers;
 pub use start::{busy, has_another_job, migrates, start};
 pub use touched::Watches;
 
@@ -88,6 +92,13 @@ pub struct Move {
     /// While it is retained: until then, seconds since 1970.
     #[serde(default)]
     pub retained_until: u64,
+    /// While it is retained: why it can't be rolled back any longer.
+    #[serde(default)]
+    pub way_back_gone: Option<String>,
+    /// The servers whose rows were last compared, or are being; none: the shards
+    /// were not equal.
+    #[serde(default)]
+    pub servers: Option<Servers>,
     /// How far it is.
     #[serde(flatten)]
     pub state: State,
@@ -177,6 +188,9 @@ pub enum State {
         way: Way,
         /// Cut-overs that were undone.
         tries: u32,
+        /// Why the last one was, or why none is begun, on the way back.
+        #[serde(default)]
+        why: Option<String>,
     },
     /// The source is kept equal: the way back is open.
     Retained {
@@ -240,6 +254,14 @@ pub enum Wish {
 }
 
 impl State {
+    fn cutting_over(way: Way) -> Self {
+        Self::CuttingOver {
+            way,
+            tries: 0,
+            why: None,
+        }
+    }
+
     fn verifying(way: Way) -> Self {
         Self::Verifying {
             way,
@@ -317,6 +339,8 @@ impl Move {
             plan,
             checked: None,
             retained_until: 0,
+            way_back_gone: None,
+            servers: None,
             state: State::Planned,
         }
     }
@@ -330,6 +354,12 @@ impl Move {
 
     fn next(&self, state: State) -> Step<Self> {
         Step::Next(self.to(state))
+    }
+
+    /// The publications of its tenants' rows, that way.
+    fn publications(&self, id: Uuid, way: Way) -> Vec<String> {
+        let tenants = 0..self.plan.tenants.len();
+        tenants.map(|index| names::tenant(id, index, way)).collect()
     }
 
     /// What can't be given up does not end by an error either: tenants would stay
@@ -349,10 +379,7 @@ impl Move {
             return State::Over { why };
         }
         match self.plan.tenants.iter().any(|tenant| tenant.crossed) {
-            true => State::CuttingOver {
-                way: Way::Back,
-                tries: 0,
-            },
+            true => State::cutting_over(Way::Back),
             false => State::Undoing { why },
         }
     }
@@ -391,7 +418,7 @@ impl Move {
                 verify::verify(context, self, *way, position).await
             }
             State::CatchingUp { tries, .. } => copy::catch_up(context, self, *tries).await,
-            State::CuttingOver { way, tries } => {
+            State::CuttingOver { way, tries, .. } => {
                 cut_over::cut_over(context, self, *way, *tries).await
             }
             State::Retained { until } => self.retain(context, *until).await,
@@ -403,32 +430,51 @@ impl Move {
 
     async fn retain(&self, context: &Context, until: u64) -> Result<Step<Self>, JobError> {
         failpoint(context, "retained");
-        match wish(context).await? {
-            Some(Wish::RollBack) => Ok(self.next(State::CuttingOver {
-                way: Way::Back,
-                tries: 0,
-            })),
+        let wish = wish(context).await?;
+        let left = until.saturating_sub(now_s());
+        let goes_back = matches!(wish, Some(Wish::RollBack | Wish::Verify));
+        if wish == Some(Wish::Complete) || (left == 0 && !goes_back) {
+            return Ok(self.next(State::CleaningUp {
+                why: Ended::Done,
+                rows: 0,
+            }));
+        }
+        let (from, to) = self.plan.ends(Way::Back);
+        let sends = Side::open(context, from).await?;
+        let receives = Side::open(context, to).await?;
+        let mut next = self.clone();
+        next.way_back_gone = way_back::gone(context, self, &sends, &receives).await?;
+        if let Some(why) = &next.way_back_gone {
+            if self.way_back_gone.is_none() {
+                tracing::error!(why, "the way back is gone");
+            }
+            if let Some(wish) = wish.filter(|_| goes_back) {
+                let control = context.control();
+                store::clear_wish(control, context.job().id, wish.name()).await?;
+            }
+        }
+        match wish {
+            _ if next.way_back_gone.is_some() => {}
+            Some(Wish::RollBack) => {
+                // What was there before a failover may not be there now.
+                let servers = Servers::of(Way::Back, &sends, &receives).await?;
+                next.state = match self.servers == Some(servers) {
+                    true => State::cutting_over(Way::Back),
+                    false => State::verifying(Way::Back),
+                };
+                return Ok(Step::Next(next));
+            }
             Some(Wish::Verify) => {
                 let control = context.control();
                 store::clear_wish(control, context.job().id, Wish::Verify.name()).await?;
-                Ok(self.next(State::verifying(Way::Back)))
+                next.state = State::verifying(Way::Back);
+                return Ok(Step::Next(next));
             }
-            Some(Wish::Complete) => Ok(self.next(State::CleaningUp {
-                why: Ended::Done,
-                rows: 0,
-            })),
-            None | Some(Wish::Pause) => {
-                let left = until.saturating_sub(now_s());
-                if left == 0 {
-                    return Ok(self.next(State::CleaningUp {
-                        why: Ended::Done,
-                        rows: 0,
-                    }));
-                }
-                let look = RETAINED_LOOK.min(Duration::from_secs(left));
-                Ok(Step::Later(self.clone(), look))
-            }
+            None | Some(Wish::Pause | Wish::Complete) => {}
         }
+        // Though its time be over: it is looked at again at once.
+        let look = RETAINED_LOOK.min(Duration::from_secs(left));
+        Ok(Step::Later(next, look))
     }
 
     fn over(&self, why: &Ended) -> Step<Self> {
@@ -445,7 +491,10 @@ impl Move {
             .plan
             .tenants
             .iter()
-            .map(|tenant| json!({ "tenant": tenant.slug, "epoch": tenant.epoch, "pauses_ms": tenant.pauses_ms }))
+            .map(|tenant| {
+                let shard = if tenant.crossed { &self.plan.to } else { &self.plan.from };
+                json!({ "tenant": tenant.slug, "shard": shard, "epoch": tenant.epoch, "pauses_ms": tenant.pauses_ms })
+            })
             .collect();
         let shard = match why {
             Ended::Done => &self.plan.to,
@@ -472,7 +521,15 @@ impl Machine for Move {
                 expected,
                 ..
             } => ("copying", rows(*done, (*expected).max(*done))),
-            State::Verifying { rows: done, .. } => ("verifying", rows(*done, 0)),
+            State::Verifying {
+                way, rows: done, ..
+            } => {
+                let name = match way {
+                    Way::Forward => "verifying",
+                    Way::Back => "verifying_back",
+                };
+                (name, rows(*done, 0))
+            }
             State::CatchingUp { .. } => ("catching_up", none),
             State::CuttingOver {
                 way: Way::Forward, ..
@@ -526,9 +583,12 @@ impl Machine for Move {
                 way: Way::Forward, ..
             }
             | State::CatchingUp { .. } => Some(self.to(self.given_up(why))),
-            State::Verifying { way: Way::Back, .. } => Some(self.to(State::Retained {
-                until: self.retained_until,
-            })),
+            State::Verifying { way: Way::Back, .. } => Some(Self {
+                servers: None,
+                ..self.to(State::Retained {
+                    until: self.retained_until,
+                })
+            }),
             State::CuttingOver { .. }
             | State::Retained { .. }
             | State::Undoing { .. }
@@ -572,13 +632,13 @@ mod tests {
         };
         let conflict = || JobError::Control(ControlError::Conflict("elsewhere".into()));
         let verdict = |state| moves(state).never_half_way(conflict()).verdict();
-        let (way, tries) = (Way::Forward, 0);
+        let cutting_over = || State::cutting_over(Way::Forward);
         assert_eq!(verdict(State::Preparing), Verdict::End);
-        assert_eq!(verdict(State::CuttingOver { way, tries }), Verdict::Person);
+        assert_eq!(verdict(cutting_over()), Verdict::Person);
         assert_eq!(verdict(State::Retained { until: 0 }), Verdict::Person);
         let why = Ended::Cancelled;
         assert_eq!(verdict(State::Undoing { why }), Verdict::Person);
-        let slow = moves(State::CuttingOver { way, tries }).never_half_way(ShardError::Slow.into());
+        let slow = moves(cutting_over()).never_half_way(ShardError::Slow.into());
         assert_eq!(slow.verdict(), Verdict::Retry);
     }
 }

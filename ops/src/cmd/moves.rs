@@ -112,6 +112,7 @@ const RECORD: &[Column] = &[
     ("wanted", |m| show(&m["wish"])),
     ("rows checked", |m| show(&m["checked"]["rows"])),
     ("rows differ", |m| show(&m["checked"]["differ"])),
+    ("way back gone", |m| show(&m["way_back_gone"])),
     ("pause", pause),
     ("problem", |m| show(&m["problem"]["message"])),
     ("advice", |m| show(&m["problem"]["advice"])),

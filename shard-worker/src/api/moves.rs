@@ -46,6 +46,8 @@ pub(super) struct MoveInfo {
     tenants: Vec<Moving>,
     /// What the last comparison of all rows came to.
     checked: Option<Checked>,
+    /// Why it can't be rolled back any longer.
+    way_back_gone: Option<String>,
     /// The state with all that it holds.
     state: move_tenant::State,
     /// What someone wants of it: `pause`, `rollback` or `complete`.
@@ -172,14 +174,21 @@ pub(super) async fn change(
     Path((name, verb)): Path<(String, String)>,
 ) -> Result<Json<MoveInfo>, Error> {
     let id = find(&app, &name).await?;
-    let before = store::show(&app.control, id).await?;
-    let phase = before.phase.as_str();
+    let before = describe(&app, store::show(&app.control, id).await?).await?;
+    let phase = before.job.phase.as_str();
     let refuse = |what: &str| {
         Error::Control(ControlError::Conflict(format!(
             "the move of {} is {phase}: {what}",
-            before.object
+            before.job.object
         )))
     };
+    if let Some(why) = &before.way_back_gone
+        && matches!(verb.as_str(), "rollback" | "verify")
+    {
+        return Err(refuse(&format!(
+            "its way back is gone: {why}; `ringfence move complete` ends it, and another move leads back"
+        )));
+    }
     let (control, by) = (&app.control, actor());
     let wish = |action, wish: Option<Wish>| {
         store::set_wish(control, &by, id, action, wish.map(Wish::name))
@@ -196,7 +205,10 @@ pub(super) async fn change(
         "rollback" => return Err(refuse("it can be rolled back while it is retained")),
         "verify" if phase == "retained" => wish("move.verify", Some(Wish::Verify)).await?,
         "verify" => return Err(refuse("it is verified by itself before it is cut over")),
-        "complete" if phase == "retained" => wish("move.complete", Some(Wish::Complete)).await?,
+        // Nor is a rollback waited for that does not come about, or a comparison.
+        "complete" if matches!(phase, "retained" | "verifying_back" | "rolling_back") => {
+            wish("move.complete", Some(Wish::Complete)).await?
+        }
         "complete" => return Err(refuse("it can be completed while it is retained")),
         _ => return Err(Error::NoRoute),
     };
@@ -244,6 +256,7 @@ async fn describe(app: &App, job: JobInfo) -> Result<MoveInfo, Error> {
         budget_ms: read.plan.budget_ms,
         tenants: read.plan.tenants,
         checked: read.checked,
+        way_back_gone: read.way_back_gone,
         state: read.state,
         wish,
     })

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::crossing::Fence;
 use super::side::Side;
-use super::{Ended, Move, State, Way, failpoint, names};
+use super::{Ended, Move, Moving, State, Way, failpoint, names};
 use crate::job::{Context, JobError, Step};
 use crate::tenant_delete;
 
@@ -43,58 +43,50 @@ pub(super) async fn clean_up(
     end_sending(&target, job, id, Way::Back).await?;
     failpoint(context, "streams_ended");
 
-    let (loser, keeper) = match why {
-        Ended::Done => (&source, &target),
-        Ended::RolledBack | Ended::Cancelled | Ended::Failed(_) => (&target, &source),
-    };
     let until = Instant::now() + STEP;
     let mut deleted = rows;
-    let tenants = plan.ids();
-    let none = vec![String::new(); tenants.len()];
-    let (lost, kept) = tokio::try_join!(
-        loser.fences(&tenants, &none),
-        keeper.fences(&tenants, &none)
-    )?;
-    for ((tenant, (fence, ..)), (kept, ..)) in plan.tenants.iter().zip(&lost).zip(&kept) {
-        let is_lost = !matches!(fence, Fence::Active(_)) && matches!(kept, Fence::Active(_));
-        if !is_lost {
-            return Err(JobError::Unclear(format!(
-                "tenant {} is {fence:?} on {}, where its rows would be deleted, and {kept:?} on {}: nothing is deleted",
-                tenant.slug, loser.shard, keeper.shard
-            )));
-        }
-    }
-    let loser = loser.shard.clone();
+    // Of who is on the target the source's rows are deleted, and the other way round:
+    // of a move that was partly brought back there may be both.
+    let (crossed, stayed): (Vec<&Moving>, Vec<&Moving>) =
+        plan.tenants.iter().partition(|tenant| tenant.crossed);
+    require_lost(&source, &target, &crossed).await?;
+    require_lost(&target, &source, &stayed).await?;
     drop((source, target));
-    let mut session = context.shard(&loser).await?;
-    for table in &tenant_tables(&*session).await? {
-        for leaf in &table.leaves {
-            loop {
-                let batch = tenant_delete::batch(&mut session, id, table, leaf, &tenants).await?;
-                deleted += batch.unsigned_abs();
-                if batch < tenant_delete::BATCH {
-                    break;
-                }
-                if Instant::now() >= until {
-                    return Ok(job.next(State::CleaningUp {
-                        why: why.clone(),
-                        rows: deleted,
-                    }));
+    for (loser, tenants) in [(&plan.from, crossed), (&plan.to, stayed)] {
+        if tenants.is_empty() {
+            continue;
+        }
+        let tenants: Vec<Uuid> = tenants.iter().map(|tenant| tenant.id).collect();
+        let mut session = context.shard(loser).await?;
+        for table in &tenant_tables(&*session).await? {
+            for leaf in &table.leaves {
+                loop {
+                    let batch =
+                        tenant_delete::batch(&mut session, id, table, leaf, &tenants).await?;
+                    deleted += batch.unsigned_abs();
+                    if batch < tenant_delete::BATCH {
+                        break;
+                    }
+                    if Instant::now() >= until {
+                        return Ok(job.next(State::CleaningUp {
+                            why: why.clone(),
+                            rows: deleted,
+                        }));
+                    }
                 }
             }
         }
+        if *loser == plan.to {
+            // Nobody was ever told to come here, but by who was told to go back.
+            session
+                .execute(
+                    "delete from ringfence.fence where tenant_id = any($1) and state <> 'active'",
+                    &[&tenants],
+                )
+                .await?;
+        }
+        tenant_delete::delete_marks(&session, id).await?;
     }
-    if !matches!(why, Ended::Done) {
-        // Nobody was ever told to come here, but by who was told to go back.
-        session
-            .execute(
-                "delete from ringfence.fence where tenant_id = any($1) and state <> 'active'",
-                &[&tenants],
-            )
-            .await?;
-    }
-    tenant_delete::delete_marks(&session, id).await?;
-    drop(session);
     for shard in [&job.plan.from, &job.plan.to] {
         let side = Side::open(context, shard).await?;
         side.client
@@ -103,6 +95,22 @@ pub(super) async fn clean_up(
     }
     context.app().move_metrics.ended(why);
     Ok(job.next(State::Over { why: why.clone() }))
+}
+
+/// Only rows that nobody serves are deleted, and only of who is served elsewhere.
+async fn require_lost(loser: &Side, keeper: &Side, tenants: &[&Moving]) -> Result<(), JobError> {
+    let ids: Vec<Uuid> = tenants.iter().map(|tenant| tenant.id).collect();
+    let none = vec![String::new(); ids.len()];
+    let (lost, kept) = tokio::try_join!(loser.fences(&ids, &none), keeper.fences(&ids, &none))?;
+    for ((tenant, (fence, ..)), (kept, ..)) in tenants.iter().zip(&lost).zip(&kept) {
+        if matches!(fence, Fence::Active(_)) || !matches!(kept, Fence::Active(_)) {
+            return Err(JobError::Unclear(format!(
+                "tenant {} is {fence:?} on {}, where its rows would be deleted, and {kept:?} on {}: nothing is deleted",
+                tenant.slug, loser.shard, keeper.shard
+            )));
+        }
+    }
+    Ok(())
 }
 
 async fn unsubscribe(side: &Side, name: &str) -> Result<(), JobError> {
@@ -114,8 +122,7 @@ async fn unsubscribe(side: &Side, name: &str) -> Result<(), JobError> {
 
 /// Switches off and removes what a shard sends.
 async fn end_sending(side: &Side, job: &Move, id: Uuid, way: Way) -> Result<(), JobError> {
-    let tenants = 0..job.plan.tenants.len();
-    let publications: Vec<String> = tenants.map(|index| names::tenant(id, index, way)).collect();
+    let publications = job.publications(id, way);
     side.client
         .execute(
             "select ringfence.move_switch(n, false) from unnest($1::text[]) n

@@ -5,7 +5,8 @@ use std::time::Duration;
 use schema::tenant_tables::tenant_tables;
 use tokio::time::{Instant, sleep};
 
-use super::prepare::same_schema;
+use super::prepare::{same_schema, same_tables};
+use super::servers::Servers;
 use super::side::Side;
 use super::verify::{HELD_MAX, alike, recheck};
 use super::{Move, PAUSED_LOOK, State, Way, Wish, failpoint, names, throttle, wish};
@@ -18,7 +19,7 @@ const LOOK: Duration = Duration::from_millis(50);
 const THROTTLED_LOOK: Duration = Duration::from_secs(2);
 /// Errors of a stream after which the move is given up: a server that is down
 /// for a while costs a few.
-const ERRORS_MAX: i64 = 100;
+pub(super) const ERRORS_MAX: i64 = 100;
 /// Markers in a row that must arrive quickly.
 const MARKERS: u32 = 3;
 /// A marker that takes longer is not quick: a cut-over waits for one.
@@ -122,8 +123,12 @@ pub(super) async fn catch_up(
     }
     require_slot(&source, context).await?;
     same_schema(&source, &target).await?;
-    let Some(touched) = context.app().watches.get(context.job().id, Way::Forward) else {
-        // What was written since rows were compared is not known here.
+    same_tables(job, context.job().id, &source, &target).await?;
+    let touched = context.app().watches.get(context.job().id, Way::Forward);
+    let servers = Servers::of(Way::Forward, &source, &target).await?;
+    let Some(touched) = touched.filter(|_| job.servers == Some(servers)) else {
+        // What was written since rows were compared is not known here, or a shard may
+        // lack what had arrived.
         return Ok(job.next(State::verifying(Way::Forward)));
     };
     let stream = look(&target, &name).await?;
@@ -161,6 +166,7 @@ pub(super) async fn catch_up(
     Ok(job.next(State::CuttingOver {
         way: Way::Forward,
         tries,
+        why: None,
     }))
 }
 
@@ -170,18 +176,15 @@ pub(super) async fn require_applied(target: &Side, context: &Context) -> Result<
     look(target, &name).await?.require_sound(target)
 }
 
+/// Errors of a stream so far.
+pub(super) async fn errors(receives: &Side, name: &str) -> Result<i64, JobError> {
+    Ok(look(receives, name).await?.errors)
+}
+
 /// Without its slot, as after a failover of the source, a stream has a hole.
 async fn require_slot(source: &Side, context: &Context) -> Result<(), JobError> {
     let slot = names::stream(context.job().id, Way::Forward);
-    let row = source
-        .client
-        .query_one(
-            "select exists (select from pg_replication_slots
-               where slot_name = $1 and wal_status is distinct from 'lost')",
-            &[&slot],
-        )
-        .await?;
-    match row.get(0) {
+    match source.has_slot(&slot).await? {
         true => Ok(()),
         false => Err(JobError::Refused(format!(
             "shard {} has lost the stream's slot, as by a failover: start the move again",

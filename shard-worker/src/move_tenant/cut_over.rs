@@ -13,12 +13,14 @@ use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 
 use super::crossing::{self, Contradiction, Fence, Next, Seen, Undo};
+use super::prepare::same_tables;
+use super::servers::Servers;
 use super::side::Side;
 use super::touched::Touched;
 use super::verify::{alike, compare_held, recheck};
 use super::{
     BUDGET_MAX_MS, Checked, Ended, Move, Moving, PAUSED_LOOK, State, Way, Wish, again, failpoint,
-    names, now_s, wish,
+    names, now_s, way_back, wish,
 };
 use crate::job::{Context, JobError, Step, store};
 use crate::shard::ShardError;
@@ -44,6 +46,8 @@ struct Crossing<'a> {
     captured: bool,
     /// What was written since rows were compared; none: it is not known.
     touched: Option<Arc<Touched>>,
+    /// A shard has failed over since rows were compared.
+    failed_over: bool,
     /// The source's tables.
     tables: Vec<TenantTable>,
     /// When requests began to be held; none: they are not.
@@ -84,6 +88,13 @@ enum Tried {
     },
     /// None was begun.
     Paused,
+    /// None was begun: the move is retained again.
+    Stays {
+        /// Why it can't be rolled back any longer.
+        gone: Option<String>,
+    },
+    /// None was begun: all rows are compared first.
+    Unsure,
 }
 
 /// One group's cut-over; or, where all have crossed, what comes then.
@@ -122,7 +133,7 @@ pub(super) async fn cut_over(
                 shard: from,
                 epoch: epochs.get(position).copied().unwrap_or(tenant.epoch),
             },
-            Tried::Paused => before,
+            Tried::Paused | Tried::Stays { .. } | Tried::Unsure => before,
         };
         next.plan.tenants[*index].epoch = after.epoch;
         if before != after {
@@ -144,7 +155,7 @@ pub(super) async fn cut_over(
                 }
                 context.app().move_metrics.crossed(pause);
             }
-            next.state = State::CuttingOver { way, tries: 0 };
+            next.state = State::cutting_over(way);
             Step::Next(next.clone())
         }
         Tried::Undone { why, .. } => {
@@ -158,6 +169,7 @@ pub(super) async fn cut_over(
                 Way::Back => State::CuttingOver {
                     way,
                     tries: tries + 1,
+                    why: Some(why),
                 },
             };
             Step::Later(next.clone(), again(tries))
@@ -179,6 +191,17 @@ pub(super) async fn cut_over(
             };
             Step::Next(next.clone())
         }
+        Tried::Stays { gone } => {
+            if let Some(why) = &gone {
+                tracing::error!(why, "the way back is gone");
+                let (control, id) = (context.control(), context.job().id);
+                store::clear_wish(control, id, Wish::RollBack.name()).await?;
+            }
+            next.way_back_gone = gone;
+            next.state = retained(&mut next);
+            Step::Next(next.clone())
+        }
+        Tried::Unsure => Step::Next(job.to(State::verifying(way))),
         Tried::Paused => {
             let why = Some("it is paused".into());
             Step::Later(job.to(State::CatchingUp { tries, why }), PAUSED_LOOK)
@@ -311,7 +334,10 @@ async fn open<'a>(
     let id = context.job().id;
     let source = Side::open(context, from).await?;
     let target = Side::open(context, to).await?;
-    let captured = source.look().await?.captured;
+    let (sends, receives) = tokio::try_join!(source.look(), target.look())?;
+    let captured = sends.captured;
+    let servers = Servers::new(way, sends.server, receives.server);
+    let failed_over = job.servers.as_ref() != Some(&servers);
     alike(&source, &target).await?;
     let tables = tenant_tables(&*source.client).await?;
     let member = |index: &usize| Member {
@@ -320,7 +346,13 @@ async fn open<'a>(
         back: names::tenant(id, *index, way.opposite()),
     };
     Ok(Crossing {
-        touched: context.app().watches.get(id, way),
+        // A server may lack what was equal.
+        touched: context
+            .app()
+            .watches
+            .get(id, way)
+            .filter(|_| !failed_over),
+        failed_over,
         tables,
         context,
         way,
@@ -470,6 +502,22 @@ impl Crossing<'_> {
             Ok(Some(Tried::Undone { epochs, why }))
         };
         let (context, way) = (self.context, self.way);
+        let wish = wish(context).await?;
+        match way {
+            Way::Forward if wish == Some(Wish::Pause) => return Ok(Some(Tried::Paused)),
+            Way::Forward => {
+                same_tables(job, context.job().id, &self.source, &self.target).await?;
+            }
+            Way::Back => {
+                let gone = way_back::gone(context, job, &self.source, &self.target).await?;
+                if gone.is_some() || wish == Some(Wish::Complete) {
+                    return Ok(Some(Tried::Stays { gone }));
+                }
+                if self.failed_over {
+                    return Ok(Some(Tried::Unsure));
+                }
+            }
+        }
         let touched = match (&self.touched, way) {
             (Some(touched), _) => touched.clone(),
             (None, Way::Forward) => {
@@ -479,9 +527,6 @@ impl Crossing<'_> {
             // What is written from now on is compared.
             (None, Way::Back) => context.app().watches.begin(context, job, way).await?,
         };
-        if way == Way::Forward && wish(context).await? == Some(Wish::Pause) {
-            return Ok(Some(Tried::Paused));
-        }
         let sides = (&self.source, &self.target, &self.tables[..]);
         let until = Instant::now() + RECHECK_MAX;
         recheck(context, job, way, &touched, sides, until).await?;

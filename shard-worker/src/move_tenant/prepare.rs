@@ -41,19 +41,15 @@ pub(super) async fn check(context: &Context, job: &Move) -> Result<Step<Move>, J
         }
     }
     same_schema(&source, &target).await?;
-    let unmoveable = source
-        .client
-        .query_opt(
-            "select relation, reason from ringfence.move_refusals() limit 1",
-            &[],
-        )
-        .await?;
-    if let Some(row) = unmoveable {
-        let (table, why): (String, String) = (row.get(0), row.get(1));
-        return Err(JobError::Refused(format!(
-            "table {table} of shard {} can't be moved: {why}",
-            plan.from
-        )));
+    for side in [&source, &target] {
+        let sql = "select relation, reason from ringfence.move_refusals() limit 1";
+        if let Some(row) = side.client.query_opt(sql, &[]).await? {
+            let (table, why): (String, String) = (row.get(0), row.get(1));
+            return Err(JobError::Refused(format!(
+                "table {table} of shard {} can't be moved: {why}",
+                side.shard
+            )));
+        }
     }
     let tenants = plan.ids();
     let none = vec![String::new(); tenants.len()];
@@ -99,8 +95,7 @@ pub(super) async fn prepare(context: &Context, job: &Move) -> Result<Step<Move>,
                 &[&names::markers(id, way), &id, &names::way(way)],
             )
             .await?;
-        let indexes = 0..plan.tenants.len();
-        let publications: Vec<String> = indexes.map(|i| names::tenant(id, i, way)).collect();
+        let publications = job.publications(id, way);
         side.client
             .execute(
                 "select ringfence.move_publish(u.name, u.tenant, $3)
@@ -120,7 +115,7 @@ pub(super) async fn prepare(context: &Context, job: &Move) -> Result<Step<Move>,
         let nodes = reconcile::addresses(&context.shard_info(from).await?);
         let conninfo = context.app().logins.mover_conninfo(&nodes);
         let mut publications = vec![names::markers(id, way)];
-        publications.extend((0..plan.tenants.len()).map(|index| names::tenant(id, index, way)));
+        publications.extend(job.publications(id, way));
         side.client
             .execute(
                 "select ringfence.move_subscribe($1, $2, $3, $4)",
@@ -142,8 +137,12 @@ pub(super) async fn prepare(context: &Context, job: &Move) -> Result<Step<Move>,
     }))
 }
 
-/// Refuses shards whose tables differ.
+/// Refuses shards whose tables differ, or that are not equally far with migrations.
 pub(super) async fn same_schema(source: &Side, target: &Side) -> Result<(), JobError> {
+    let (there, here) = tokio::try_join!(source.migrations(), target.migrations())?;
+    if let Some(why) = refusals::of_histories((&source.shard, &there), (&target.shard, &here)) {
+        return Err(JobError::Refused(why));
+    }
     let (there, here) = tokio::join!(
         tenant_tables(&*source.client),
         tenant_tables(&*target.client)
@@ -153,6 +152,25 @@ pub(super) async fn same_schema(source: &Side, target: &Side) -> Result<(), JobE
         None => Ok(()),
         Some(why) => Err(JobError::Refused(why)),
     }
+}
+
+/// Refuses where a table came or went since the publications were made: its rows are
+/// neither copied nor sent back.
+pub(super) async fn same_tables(
+    job: &Move,
+    id: Uuid,
+    source: &Side,
+    target: &Side,
+) -> Result<(), JobError> {
+    for (side, way) in [(source, Way::Forward), (target, Way::Back)] {
+        if let Some(table) = side.published_otherwise(&job.publications(id, way)).await? {
+            return Err(JobError::Refused(format!(
+                "table {table} of shard {} came or went while the move was under way: start it again",
+                side.shard
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Rows of the tenants that the target holds already would collide with their own.

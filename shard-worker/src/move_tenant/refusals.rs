@@ -45,6 +45,33 @@ pub(super) fn of_schemas(
     ))
 }
 
+/// A migration file that a shard has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct File {
+    /// Directory and file.
+    pub(super) name: String,
+    /// All its statements are done.
+    pub(super) is_done: bool,
+}
+
+/// Why the schema of the second shard is behind, or that of one is being changed;
+/// none: neither is.
+pub(super) fn of_histories(from: (&str, &[File]), to: (&str, &[File])) -> Option<String> {
+    for (shard, files) in [from, to] {
+        if let Some(file) = files.iter().find(|file| !file.is_done) {
+            return Some(format!(
+                "shard {shard} has a part of {} only: `ringfence migrate apply` first",
+                file.name
+            ));
+        }
+    }
+    let lacks = from.1.iter().find(|file| !to.1.contains(file))?;
+    Some(format!(
+        "shard {} has not got {} of shard {}: `ringfence migrate apply` first",
+        to.0, lacks.name, from.0
+    ))
+}
+
 fn by_name(tables: &[TenantTable]) -> BTreeMap<String, &TenantTable> {
     tables
         .iter()
@@ -116,6 +143,27 @@ mod tests {
         assert_eq!(of_version("s1", 150_013), None);
         assert!(of_version("s1", 170_004).is_some());
         assert_eq!(of_version("s1", 180_000), None);
+    }
+
+    #[test]
+    fn a_shard_that_is_behind_takes_nobody() {
+        let file = |name: &str, is_done| File {
+            name: name.into(),
+            is_done,
+        };
+        let (one, two) = (file("app/001_a.sql", true), file("app/002_b.sql", true));
+        let both = [one.clone(), two];
+        let half = [one.clone(), file("app/002_b.sql", false)];
+        let one = [one];
+        assert_eq!(of_histories(("s1", &one), ("s2", &one)), None);
+        // What only the target has is its own business: tables are compared, too.
+        assert_eq!(of_histories(("s1", &one), ("s2", &both)), None);
+        insta::assert_snapshot!(
+            of_histories(("s1", &both), ("s2", &one)).unwrap(),
+            @"shard s2 has not got app/002_b.sql of shard s1: `ringfence migrate apply` first"
+        );
+        assert!(of_histories(("s1", &one), ("s2", &half)).is_some());
+        assert!(of_histories(("s1", &half), ("s2", &half)).is_some());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
 use super::crossing::Fence;
+use super::refusals::File;
 use super::throttle::Load;
 use super::{Way, names};
 use crate::job::{Context, JobError};
@@ -242,6 +243,65 @@ impl Side {
             )
             .await?;
         self.all(open, tenants)
+    }
+
+    /// There is a slot of that name, and the log behind it.
+    pub(super) async fn has_slot(&self, name: &str) -> Result<bool, JobError> {
+        let row = self
+            .client
+            .query_one(
+                "select exists (select from pg_replication_slots
+                   where slot_name = $1 and wal_status is distinct from 'lost')",
+                &[&name],
+            )
+            .await?;
+        Ok(row.get(0))
+    }
+
+    /// A table of tenants that one of these publications leaves out, or one that is
+    /// published and is no tenants' any longer.
+    pub(super) async fn published_otherwise(
+        &self,
+        publications: &[String],
+    ) -> Result<Option<String>, JobError> {
+        let row = self
+            .client
+            .query_opt(
+                "with publication as materialized (
+                   select p.oid from pg_publication p where p.pubname = any($1)),
+                 wanted as (select p.oid, r.relid::oid as relid from publication p, ringfence.relation r
+                   where r.kind = 'distributed'),
+                 there as (select l.prpubid, l.prrelid from pg_publication_rel l
+                   join publication p on p.oid = l.prpubid)
+                 select coalesce(w.relid, t.prrelid)::regclass::text
+                 from wanted w full join there t on t.prpubid = w.oid and t.prrelid = w.relid
+                 where w.relid is null or t.prrelid is null limit 1",
+                &[&publications],
+            )
+            .await?;
+        Ok(row.map(|row| row.get(0)))
+    }
+
+    /// What this shard has of the application's migration files, in order.
+    pub(super) async fn migrations(&self) -> Result<Vec<File>, JobError> {
+        let rows = self
+            .client
+            .query(
+                "select directory, number, name, state = 'done' from ringfence.migration
+                 order by directory, number",
+                &[],
+            )
+            .await?;
+        let file = |row: &Row| File {
+            name: format!(
+                "{}/{:03}_{}.sql",
+                row.get::<_, &str>(0),
+                row.get::<_, i32>(1),
+                row.get::<_, &str>(2)
+            ),
+            is_done: row.get(3),
+        };
+        Ok(rows.iter().map(file).collect())
     }
 
     /// Switches publications on.

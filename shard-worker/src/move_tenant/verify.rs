@@ -19,10 +19,11 @@ use tokio_postgres::{Client, Row};
 use uuid::Uuid;
 
 use super::copy::require_applied;
+use super::servers::Servers;
 use super::side::Side;
 use super::touched::{ROWS_MAX, Touched};
-use super::{Checked, Move, Moving, State, Way, failpoint};
-use crate::job::{Context, JobError, Step};
+use super::{Checked, Move, Moving, State, Way, Wish, failpoint, way_back, wish};
+use crate::job::{Context, JobError, Step, store};
 use crate::reconcile;
 
 /// Rows of one chunk.
@@ -71,23 +72,38 @@ pub(super) async fn verify(
     let source = Side::open(context, from).await?;
     let target = Side::open(context, to).await?;
     alike(&source, &target).await?;
-    if way == Way::Forward {
-        require_applied(&target, context).await?;
+    match way {
+        Way::Forward => require_applied(&target, context).await?,
+        Way::Back => {
+            let way_back_gone = way_back::gone(context, job, &source, &target).await?;
+            let is_over = wish(context).await? == Some(Wish::Complete);
+            if way_back_gone.is_some() || is_over {
+                let mut next = job.to(done(job, way));
+                next.way_back_gone = way_back_gone;
+                return Ok(Step::Next(next));
+            }
+        }
     }
     let tables = tenant_tables(&*source.client).await?;
     let id = context.job().id;
+    let servers = Some(Servers::of(way, &source, &target).await?);
+    let mut is_new = servers != job.servers;
+    let job = &Move {
+        servers,
+        ..job.clone()
+    };
     let watches = &context.app().watches;
     let touched = match watches.get(id, way) {
         Some(touched) => touched,
         None => {
-            let touched = watches.begin(context, job, way).await?;
-            if (tenant, table, &after) != (0, 0, &None) {
-                // What was written before is not known.
-                return Ok(job.next(State::verifying(way)));
-            }
-            touched
+            is_new = true;
+            watches.begin(context, job, way).await?
         }
     };
+    if is_new && (tenant, table, &after) != (0, 0, &None) {
+        // What was written before is not known, or a server lacks what it had.
+        return Ok(job.next(State::verifying(way)));
+    }
     let sides = (&source, &target, &tables[..]);
     let until = Instant::now() + SHOWN;
     let (mut equal, mut at_once) = (BTreeMap::new(), tenant);
@@ -108,7 +124,10 @@ pub(super) async fn verify(
         }
         while let Some(compared) = tables.get(table) {
             if touched.len() > ROWS_MAX / 2 {
-                recheck(context, job, way, &touched, sides, until).await?;
+                match recheck(context, job, way, &touched, sides, until).await {
+                    Err(JobError::Refused(why)) => return mismatch(context, job, way, why).await,
+                    rechecked => rechecked?,
+                }
             }
             // Its rows run out on each shard by themselves: they may differ.
             let expires = compared.name.schema.as_str() == "ringfence";
@@ -124,7 +143,8 @@ pub(super) async fn verify(
                 let found = comparison.chunk(after.as_ref()).await?;
                 rows += found.rows;
                 if !found.differ.is_empty() {
-                    return mismatch(job, way, comparison.told(&moving.slug, &found.differ));
+                    let why = comparison.told(&moving.slug, &found.differ);
+                    return mismatch(context, job, way, why).await;
                 }
                 after = found.last;
             }
@@ -194,16 +214,25 @@ async fn equal_at_once(
 }
 
 /// Before the switch the move ends there. Afterwards someone decides.
-fn mismatch(job: &Move, way: Way, why: String) -> Result<Step<Move>, JobError> {
+async fn mismatch(
+    context: &Context,
+    job: &Move,
+    way: Way,
+    why: String,
+) -> Result<Step<Move>, JobError> {
     tracing::error!(why, "shards differ");
     match way {
         Way::Forward => Err(JobError::Refused(why)),
         Way::Back => {
+            // It is asked for anew once someone has looked.
+            let (control, id) = (context.control(), context.job().id);
+            store::clear_wish(control, id, Wish::RollBack.name()).await?;
             let mut next = job.clone();
             next.checked = Some(Checked {
                 rows: 0,
                 differ: Some(why),
             });
+            next.servers = None;
             next.state = done(job, way);
             Ok(Step::Next(next))
         }

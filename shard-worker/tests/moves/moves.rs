@@ -1,12 +1,12 @@
 //! The whole way: there under writes, back under writes, and what is left then.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::stage::Stage;
+use crate::stage::{SOON, Stage};
 use crate::writers::Writers;
 
 pub(crate) fn other(shard: &str) -> &'static str {
@@ -41,6 +41,33 @@ pub(crate) async fn phase(stage: &Stage, id: &str, phase: &str) -> Value {
             job["phase"] == phase && (phase != "done" || job["done"] == true)
         })
         .await
+}
+
+/// A move, once `wanted` is true of it.
+pub(crate) async fn seen(stage: &Stage, id: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    let deadline = Instant::now() + SOON;
+    loop {
+        let seen = stage.get(&format!("moves/{id}")).await;
+        if wanted(&seen) {
+            return seen;
+        }
+        assert!(Instant::now() < deadline, "{seen}");
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+}
+
+/// Has a move believe that the source was another server when rows were compared: what
+/// a failover leaves behind.
+async fn failed_over(stage: &Stage, id: &str) {
+    let control = stage.control().await;
+    let deadline = Instant::now() + SOON;
+    // While nobody works on it.
+    let sql = "update ringfence.job set state = jsonb_set(state, '{servers,source,1}', '99')
+        where id = $1::text::uuid and lease_until is null";
+    while control.execute(sql, &[&id]).await.unwrap() == 0 {
+        assert!(Instant::now() < deadline, "it is always worked on");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 /// Nothing of moves is left on any shard.
@@ -161,6 +188,26 @@ async fn a_tenant_moves_there_and_back_while_it_is_used() {
     assert_eq!(keyed(&stage, &key).await, (StatusCode::CREATED, true));
     writers.more(100).await;
 
+    // Nor is there a way back for the rows of a table that came by hand meanwhile.
+    for shard in [&home, away] {
+        let late = "create table late (id int primary key); select ringfence.distribute('late')";
+        stage.shard(shard).await.batch_execute(late).await.unwrap();
+    }
+    wish(&stage, &id, "rollback").await;
+    let gone = seen(&stage, &id, |m| m["way_back_gone"].is_string()).await;
+    let why = gone["way_back_gone"].as_str().unwrap();
+    assert!(why.contains("table late"), "{gone}");
+    let path = format!("moves/{id}/rollback");
+    let (status, refused) = stage.send(Method::POST, &path, Some(json!({}))).await;
+    assert_eq!(status, StatusCode::CONFLICT, "{refused}");
+    for shard in [&home, away] {
+        let client = stage.shard(shard).await;
+        client.batch_execute("drop table late").await.unwrap();
+    }
+    let look = "update ringfence.job set due_at = now() where id = $1::text::uuid";
+    stage.control().await.execute(look, &[&id]).await.unwrap();
+    seen(&stage, &id, |m| m["way_back_gone"] == Value::Null).await;
+
     // Back, lossless, with all that was written there.
     wish(&stage, &id, "rollback").await;
     phase(&stage, &id, "rolled_back").await;
@@ -262,6 +309,60 @@ async fn a_move_is_cancelled_or_refused_and_leaves_the_source_serving() {
         client.batch_execute("drop table more").await.unwrap();
     }
 
+    // What the target's tables can't take, and a schema that is behind.
+    let file = "insert into ringfence.migration (directory, number, name, checksum, phase, state)
+        values ('app', 1, 'a', 'x', 'expand', ";
+    for (shard, makes, wanted, undoes) in [
+        (
+            away,
+            "create function nothing() returns trigger language plpgsql as 'begin return new; end';
+             create trigger always before insert on activities for each row execute function nothing();
+             alter table activities enable always trigger always"
+                .to_owned(),
+            format!("of shard {away} can't be moved: its trigger \"always\""),
+            "drop function nothing() cascade",
+        ),
+        (
+            &home,
+            format!("{file} 'done')"),
+            format!("shard {away} has not got app/001_a.sql of shard {home}"),
+            "delete from ringfence.migration",
+        ),
+        (
+            away,
+            format!("{file} 'running')"),
+            format!("shard {away} has a part of app/001_a.sql only"),
+            "delete from ringfence.migration",
+        ),
+    ] {
+        let client = stage.shard(shard).await;
+        client.batch_execute(&makes).await.unwrap();
+        let id = start(&stage, &["acme"], away).await;
+        let refused = stage.over(&id).await;
+        let why = refused["problem"]["message"].as_str().unwrap();
+        assert!(why.contains(&wanted), "{why}");
+        client.batch_execute(undoes).await.unwrap();
+    }
+
+    // A table that comes while a move waits for its cut-over, which is never in time.
+    let body = json!({ "tenants": ["acme"], "to": away, "budget_ms": 1 });
+    let (_, moves) = stage.send(Method::POST, "moves", Some(body)).await;
+    let id = moves["items"][0]["id"].as_str().unwrap().to_owned();
+    seen(&stage, &id, |m| m["state"]["tries"].as_u64() >= Some(1)).await;
+    for shard in [&home, away] {
+        let late = "create table late (id int primary key); select ringfence.distribute('late')";
+        stage.shard(shard).await.batch_execute(late).await.unwrap();
+    }
+    let refused = stage.over(&id).await;
+    let why = refused["problem"]["message"].as_str().unwrap();
+    assert!(why.contains("late"), "{why}");
+    for shard in [&home, away] {
+        let client = stage.shard(shard).await;
+        client.batch_execute("drop table late").await.unwrap();
+    }
+    // As many epochs as cut-overs that were undone late.
+    let epoch = stage.get("tenants/acme").await["epoch"].as_i64().unwrap();
+
     // A long transaction keeps it from being cut over; then it is cancelled.
     let long = stage.shard(&home).await;
     long.batch_execute("begin; insert into ringfence.job_mark values (gen_random_uuid(), 'x')")
@@ -285,7 +386,7 @@ async fn a_move_is_cancelled_or_refused_and_leaves_the_source_serving() {
     wish(&stage, "acme", "cancel").await;
     let over = stage.over(&id).await;
     if over["status"] == "cancelled" {
-        assert_served_by(&stage, acme, &home, 1).await;
+        assert_served_by(&stage, acme, &home, epoch).await;
         assert_eq!(stage.rows(&home, acme).await, before);
         assert!(stage.rows(away, acme).await.is_empty());
     }
@@ -390,6 +491,22 @@ async fn a_row_that_differs_stops_the_move_and_is_named() {
     assert!(stage.rows(away, acme).await.is_empty());
     assert_nothing_left(&stage).await;
 
+    // Of a row that a server lost by a failover nobody knows: all are compared again.
+    let body = json!({ "tenants": ["acme"], "to": away, "budget_ms": 1 });
+    let (_, moves) = stage.send(Method::POST, "moves", Some(body)).await;
+    let id = moves["items"][0]["id"].as_str().unwrap().to_owned();
+    seen(&stage, &id, |m| m["state"]["tries"].as_u64() >= Some(1)).await;
+    let lose = format!(
+        "set session_replication_role = replica;
+         delete from activities where tenant_id = '{acme}' and id = {astray}"
+    );
+    stage.shard(away).await.batch_execute(&lose).await.unwrap();
+    failed_over(&stage, &id).await;
+    let failed = stage.over(&id).await;
+    let why = failed["problem"]["message"].as_str().unwrap_or_default();
+    assert!(why.contains(&named), "{failed}");
+    assert_nothing_left(&stage).await;
+
     // Undamaged it moves; all rows are compared before, and again when asked.
     let id = start(&stage, &["acme"], away).await;
     phase(&stage, &id, "retained").await;
@@ -447,5 +564,101 @@ async fn a_row_that_differs_stops_the_move_and_is_named() {
     for ledger in writers.finish(&stage.shard(away).await, acme).await {
         assert!(ledger.failed.is_empty(), "{:?}", ledger.failed);
     }
+    no_way_back(&stage, &id, (acme, &home, away), astray).await;
     stage.cluster.down().await;
+}
+
+/// A failover of the source, and one of the target, while a move is retained.
+async fn no_way_back(
+    stage: &Stage,
+    id: &str,
+    (acme, home, away): (Uuid, &str, &str),
+    astray: i64,
+) {
+    // The row that was set aside is there again, and another one is lost.
+    let (here, there) = (stage.shard(home).await, stage.shard(away).await);
+    here.batch_execute(
+        "set session_replication_role = replica;
+         insert into activities select * from aside; drop table aside",
+    )
+    .await
+    .unwrap();
+    let touch = "update activities set minutes = 7 where tenant_id = $1 and id = $2";
+    there.execute(touch, &[&acme, &astray]).await.unwrap();
+    let deadline = Instant::now() + SOON;
+    let read = "select minutes from activities where tenant_id = $1 and id = $2";
+    let minutes = async || -> i32 {
+        let row = here.query_one(read, &[&acme, &astray]).await.unwrap();
+        row.get(0)
+    };
+    while minutes().await != 7 {
+        assert!(Instant::now() < deadline, "nothing comes back");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let lost: i64 = here
+        .query_one(
+            "delete from activities where tenant_id = $1 and id = (
+               select min(id) from activities where tenant_id = $1 and subject like 'No. 8%') returning id",
+            &[&acme],
+        )
+        .await
+        .unwrap()
+        .get(0);
+    failed_over(stage, id).await;
+    wish(stage, id, "rollback").await;
+    let named = format!("({lost})");
+    let differs = seen(stage, id, |m| {
+        let why = m["checked"]["differ"].as_str().unwrap_or_default();
+        why.contains(&named) && m["phase"] == "retained"
+    });
+    assert_eq!(differs.await["wish"], Value::Null);
+    assert_eq!(stage.tenant("acme").await.1, away);
+
+    // Mended, it is rolled back once all rows were compared; but what comes back
+    // stands still, and then its slot is gone.
+    let restore = "select a from activities a where tenant_id = $1 and id = $2";
+    let row = format!("select ({restore})::text").replace("$1", &format!("'{acme}'"));
+    let row = row.replace("$2", &lost.to_string());
+    let row: String = there.query_one(&row, &[]).await.unwrap().get(0);
+    let restore = "insert into activities select (($1::text)::activities).*";
+    here.execute(restore, &[&row]).await.unwrap();
+    wish(stage, id, "verify").await;
+    seen(stage, id, |m| {
+        m["checked"]["rows"].as_u64() > Some(0) && m["phase"] == "retained"
+    })
+    .await;
+    let locked = stage.shard(home).await;
+    let lock = "begin; lock table ringfence.move_marker in exclusive mode";
+    locked.batch_execute(lock).await.unwrap();
+    wish(stage, id, "rollback").await;
+    let tried = seen(stage, id, |m| m["state"]["tries"].as_u64() >= Some(1)).await;
+    assert_eq!(tried["phase"], "rolling_back", "{tried}");
+    let why = tried["state"]["why"].as_str().unwrap();
+    assert!(why.contains("does not arrive"), "{tried}");
+    let slot = format!("ringfence_move_{}_back", id.replace('-', ""));
+    let end = "select pg_terminate_backend(active_pid) from pg_replication_slots
+        where slot_name = $1 and active_pid is not null";
+    let drop = "select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = $1";
+    let deadline = Instant::now() + SOON;
+    loop {
+        there.execute(end, &[&slot]).await.unwrap();
+        if there.execute(drop, &[&slot]).await.is_ok() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "the slot is always in use");
+    }
+    let gone = seen(stage, id, |m| m["phase"] == "retained").await;
+    let why = gone["way_back_gone"].as_str().unwrap();
+    assert!(why.contains("lost the slot"), "{gone}");
+    locked.batch_execute("rollback").await.unwrap();
+    for verb in ["rollback", "verify", "pause"] {
+        let path = format!("moves/{id}/{verb}");
+        let (status, body) = stage.send(Method::POST, &path, Some(json!({}))).await;
+        assert_eq!(status, StatusCode::CONFLICT, "{body}");
+    }
+    wish(stage, id, "complete").await;
+    phase(stage, id, "done").await;
+    assert_eq!(stage.tenant("acme").await.1, away);
+    assert!(stage.rows(home, acme).await.is_empty());
+    assert_nothing_left(stage).await;
 }
