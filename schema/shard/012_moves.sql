@@ -164,9 +164,10 @@ $$;
 
 -- What the cut-over asks of a primary. `writers`: transactions that began to
 -- write more than 200 ms ago: replication would wait for their end.
+drop function if exists ringfence.move_look();
 create or replace function ringfence.move_look(
   out version integer, out writers bigint, out slots_left bigint, out captured boolean, out bypasses boolean,
-  out system text, out timeline integer, out lsn bigint
+  out system text, out timeline integer, out lsn bigint, out workers_left bigint
 ) language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
   select current_setting('server_version_num')::integer,
     (select count(*) from pg_stat_activity a
@@ -177,7 +178,10 @@ create or replace function ringfence.move_look(
     (select r.rolbypassrls and r.rolreplication from pg_roles r where r.rolname = 'ringfence_mover'),
     (select c.system_identifier from pg_control_system() c)::text,
     ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::integer,
-    (pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint
+    (pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint,
+    -- Each subscription that is on has one, of whatever database.
+    least(current_setting('max_logical_replication_workers')::bigint, current_setting('max_worker_processes')::bigint)
+      - (select count(*) from pg_subscription s where s.subenabled)
 $$;
 
 -- How busy a primary is: bytes that the slowest of its standbys has still to

@@ -103,6 +103,20 @@ impl Capture {
         metric::exposition(&self.status(), self.outlets.count())
     }
 
+    /// Whether this worker captures a shard's changes.
+    pub fn captures(&self, shard: &str) -> bool {
+        let shard = self.shard(&ShardId::from(shard));
+        shard.is_some_and(|shard| shard.status().condition == Condition::Captures)
+    }
+
+    /// Shards whose changes another worker captures.
+    pub fn elsewhere(&self) -> Vec<String> {
+        let mut all = self.status();
+        all.retain(|status| status.condition == Condition::StandsBy);
+        let names = all.iter().map(|status| status.shard.as_str().to_owned());
+        names.collect()
+    }
+
     /// Captures all shards that are free, until it is told to stop. While the
     /// control database is down, it goes on with those that it knows.
     pub async fn run(self: Arc<Self>, control: Control, logins: Logins, worker: String) {

@@ -23,6 +23,10 @@
 //!            Undone | RolledBack | Done
 //! ```
 //!
+//! Where it is not known any longer that rows which were equal are, as by another
+//! worker or behind a failover, CatchingUp goes back to Verifying, and a rollback
+//! through Verifying(back). A way back that is gone leads to Retained, which says so.
+//!
 //! Every state is durable, and every step may run twice. What a cut-over has
 //! done is read from the two shards alone ([`crossing`]), so that a worker
 //! killed anywhere is replaced by another that goes on, with or without the

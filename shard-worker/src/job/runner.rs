@@ -19,6 +19,8 @@ use crate::traced;
 
 /// A look for jobs, should the news of one be lost, or its time have come.
 const LOOK: Duration = Duration::from_millis(500);
+/// A move is left for so long to the worker that captures its source.
+const LEFT_FOR: Duration = Duration::from_secs(1);
 /// Tries to write how a step ended; after them the lease runs out by itself.
 const WRITES: u32 = 3;
 const WRITE_PAUSE: Duration = Duration::from_millis(300);
@@ -43,7 +45,8 @@ pub async fn run(app: Arc<App>, stop: CancellationToken) {
         };
         let Ok(slot) = slot else { break };
         news.mark_unchanged();
-        match store::claim(&app.control, &app.owner).await {
+        let elsewhere = app.capture.elsewhere();
+        match store::claim(&app.control, &app.owner, (&elsewhere, LEFT_FOR)).await {
             Ok(Some(job)) => {
                 let (app, stop) = (app.clone(), stop.child_token());
                 running.spawn(async move {

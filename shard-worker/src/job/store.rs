@@ -248,8 +248,15 @@ pub async fn refuse_beside(
     }
 }
 
-/// Takes the lease of the job that has waited longest, if bounds let one run.
-pub async fn claim(control: &Control, owner: &str) -> Result<Option<Claimed>, ControlError> {
+/// Takes the lease of the job that has waited longest, if bounds let one run. A move
+/// whose cut-over goes from a shard that another worker captures (`elsewhere`) is left
+/// to that one for a while: else the end of a lease would be waited for while requests
+/// are held.
+pub async fn claim(
+    control: &Control,
+    owner: &str,
+    (elsewhere, left_for): (&[String], Duration),
+) -> Result<Option<Claimed>, ControlError> {
     let kinds: Vec<&str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
     let bounds: Vec<i32> = Kind::ALL.iter().map(|kind| kind.at_once_max()).collect();
     let mut client = control.client().await?;
@@ -276,6 +283,8 @@ pub async fn claim(control: &Control, owner: &str) -> Result<Option<Claimed>, Co
                  and not exists (
                    select from unnest(j.shards) s (shard)
                    where (select count(*) from running r where s.shard = any(r.shards)) >= $5)
+                 and not (j.kind = 'move' and j.due_at > now() - $7 * interval '1 millisecond'
+                   and j.shards[case when j.phase in ('retained', 'verifying_back', 'rolling_back') then 2 else 1 end] = any($6))
                order by j.due_at, j.created_at limit 1)
              returning id, kind, object, actor, state, attempt, revision, created_at",
             &[
@@ -284,6 +293,8 @@ pub async fn claim(control: &Control, owner: &str) -> Result<Option<Claimed>, Co
                 &owner,
                 &millis(LEASE),
                 &SHARD_AT_ONCE_MAX,
+                &elsewhere,
+                &millis(left_for),
             ],
         )
         .await?;

@@ -30,6 +30,8 @@ use crate::shard::ShardError;
 const GROUP_MAX: usize = 50;
 /// A stream that takes longer for one marker is not quick enough.
 const QUICK: Duration = Duration::from_millis(150);
+/// Rows that are compared in a millisecond on both sides, where a cut-over is predicted.
+const ROWS_A_MS: usize = 50;
 /// Longest comparison of rows that were written to, before anybody is held.
 const RECHECK_MAX: Duration = Duration::from_secs(1);
 /// Longest wait for one statement of an undo.
@@ -347,11 +349,7 @@ async fn open<'a>(
     };
     Ok(Crossing {
         // A server may lack what was equal.
-        touched: context
-            .app()
-            .watches
-            .get(id, way)
-            .filter(|_| !failed_over),
+        touched: context.app().watches.get(id, way).filter(|_| !failed_over),
         failed_over,
         tables,
         context,
@@ -394,7 +392,7 @@ impl Crossing<'_> {
         // Most of it before anybody is held.
         let sequences = self.source.sequences().await?;
         self.target.raise_sequences(&sequences).await?;
-        match self.not_yet(job).await {
+        match self.not_yet(job, budget).await {
             Ok(None) => {}
             Ok(Some(not_yet)) => return Ok(not_yet),
             Err(JobError::Refused(why)) => {
@@ -488,7 +486,7 @@ impl Crossing<'_> {
 
     /// Nobody is held for a stream that stands still: why it is not begun. Who was
     /// held before is drained, or not, by what the shards show.
-    async fn not_yet(&mut self, job: &Move) -> Result<Option<Tried>, JobError> {
+    async fn not_yet(&mut self, job: &Move, budget: Duration) -> Result<Option<Tried>, JobError> {
         let (ids, out) = (self.ids(), self.out());
         let fences = self.source.fences(&ids, &out).await?;
         if fences
@@ -536,12 +534,28 @@ impl Crossing<'_> {
             self.target.activate(&[], &[], &[], &[])
         )?;
         let marker = self.source.mark(context.job().id, names::way(way)).await?;
-        if !self.target.arrived(marker, QUICK).await? {
+        let began = Instant::now();
+        let arrived = self.target.arrived(marker, QUICK).await?;
+        let took = began.elapsed();
+        if !arrived {
             return undone(format!(
                 "what shard {} sends does not arrive on {} within {} ms: no cut-over is begun",
                 self.source.shard,
                 self.target.shard,
                 QUICK.as_millis()
+            ));
+        }
+        let waits = self.captured && !context.app().capture.captures(&self.source.shard);
+        let predicted = predicted(took, touched.len(), waits);
+        if predicted > budget {
+            let because = match waits {
+                true => format!(", for this worker does not capture {}", self.source.shard),
+                false => String::new(),
+            };
+            return undone(format!(
+                "requests would be held for about {} ms of {} ms{because}: no cut-over is begun",
+                predicted.as_millis(),
+                budget.as_millis()
             ));
         }
         self.touched = Some(touched);
@@ -824,6 +838,15 @@ impl Fences {
     }
 }
 
+/// How long a cut-over will hold requests, at least: for a marker to arrive and rows
+/// that were written to to be compared, and for the end of a lease where only that
+/// shows that no router answers from what it had cached.
+fn predicted(marker: Duration, rows: usize, waits: bool) -> Duration {
+    let drained = marker + Duration::from_millis((rows / ROWS_A_MS) as u64);
+    // Both are waited for at the same time.
+    if waits { drained.max(HOLDING) } else { drained }
+}
+
 /// Work of a cut-over, up to the end of its budget.
 async fn bounded<T>(
     until: Instant,
@@ -864,4 +887,18 @@ fn is_lock_timeout(error: &JobError) -> bool {
         return false;
     };
     error.code() == Some(&tokio_postgres::error::SqlState::LOCK_NOT_AVAILABLE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_cut_over_will_take_is_told_before() {
+        let quick = Duration::from_millis(2);
+        assert_eq!(predicted(quick, 10, false), quick);
+        assert_eq!(predicted(quick, 1_000, false), Duration::from_millis(22));
+        assert_eq!(predicted(quick, 1_000, true), HOLDING);
+        assert!(HOLDING < Duration::from_millis(super::super::BUDGET_MS));
+    }
 }

@@ -14,6 +14,9 @@ use crate::shard::STATEMENT_MAX;
 /// Slots that a move takes on a shard: its own, those of two tables at once,
 /// and one by which it knows what is written meanwhile.
 const SLOTS: i64 = 4;
+/// Workers of logical replication that a move takes on a shard: one that applies, and
+/// one that copies a table.
+const WORKERS: i64 = 2;
 /// Longest wait for open transactions, which the making of a slot waits for.
 const SLOT_MAX_MS: u64 = 20_000;
 
@@ -37,6 +40,12 @@ pub(super) async fn check(context: &Context, job: &Move) -> Result<Step<Move>, J
             return Err(JobError::Refused(format!(
                 "shard {} has {} replication slots left, a move takes {SLOTS}: complete moves that are retained, or raise max_replication_slots",
                 side.shard, look.slots_left
+            )));
+        }
+        if look.workers_left < WORKERS {
+            return Err(JobError::Refused(format!(
+                "shard {} has {} workers of logical replication left, a move takes {WORKERS}: complete moves that are retained, or raise max_logical_replication_workers and max_worker_processes",
+                side.shard, look.workers_left
             )));
         }
     }

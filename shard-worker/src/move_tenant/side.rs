@@ -35,6 +35,8 @@ pub(super) struct Look {
     pub(super) writers: i64,
     /// Replication slots that can still be made.
     pub(super) slots_left: i64,
+    /// Workers of logical replication that no subscription has.
+    pub(super) workers_left: i64,
     /// Its changes are captured: routers may have cached answers.
     pub(super) captured: bool,
     /// The mover passes row level security, and may replicate.
@@ -328,6 +330,8 @@ impl Side {
             version: row.get("version"),
             writers: row.get("writers"),
             slots_left: row.get("slots_left"),
+            // Not of a shard that another version has installed.
+            workers_left: row.try_get("workers_left")?,
             captured: row.get("captured"),
             bypasses: row.get("bypasses"),
         })

@@ -45,6 +45,9 @@ pub(super) const HELD_MAX: usize = 2_000;
 const RECHECKED: usize = 2_000;
 /// Rows that are locked at once.
 const LOCKED_MAX: usize = 500;
+/// Longest wait for a lock on one of them, and for what was written before to
+/// arrive while they are locked.
+const STILL_MAX: Duration = Duration::from_millis(300);
 /// Longest wait for one marker.
 const MARKER_MAX: Duration = Duration::from_secs(20);
 /// Rows that are named.
@@ -340,7 +343,11 @@ impl Comparison<'_> {
         })
     }
 
-    /// Looks at rows while nobody can change them.
+    /// Looks at rows while nobody can change them. Who writes to them waits
+    /// meanwhile: a stream that is slow is not waited for here.
+    ///
+    /// # Errors
+    /// [`JobError::Wait`] where what was written takes too long to arrive.
     async fn standing_still(&self, keys: &BTreeSet<Key>) -> Result<BTreeSet<Key>, JobError> {
         let info = self.context.shard_info(&self.source.shard).await?;
         let logins = &self.context.app().logins;
@@ -348,11 +355,15 @@ impl Comparison<'_> {
             .as_mover(&info.id, &reconcile::addresses(&info))
             .await?;
         let lock = locker.transaction().await?;
-        lock.batch_execute("set local lock_timeout = '1s'").await?;
+        let wait_max = format!("set local lock_timeout = {}", STILL_MAX.as_millis());
+        lock.batch_execute(&wait_max).await?;
         let sql = format!("select from {} for share of moved", self.named_rows());
         lock.execute(&sql, &[&self.tenant, &json_of(keys)]).await?;
         let there = self.read_keys(&self.source.client, keys).await?;
-        self.arrive().await?;
+        let (job, target) = (self.context.job().id, self.target);
+        self.source
+            .arrive_on(target, job, self.way, STILL_MAX)
+            .await?;
         let here = self.read_keys(&self.target.client, keys).await?;
         lock.rollback().await?;
         Ok(differences(&there, &here))

@@ -24,7 +24,10 @@ pub(super) async fn gone(
         let why = format!("shard {shard} has lost the slot of the way back, as by a failover");
         return Ok(Some(why));
     }
-    if let Some(table) = sends.published_otherwise(&job.publications(id, Way::Back)).await? {
+    if let Some(table) = sends
+        .published_otherwise(&job.publications(id, Way::Back))
+        .await?
+    {
         let why = format!(
             "what is written to table {table} of shard {} is not sent back: it was not there when the move began, or is no tenants' any longer",
             sends.shard
