@@ -49,6 +49,18 @@ pub struct Plan {
     pub spread_after: Option<f64>,
     /// Seconds that it takes, predicted.
     pub seconds: f64,
+    /// Shards that could not be looked at: their tenants stay, and nobody goes there.
+    #[serde(default)]
+    pub unseen: Vec<Unseen>,
+}
+
+/// A shard that could not be looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unseen {
+    /// The shard.
+    pub shard: String,
+    /// Why.
+    pub why: String,
 }
 
 /// Tenants that move together.
@@ -80,13 +92,15 @@ pub async fn plan(app: &App, policy: Policy, at_once: usize) -> Result<(String, 
     let mut infos = app.control.shards().await?;
     // It has no tables yet, nor tenants.
     infos.retain(|info| info.state != "preparing");
+    let (sizes, unseen) = sizes::of_all(app, infos.clone()).await;
+    let is_seen = |shard: &str| !unseen.iter().any(|unseen| unseen.shard == shard);
     let shards: Vec<Shard> = infos
         .iter()
         .map(|info| Shard {
             id: info.id.clone(),
             region: info.region.clone(),
             weight: info.weight,
-            open: info.state == "active",
+            open: info.state == "active" && is_seen(&info.id),
         })
         .collect();
     let numbers: HashMap<&str, usize> = infos
@@ -94,10 +108,10 @@ pub async fn plan(app: &App, policy: Policy, at_once: usize) -> Result<(String, 
         .enumerate()
         .map(|(number, info)| (info.id.as_str(), number))
         .collect();
-    let sizes = sizes::of_all(app, infos.clone()).await?;
     let residents = app.control.residents().await?;
     let tenants: Vec<Tenant> = residents
         .iter()
+        .filter(|resident| is_seen(&resident.shard))
         .filter_map(|resident| {
             Some(Tenant {
                 id: resident.id,
@@ -109,7 +123,10 @@ pub async fn plan(app: &App, policy: Policy, at_once: usize) -> Result<(String, 
         })
         .collect();
     let proposal = propose(&shards, &tenants, &policy);
-    let plan = describe(policy, &shards, &proposal, at_once);
+    let plan = Plan {
+        unseen,
+        ..describe(policy, &shards, &proposal, at_once)
+    };
     let text = serde_json::to_vec(&plan)
         .map_err(|error| Error::BadRequest(format!("the plan can't be written: {error}")))?;
     let sum = digest::digest(&digest::SHA256, &text);
@@ -164,6 +181,7 @@ fn describe(policy: Policy, shards: &[Shard], proposal: &Proposal, at_once: usiz
         spread_after: finite(spread(shards, &proposal.after)),
         seconds: work / at_once.clamp(1, groups.len().max(1)) as f64,
         groups,
+        unseen: Vec::new(),
     }
 }
 
@@ -267,7 +285,7 @@ impl Rebalance {
     }
 
     /// The group that is to be started next; none: all were.
-    async fn next(&self, context: &Context) -> Result<Option<Group>, JobError> {
+    async fn next(&self, context: &Context) -> Result<Option<(Policy, Group)>, JobError> {
         if self.waiting() == 0 {
             return Ok(None);
         }
@@ -276,7 +294,8 @@ impl Rebalance {
         let client = context.control().client().await?;
         let row = client
             .query_opt(
-                "select plan -> 'groups' -> $2::int from ringfence.rebalance_plan where hash = $1",
+                "select jsonb_build_array(plan -> 'policy', plan -> 'groups' -> $2::int)
+                 from ringfence.rebalance_plan where hash = $1",
                 &[&self.hash, &number],
             )
             .await?;
@@ -361,8 +380,8 @@ impl Machine for Rebalance {
             .as_deref()
             == Some(Wish::Pause.name());
         if !paused && next.running.len() < next.at_once {
-            if let Some(group) = next.next(context).await? {
-                return begin(context, next, &group).await;
+            if let Some((policy, group)) = next.next(context).await? {
+                return begin(context, next, &policy, &group).await;
             }
             if next.running.is_empty() {
                 next.over = true;
@@ -392,6 +411,7 @@ impl Machine for Rebalance {
 async fn begin(
     context: &Context,
     mut next: Rebalance,
+    policy: &Policy,
     group: &Group,
 ) -> Result<Step<Rebalance>, JobError> {
     if let Some(why) = no_target(context, group).await? {
@@ -419,6 +439,13 @@ async fn begin(
     tenants.retain(|tenant| !busy.contains(&tenant.slug));
     next.failed
         .extend(busy.iter().map(|slug| has_another_job(slug)));
+    if policy.heeds_pins() {
+        let ids: Vec<Uuid> = tenants.iter().map(|tenant| tenant.id).collect();
+        let pinned = context.control().pinned(&ids).await?;
+        tenants.retain(|tenant| !pinned.contains(&tenant.slug));
+        let why = |slug: &String| format!("tenant {slug} is pinned by now");
+        next.failed.extend(pinned.iter().map(why));
+    }
     next.went_through(group);
     let actor: &Actor = &context.job().actor;
     let how = (next.budget_ms, next.keep_s);

@@ -177,6 +177,13 @@ fn shown(plan: Value) -> Output {
         spread("spread_before"),
         spread("spread_after"),
     );
+    let unseen = plan["unseen"].as_array().into_iter().flatten();
+    let unseen: String = unseen
+        .map(|u| {
+            let (shard, why) = (show(&u["shard"]), show(&u["why"]));
+            format!("shard {shard} can't be looked at, so its tenants stay: {why}\n")
+        })
+        .collect();
     let next = match plan["tenants"].as_u64() {
         Some(1..) => format!(
             "Apply it: ringfence rebalance apply --plan {}",
@@ -186,6 +193,7 @@ fn shown(plan: Value) -> Output {
     };
     let mut output = Output::list(shards, SHARDS).with_json(plan).note(next);
     output.text.push_str(&summary);
+    output.text.push_str(&unseen);
     output
 }
 
@@ -217,12 +225,14 @@ mod tests {
             "hash": "0a1b2c3d4e5f", "tenants": 3, "bytes": 5_242_880, "seconds": 4.2, "groups": [{}, {}],
             "spread_before": 2.5, "spread_after": 1.08,
             "shards": [{"shard": "s1", "before": 10_485_760, "after": 5_242_880}],
+            "unseen": [{"shard": "s2", "why": "it is down"}],
         });
         insta::assert_snapshot!(shown(plan).text, @r"
         SHARD  NOW       THEN
         s1     10.0 MiB  5.0 MiB
 
         3 tenants, 5.0 MiB in 2 moves, about 4 s; max/min 2.50 -> 1.08
+        shard s2 can't be looked at, so its tenants stay: it is down
         ");
     }
 }

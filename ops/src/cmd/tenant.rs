@@ -96,7 +96,7 @@ pub enum Command {
         /// Slug or id.
         tenant: String,
     },
-    /// Plan to give a tenant its shard alone: the others move away. Apply the plan by its hash.
+    /// Plan to give a tenant a shard alone: an empty one, else the others leave its own. Apply the plan by its hash.
     Isolate {
         /// Slug or id.
         tenant: String,
@@ -225,7 +225,12 @@ impl Command {
             Self::Unpin { tenant } => change(admin, &tenant, "/unpin").await,
             Self::Isolate { tenant } => {
                 let ask = json!({ "policy": "isolate", "tenant": tenant });
-                rebalance::proposed(admin, &ask).await
+                let mut plan = rebalance::proposed(admin, &ask).await?;
+                let then = format!(
+                    "That it stays alone: ringfence tenant pin {tenant}, then ringfence shard drain its shard, which takes no new tenants then"
+                );
+                plan.note = plan.note.map(|next| format!("{next}\n{then}"));
+                Ok(plan)
             }
             Self::Export { tenant, to, from } => {
                 archive::export(admin, &tenant, &to, from.as_deref()).await

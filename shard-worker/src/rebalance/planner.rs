@@ -51,11 +51,22 @@ pub enum Policy {
         /// The shard.
         shard: String,
     },
-    /// A tenant has a shard for itself: the others leave it.
+    /// A tenant has a shard for itself: it goes to one that is empty; where there is
+    /// none the others leave.
     Isolate {
         /// The tenant.
         tenant: Uuid,
     },
+}
+
+impl Policy {
+    /// Who is pinned stays.
+    pub fn heeds_pins(&self) -> bool {
+        match self {
+            Self::Ring | Self::Load => true,
+            Self::Drain { .. } | Self::Isolate { .. } => false,
+        }
+    }
 }
 
 /// A tenant that should move.
@@ -114,9 +125,8 @@ pub fn propose(shards: &[Shard], tenants: &[Tenant], policy: &Policy) -> Proposa
             empty(shards, tenants, &sizes, leaving)
         }
         Policy::Isolate { tenant } => {
-            let home = tenants.iter().find(|t| t.id == *tenant).map(|t| t.shard);
-            let leaving = |t: &Tenant| Some(t.shard) == home && t.id != *tenant;
-            empty(shards, tenants, &sizes, leaving)
+            let one = tenants.iter().find(|t| t.id == *tenant);
+            one.map_or_else(Vec::new, |one| isolate(shards, tenants, &sizes, one))
         }
     };
     moves.sort();
@@ -170,6 +180,26 @@ fn empty(
         moves.push(planned(tenant, to));
     }
     moves
+}
+
+/// To an empty shard, where there is one; else the others leave.
+fn isolate(shards: &[Shard], tenants: &[Tenant], sizes: &[u64], one: &Tenant) -> Vec<Planned> {
+    let mut residents = vec![0_usize; shards.len()];
+    for tenant in tenants {
+        residents[tenant.shard] += 1;
+    }
+    let is_free = |number: &usize| {
+        let shard = &shards[*number];
+        shard.open && residents[*number] == 0 && shard.region == shards[one.shard].region
+    };
+    let lighter = |a: &usize, b: &usize| shards[*a].weight.total_cmp(&shards[*b].weight);
+    match (0..shards.len()).filter(is_free).max_by(lighter) {
+        _ if residents[one.shard] == 1 => Vec::new(),
+        Some(free) => vec![planned(one, free)],
+        None => empty(shards, tenants, sizes, |t| {
+            t.shard == one.shard && t.id != one.id
+        }),
+    }
 }
 
 /// Takes from shards above the band just what is above, and gives it to those
@@ -437,6 +467,12 @@ mod tests {
         let policy = Policy::Isolate { tenant: one.id };
         let proposal = propose(&fleet, &tenants, &policy);
         assert_eq!(proposal.after[one.shard], one.bytes);
+        // There is an empty one.
+        let proposal = propose(&shards(5), &tenants, &policy);
+        assert_eq!(proposal.moves, [planned(&one, 4)]);
+        // It is alone already.
+        let proposal = propose(&fleet, &[one], &policy);
+        assert_eq!(proposal.moves, []);
     }
 
     fn fleet() -> impl Strategy<Value = (Vec<Shard>, Vec<Tenant>)> {

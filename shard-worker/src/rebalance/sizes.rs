@@ -11,8 +11,8 @@ use tokio::time::timeout;
 use tokio_postgres::Client;
 use uuid::Uuid;
 
+use super::Unseen;
 use crate::app::App;
-use crate::error::Error;
 use crate::reconcile;
 use crate::shard::ShardError;
 
@@ -23,28 +23,37 @@ const AT_ONCE: usize = 16;
 /// Longest look at one shard.
 const LOOK_MAX: Duration = Duration::from_secs(50);
 
-/// Bytes of all tenants, of all shards.
-pub(super) async fn of_all(app: &App, shards: Vec<ShardInfo>) -> Result<HashMap<Uuid, u64>, Error> {
+/// Bytes of all tenants, of all shards that could be looked at; and those that could not.
+pub(super) async fn of_all(app: &App, shards: Vec<ShardInfo>) -> (HashMap<Uuid, u64>, Vec<Unseen>) {
     let looks = shards.into_iter().map(|shard| async move {
         let look = async {
             let nodes = reconcile::addresses(&shard);
             let client = app.logins.as_mover(&shard.id, &nodes).await?;
             of_shard(&client).await.map_err(ShardError::Postgres)
         };
-        timeout(LOOK_MAX, look)
-            .await
-            .unwrap_or(Err(ShardError::Slow))
+        let found = timeout(LOOK_MAX, look).await;
+        let found = found.unwrap_or(Err(ShardError::Slow));
+        found.map_err(|error| Unseen {
+            why: tenancy::chain(&error),
+            shard: shard.id,
+        })
     });
     let mut looks = stream::iter(looks).buffer_unordered(AT_ONCE);
-    let mut sizes = HashMap::new();
+    let (mut sizes, mut unseen) = (HashMap::new(), Vec::new());
     while let Some(found) = looks.next().await {
         // Of a tenant that is on two shards, the larger counts.
-        for (tenant, bytes) in found? {
-            let size = sizes.entry(tenant).or_insert(0);
-            *size = (*size).max(bytes);
+        match found {
+            Ok(found) => {
+                for (tenant, bytes) in found {
+                    let size = sizes.entry(tenant).or_insert(0);
+                    *size = (*size).max(bytes);
+                }
+            }
+            Err(shard) => unseen.push(shard),
         }
     }
-    Ok(sizes)
+    unseen.sort_by(|a, b| a.shard.cmp(&b.shard));
+    (sizes, unseen)
 }
 
 async fn of_shard(client: &Client) -> Result<HashMap<Uuid, u64>, tokio_postgres::Error> {

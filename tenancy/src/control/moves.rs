@@ -105,6 +105,13 @@ impl Control {
         Ok(rows.iter().map(resident).collect())
     }
 
+    /// Those of these tenants that are to stay where they are: their slugs.
+    pub async fn pinned(&self, tenants: &[Uuid]) -> Result<Vec<String>, ControlError> {
+        let sql = "select slug from ringfence.tenant where id = any($1) and pinned order by slug";
+        let rows = self.client().await?.query(sql, &[&tenants]).await?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+
     /// Has a tenant stay where it is, whatever plans of balance say; or not any longer.
     pub async fn pin(&self, actor: &Actor, name: &str, pinned: bool) -> Result<(), ControlError> {
         let mut client = self.client().await?;
