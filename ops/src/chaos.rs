@@ -8,8 +8,8 @@
 //! and only requests in flight at the dead node may fail.
 //!
 //! Crowds break nothing: they ask for too much (`chaos/crowd.rs`). Nor do changes
-//! of the schema: they must not be felt (`chaos/migrate.rs`). A tenant's life has no
-//! load beside it (`chaos/life.rs`).
+//! of the schema, or of the fleet: they must not be felt (`chaos/migrate.rs`,
+//! `chaos/rebalance.rs`). A tenant's life has no load beside it (`chaos/life.rs`).
 
 #[path = "chaos/cache.rs"]
 mod cache;
@@ -21,6 +21,8 @@ mod life;
 mod migrate;
 #[path = "chaos/moves.rs"]
 mod moves;
+#[path = "chaos/rebalance.rs"]
+mod rebalance;
 
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
@@ -51,6 +53,9 @@ struct Args {
     /// Moves at most, of those faults that move tenants.
     #[arg(long, default_value_t = 1_000)]
     rounds: usize,
+    /// Moves at least, of those faults that move tenants: fewer prove too little.
+    #[arg(long, default_value_t = 1)]
+    moves: usize,
     /// Size of the tenant of `life`.
     #[arg(long, default_value_t = 100)]
     megabytes: u64,
@@ -121,6 +126,10 @@ enum Fault {
     MoveRouter,
     /// Tenants move, while the control database is killed, and returns.
     MoveControl,
+    /// Tenants move, while a node of Redis is killed, and returns.
+    MoveRedis,
+    /// A shard is added to three, gets its share of the tenants, and is emptied again.
+    Rebalance,
     /// The schema of three shards changes; compared with the same load without that.
     Migrate,
     /// A large tenant is exported, imported and deleted, while the worker is killed.
@@ -184,6 +193,12 @@ async fn run(args: Args) -> Result<bool, Failure> {
             println!("{}", compared.table());
             continue;
         }
+        if *fault == Fault::Rebalance {
+            let rebalanced = rebalance::suffer(&args).await?;
+            good &= rebalanced.is_good();
+            println!("{}", rebalanced.text());
+            continue;
+        }
         if *fault == Fault::Life {
             let lived = life::suffer(&args).await?;
             good &= lived.is_good();
@@ -216,7 +231,7 @@ async fn suffer(fault: Fault, args: &Args) -> Result<Seen, Failure> {
         replicas: Some(replicas),
         routers: Some(args.routers),
         sync,
-        redis: matches!(fault, Fault::Cache | Fault::RedisKill).then_some(3),
+        redis: matches!(fault, Fault::Cache | Fault::RedisKill | Fault::MoveRedis).then_some(3),
         caches: true,
         network: fault.cuts(),
         ..Options::default()
@@ -249,8 +264,8 @@ async fn suffer(fault: Fault, args: &Args) -> Result<Seen, Failure> {
             };
             let told = moves::back_and_forth(&cluster, &plan).await?;
             eprintln!("· {name}: {told}");
-            left = told.left;
-            idle = told.is_idle(victim);
+            left = told.left + told.late;
+            idle = told.is_idle(victim, args.moves);
         } else {
             fault.strike(&cluster).await?;
             tokio::time::sleep(third).await;
@@ -323,6 +338,7 @@ impl Fault {
             Self::MoveTarget => Some(Victim::Target),
             Self::MoveRouter => Some(Victim::Router),
             Self::MoveControl => Some(Victim::Control),
+            Self::MoveRedis => Some(Victim::Redis),
             _ => None,
         }
     }
@@ -388,6 +404,8 @@ impl Fault {
             | Self::MoveTarget
             | Self::MoveRouter
             | Self::MoveControl
+            | Self::MoveRedis
+            | Self::Rebalance
             | Self::Migrate
             | Self::Life => {}
         }
@@ -427,6 +445,8 @@ impl Fault {
             | Self::MoveTarget
             | Self::MoveRouter
             | Self::MoveControl
+            | Self::MoveRedis
+            | Self::Rebalance
             | Self::Migrate
             | Self::Life => {}
         }
@@ -454,6 +474,8 @@ impl Fault {
             | Self::Overload
             | Self::Move
             | Self::MoveControl
+            | Self::MoveRedis
+            | Self::Rebalance
             | Self::Migrate
             | Self::Life => 0,
             // A worker that dies while a tenant is held is replaced when its

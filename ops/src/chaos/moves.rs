@@ -16,6 +16,8 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// Between a node's death and its return, or its replica's promotion.
 const DEAD: Duration = Duration::from_millis(500);
+/// A move comes to its end by itself so soon after the worker is there again.
+const RESUMED_MAX: Duration = Duration::from_secs(30);
 /// Longest wait until nothing of moves is left.
 const TIDY_MAX: Duration = Duration::from_secs(60);
 
@@ -30,6 +32,8 @@ pub(super) enum Victim {
     Target,
     Router,
     Control,
+    /// One of three nodes of Redis; it returns.
+    Redis,
 }
 
 /// What is done.
@@ -50,14 +54,20 @@ pub(super) struct Told {
     /// Moves that were given up, and why.
     given_up: Vec<String>,
     kills: usize,
+    /// When the worker was there again.
+    returned: Option<Instant>,
+    /// The longest from then to a move's end.
+    resumed: Duration,
+    /// Moves that took too long from then on.
+    pub(super) late: usize,
     /// Things of moves that were left behind.
     pub(super) left: usize,
 }
 
 impl Told {
-    /// Nothing was moved, or nobody died: it proves nothing.
-    pub(super) fn is_idle(&self, victim: Victim) -> bool {
-        self.moves == 0 || (victim != Victim::Nobody && self.kills == 0)
+    /// Too little was moved, or nobody died: it proves nothing.
+    pub(super) fn is_idle(&self, victim: Victim, moves_min: usize) -> bool {
+        self.moves < moves_min.max(1) || (victim != Victim::Nobody && self.kills == 0)
     }
 }
 
@@ -84,7 +94,16 @@ pub(super) async fn back_and_forth(cluster: &Cluster, plan: &Plan) -> Result<Tol
             .as_str()
             .unwrap_or_default()
             .to_owned();
-        told.kills += kill(cluster, &admin, plan.victim, (from, to), &mut chance).await?;
+        told.returned = None;
+        kill(
+            cluster,
+            &admin,
+            plan.victim,
+            (from, to),
+            &mut chance,
+            &mut told,
+        )
+        .await?;
         if !settled(&admin, &id, "retained", &mut told).await? {
             continue;
         }
@@ -95,7 +114,17 @@ pub(super) async fn back_and_forth(cluster: &Cluster, plan: &Plan) -> Result<Tol
         };
         post(&admin, &format!("/moves/{id}/{verb}"), &json!({})).await?;
         if plan.victim == Victim::Worker && chance.of(2) == 0 {
-            told.kills += kill(cluster, &admin, plan.victim, (from, to), &mut chance).await?;
+            kill(
+                cluster,
+                &admin,
+                plan.victim,
+                (from, to),
+                &mut chance,
+                &mut told,
+            )
+            .await?;
+        } else {
+            told.returned = None;
         }
         if settled(&admin, &id, end, &mut told).await? {
             let over = get(&admin, &format!("/moves/{id}")).await?;
@@ -114,7 +143,7 @@ pub(super) async fn back_and_forth(cluster: &Cluster, plan: &Plan) -> Result<Tol
 }
 
 /// What the doctor finds, once the janitor had its time.
-async fn left(admin: &Admin) -> Result<usize, Failure> {
+pub(super) async fn left(admin: &Admin) -> Result<usize, Failure> {
     let deadline = Instant::now() + TIDY_MAX;
     loop {
         let report = get(admin, "/doctor").await?;
@@ -151,16 +180,18 @@ async fn kill(
     victim: Victim,
     (from, to): (&str, &str),
     chance: &mut Chance,
-) -> Result<usize, Failure> {
+    told: &mut Told,
+) -> Result<(), Failure> {
     if victim == Victim::Nobody {
-        return Ok(0);
+        return Ok(());
     }
     tokio::time::sleep(Duration::from_millis(chance.of(2_500))).await;
     let node = match victim {
-        Victim::Nobody => return Ok(0),
+        Victim::Nobody => return Ok(()),
         Victim::Worker => "worker-1".to_owned(),
         Victim::Router => "router-1".to_owned(),
         Victim::Control => "control".to_owned(),
+        Victim::Redis => format!("redis-{}", 1 + chance.of(3)),
         Victim::Source => node(admin, from, "primary").await?,
         Victim::Target => node(admin, to, "primary").await?,
     };
@@ -169,7 +200,7 @@ async fn kill(
         .iter()
         .any(|seen| seen.name == node && seen.state == NodeState::Up)
     {
-        return Ok(0);
+        return Ok(());
     }
     let heir = match victim {
         Victim::Target => Some(self::node(admin, to, "replica").await?),
@@ -183,7 +214,9 @@ async fn kill(
         cluster.promote(&heir).await?;
     }
     cluster.start_node(&node).await?;
-    Ok(1)
+    told.kills += 1;
+    told.returned = (victim == Victim::Worker).then(Instant::now);
+    Ok(())
 }
 
 /// A node of a shard in that role, as workers saw it last.
@@ -205,6 +238,10 @@ async fn settled(admin: &Admin, id: &str, phase: &str, told: &mut Told) -> Resul
         // The last step leads to its phase, and ends the job behind it.
         let ends = matches!(phase, "done" | "rolled_back");
         if seen["phase"] == phase && (!ends || seen["done"] == true) {
+            if let Some(took) = told.returned.map(|returned| returned.elapsed()) {
+                told.resumed = told.resumed.max(took);
+                told.late += usize::from(took > RESUMED_MAX);
+            }
             return Ok(true);
         }
         if seen["done"] == true {
@@ -267,7 +304,8 @@ impl fmt::Display for Told {
         };
         write!(
             f,
-            "{} moves, {} kills, {} cut-overs, requests held for p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms; given up: {:?}; left behind: {}",
+            "{} moves, {} kills, {} cut-overs, requests held for p50 {:.1} ms, p99 {:.1} ms, max {:.1} ms; given up: {:?}; \
+             {:.1} s at most from a worker's return to a move's end, {} too late; left behind: {}",
             self.moves,
             self.kills,
             sorted.len(),
@@ -275,6 +313,8 @@ impl fmt::Display for Told {
             at(0.99),
             at(1.0),
             self.given_up,
+            self.resumed.as_secs_f64(),
+            self.late,
             self.left
         )
     }
