@@ -126,6 +126,8 @@ async fn trouble_on_the_way_is_waited_out_or_told() {
     wish(&stage, &id, "rollback").await;
     let tried = until(&stage, &id, |m| m["state"]["tries"].as_u64() >= Some(1)).await;
     assert_eq!(tried["problem"], Value::Null, "{tried}");
+    let why = tried["state"]["why"].as_str().unwrap();
+    assert!(why.contains("does not arrive"), "{tried}");
     assert_served_by(&stage, acme, away, 2).await;
     // And the control database says something else than the shards.
     let place = "update ringfence.tenant set epoch = $2 where id = $1";
