@@ -39,6 +39,8 @@ use crate::wire::{DbError, Prepared, Session};
 
 /// Pause before a place for a connection is looked for again.
 const PLACE_LOOK: Duration = Duration::from_millis(1);
+/// The same where the node itself has none: each look is a login.
+const NODE_LOOK: Duration = Duration::from_millis(50);
 
 /// A node to connect to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -205,6 +207,11 @@ impl Pools {
                 // is let in there is one.
                 Err(managed::PoolError::Backend(NotMade::NoPlace)) if Instant::now() < until => {
                     tokio::time::sleep(PLACE_LOOK).await;
+                    continue;
+                }
+                // One may be given back meanwhile, here or there.
+                Err(managed::PoolError::Backend(NotMade::NodeFull)) if Instant::now() < until => {
+                    tokio::time::sleep(NODE_LOOK).await;
                     continue;
                 }
                 Err(error) => return Err(failed(node, error)),
@@ -456,15 +463,14 @@ fn failed(node: &NodeAddress, error: managed::PoolError<NotMade>) -> PoolError {
         | managed::PoolError::Backend(NotMade::NoPlace) => {
             return PoolError::Busy(Refused::TooLong);
         }
+        managed::PoolError::Backend(NotMade::NodeFull) => {
+            return PoolError::Busy(Refused::ByNode);
+        }
         managed::PoolError::Backend(NotMade::Connect(source)) => Some(source),
         _ => None,
     };
     let (host, port) = (node.host.clone(), node.port);
     let refused = source.as_ref().and_then(ConnectError::refused);
-    // Class 53: it has room for no more. It is well, and serves those who are in.
-    if refused.is_some_and(|refused| refused.code().code().starts_with("53")) {
-        return PoolError::Busy(Refused::ByNode);
-    }
     // A login that is refused (28) is refused to everybody, as by a node that is down.
     if let Some(refused) = refused.filter(|refused| is_of_session(refused)) {
         return PoolError::Session {
@@ -518,9 +524,23 @@ pub enum NotMade {
     /// There are as many as may be.
     #[error("there is no place for one more")]
     NoPlace,
+    /// The node takes no more of them. It is well, and serves those who are in.
+    #[error("the node takes no more connections")]
+    NodeFull,
     /// The node can't be connected to.
     #[error(transparent)]
-    Connect(#[from] ConnectError),
+    Connect(ConnectError),
+}
+
+impl From<ConnectError> for NotMade {
+    fn from(error: ConnectError) -> Self {
+        let code = error.refused().map(|refused| refused.code().code());
+        // Class 53: insufficient resources, as of connections.
+        match code.is_some_and(|code| code.starts_with("53")) {
+            true => Self::NodeFull,
+            false => Self::Connect(error),
+        }
+    }
 }
 
 /// A session that has begun.
