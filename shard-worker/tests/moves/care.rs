@@ -7,24 +7,11 @@ use ops::local::{Authority, Options};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::moves::{assert_nothing_left, assert_served_by, other, phase, start, wish};
+use crate::moves::{assert_nothing_left, assert_served_by, other, phase, seen, start, wish};
 use crate::stage::{SOON, Stage};
 
 async fn post(stage: &Stage, path: &str, body: Value) -> (StatusCode, Value) {
     stage.send(Method::POST, path, Some(body)).await
-}
-
-/// A move, once `wanted` is true of it.
-async fn until(stage: &Stage, id: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-    let deadline = Instant::now() + SOON;
-    loop {
-        let seen = stage.get(&format!("moves/{id}")).await;
-        if wanted(&seen) {
-            return seen;
-        }
-        assert!(Instant::now() < deadline, "{seen}");
-        tokio::time::sleep(Duration::from_millis(30)).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -47,7 +34,7 @@ async fn trouble_on_the_way_is_waited_out_or_told() {
     Authority::new(&wrong).unwrap();
     std::fs::write(&trusted, std::fs::read(&wrong).unwrap()).unwrap();
     let id = start(&stage, &["acme"], away).await;
-    let refused = until(&stage, &id, |m| m["problem"]["message"].is_string()).await;
+    let refused = seen(&stage, &id, |m| m["problem"]["message"].is_string()).await;
     let why = refused["problem"]["message"].as_str().unwrap();
     assert!(why.contains("SSL error"), "{why}");
     // However often it has been tried, it goes on being tried.
@@ -124,7 +111,7 @@ async fn trouble_on_the_way_is_waited_out_or_told() {
         .await
         .unwrap();
     wish(&stage, &id, "rollback").await;
-    let tried = until(&stage, &id, |m| m["state"]["tries"].as_u64() >= Some(1)).await;
+    let tried = seen(&stage, &id, |m| m["state"]["tries"].as_u64() >= Some(1)).await;
     assert_eq!(tried["problem"], Value::Null, "{tried}");
     let why = tried["state"]["why"].as_str().unwrap();
     assert!(why.contains("does not arrive"), "{tried}");
@@ -133,7 +120,7 @@ async fn trouble_on_the_way_is_waited_out_or_told() {
     let place = "update ringfence.tenant set epoch = $2 where id = $1";
     control.execute(place, &[&acme, &77_i64]).await.unwrap();
     locked.batch_execute("rollback").await.unwrap();
-    let stuck = until(&stage, &id, |m| m["status"] == "stuck").await;
+    let stuck = seen(&stage, &id, |m| m["status"] == "stuck").await;
     assert_eq!(stuck["phase"], "rolling_back", "{stuck}");
     control.execute(place, &[&acme, &2_i64]).await.unwrap();
     let (status, retried) = post(&stage, &format!("jobs/{id}/retry"), json!({})).await;
