@@ -10,6 +10,7 @@ mod contract;
 mod hold;
 mod known;
 mod locks;
+mod owner;
 mod rule;
 mod scope;
 
@@ -22,6 +23,7 @@ use crate::migration::{Migration, line_of, start_of};
 
 pub(crate) use known::canonical;
 pub use known::{Known, RelationKind};
+use owner::Owners;
 pub use rule::{Level, Rule};
 
 /// What a rule has to say of a file.
@@ -42,13 +44,22 @@ pub struct Finding {
 /// Looks at files in the order in which they would be applied, on shards that
 /// hold what `known` says.
 pub fn lint(files: &[Migration], known: Known) -> Vec<Finding> {
-    let mut known = known;
+    let (mut known, mut owners) = (known, Owners::default());
+    let mut by_file: Vec<Vec<Finding>> = files
+        .iter()
+        .map(|file| lint_file(file, &mut known, &mut owners))
+        .collect();
+    for left in owners.left() {
+        let mut places = files.iter().zip(&mut by_file);
+        if let Some((_, found)) = places.find(|(file, _)| file.file() == left.file) {
+            found.push(left);
+        }
+    }
     let mut findings = Vec::new();
-    for file in files {
-        let mut found = lint_file(file, &mut known);
-        suppress(file, &mut found);
+    for (file, found) in files.iter().zip(&mut by_file) {
+        suppress(file, found);
         found.sort_by_key(|finding| finding.line);
-        findings.append(&mut found);
+        findings.append(found);
     }
     // A table may be distributed in a later file than the one that makes it.
     for (table, file, line) in known.unscoped() {
@@ -74,7 +85,12 @@ pub fn passes(findings: &[Finding]) -> bool {
     findings.iter().all(|finding| finding.level != Level::Error)
 }
 
-fn lint_file(file: &Migration, known: &mut Known) -> Vec<Finding> {
+/// What rules about locks and rewrites find in one file, whatever its header allows.
+pub(crate) fn unpermitted(file: &Migration) -> Vec<Finding> {
+    lint_file(file, &mut Known::new(), &mut Owners::default())
+}
+
+fn lint_file(file: &Migration, known: &mut Known, owners: &mut Owners) -> Vec<Finding> {
     let tree = file.tree();
     let errors = tree.errors();
     if !errors.is_empty() {
@@ -97,6 +113,7 @@ fn lint_file(file: &Migration, known: &mut Known) -> Vec<Finding> {
     for stmt in tree.tree().stmts() {
         held.find(&stmt, known, &mut report);
         scope::find(&stmt, known, &mut report);
+        owners.find(&stmt, &report);
     }
     report.findings
 }
@@ -164,13 +181,17 @@ struct Report<'a> {
 
 impl Report<'_> {
     fn add(&mut self, rule: Rule, node: &SyntaxNode, what: String) {
-        self.findings.push(Finding {
+        self.findings.push(self.finding(rule, node, what));
+    }
+
+    fn finding(&self, rule: Rule, node: &SyntaxNode, what: String) -> Finding {
+        Finding {
             file: self.file.file(),
             line: line_of(&self.file.text, start_of(node)),
             rule,
             level: rule.level(),
             what,
-        });
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! What shards hold when a file is looked at: before the first one what the caller
 //! knows of them, then as each statement leaves them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What a table was declared to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,8 +27,8 @@ struct Table {
     kind: RelationKind,
     /// The file and line that make it; none where shards hold it already.
     made: Option<(String, u32)>,
-    /// It has an exclusion constraint without the tenant.
-    excludes: bool,
+    /// Its exclusion constraints without the tenant, by name; empty for one without.
+    excludes: BTreeSet<String>,
 }
 
 impl Known {
@@ -42,7 +42,7 @@ impl Known {
         let table = Table {
             kind,
             made: None,
-            excludes: false,
+            excludes: BTreeSet::new(),
         };
         self.tables.insert(canonical(name), table);
         self
@@ -59,7 +59,7 @@ impl Known {
         let table = Table {
             kind: RelationKind::Plain,
             made: Some((file.to_owned(), line)),
-            excludes: false,
+            excludes: BTreeSet::new(),
         };
         self.tables.entry(canonical(name)).or_insert(table);
     }
@@ -68,7 +68,7 @@ impl Known {
         let table = Table {
             kind,
             made: None,
-            excludes: false,
+            excludes: BTreeSet::new(),
         };
         self.tables
             .entry(canonical(name))
@@ -77,15 +77,23 @@ impl Known {
     }
 
     /// Notes an exclusion constraint without the tenant.
-    pub(super) fn exclude(&mut self, name: &str) {
-        if let Some(table) = self.tables.get_mut(&canonical(name)) {
-            table.excludes = true;
+    pub(super) fn exclude(&mut self, table: &str, constraint: Option<&str>) {
+        if let Some(table) = self.tables.get_mut(&canonical(table)) {
+            let name = constraint.map(canonical).unwrap_or_default();
+            table.excludes.insert(name);
+        }
+    }
+
+    /// A constraint is no longer there.
+    pub(super) fn drop_constraint(&mut self, table: &str, constraint: &str) {
+        if let Some(table) = self.tables.get_mut(&canonical(table)) {
+            table.excludes.remove(&canonical(constraint));
         }
     }
 
     pub(super) fn excludes(&self, name: &str) -> bool {
         let table = self.tables.get(&canonical(name));
-        table.is_some_and(|table| table.excludes)
+        table.is_some_and(|table| !table.excludes.is_empty())
     }
 
     /// A table becomes a partition: what it is, its table says.

@@ -53,55 +53,6 @@ pub(super) fn find(stmt: &ast::Stmt, known: &mut Known, report: &mut Report<'_>)
                 known.drop(&text(table.syntax()));
             }
         }
-        ast::Stmt::CreateView(view) => {
-            let options = view.with_params().map(|options| text(options.syntax()));
-            if !options.is_some_and(|options| invoker(&options)) {
-                let name = view.view().map(|view| text(view.syntax()));
-                let name = name.unwrap_or_default();
-                let what = format!("view {name} runs with its owner's rights");
-                report.add(Rule::ViewRunsAsOwner, node, what);
-            }
-        }
-        ast::Stmt::AlterView(view) => {
-            let off = match view.action() {
-                Some(ast::AlterViewAction::SetOptions(set)) => {
-                    let options = text(set.syntax());
-                    options.to_lowercase().contains("security_invoker") && !invoker(&options)
-                }
-                Some(ast::AlterViewAction::ResetOptions(reset)) => text(reset.syntax())
-                    .to_lowercase()
-                    .contains("security_invoker"),
-                _ => false,
-            };
-            if off {
-                let name = view.view_ref().map(|view| text(view.syntax()));
-                let name = name.unwrap_or_default();
-                let what = format!("view {name} would run with its owner's rights");
-                report.add(Rule::ViewRunsAsOwner, node, what);
-            }
-        }
-        ast::Stmt::CreateMaterializedView(view) => {
-            let name = view.view().map(|view| text(view.syntax()));
-            let name = name.unwrap_or_default();
-            report.add(
-                Rule::MaterializedView,
-                node,
-                format!("materialized view {name}"),
-            );
-        }
-        ast::Stmt::CreateFunction(function) => {
-            let options = function.option_list();
-            let definer = options
-                .into_iter()
-                .flat_map(|list| list.options())
-                .any(|option| matches!(option, ast::FuncOption::SecurityDefinerFuncOption(_)));
-            if definer {
-                let name = function.name().map(|name| text(name.syntax()));
-                let name = name.unwrap_or_default();
-                let what = format!("function {name} is SECURITY DEFINER");
-                report.add(Rule::FunctionRunsAsOwner, node, what);
-            }
-        }
         ast::Stmt::Truncate(_) => {
             report.add(Rule::Truncate, node, "TRUNCATE".into());
         }
@@ -190,8 +141,8 @@ fn create_table(
             ast::TableArg::TableConstraint(ast::TableConstraint::ForeignKeyConstraint(key)) => {
                 foreign_key(&key, table, known, report);
             }
-            ast::TableArg::TableConstraint(ast::TableConstraint::ExcludeConstraint(_)) => {
-                known.exclude(table);
+            ast::TableArg::TableConstraint(ast::TableConstraint::ExcludeConstraint(exclude)) => {
+                known.exclude(table, constraint_name(&exclude).as_deref());
             }
             _ => {}
         }
@@ -232,6 +183,11 @@ fn alter_table(alter: &ast::AlterTable, table: &str, known: &mut Known, report: 
                         }
                         _ => {}
                     }
+                }
+            }
+            ast::AlterTableAction::DropConstraint(drop) => {
+                if let Some(constraint) = drop.constraint_name_ref() {
+                    known.drop_constraint(table, &text(constraint.syntax()));
                 }
             }
             ast::AlterTableAction::DropColumn(drop) => {
@@ -337,6 +293,11 @@ fn key_columns(
     }
 }
 
+fn constraint_name(exclude: &ast::ExcludeConstraint) -> Option<String> {
+    let name = exclude.constraint_name_clause()?.constraint_name()?;
+    Some(text(name.syntax()))
+}
+
 fn exclusion(
     exclude: &ast::ExcludeConstraint,
     node: &SyntaxNode,
@@ -359,7 +320,7 @@ fn exclusion(
             report.add(Rule::ExclusionAcrossTenants, node, what);
         }
         // Before it is distributed there is no tenant to name.
-        RelationKind::Plain => known.exclude(table),
+        RelationKind::Plain => known.exclude(table, constraint_name(exclude).as_deref()),
         RelationKind::Distributed | RelationKind::Reference => {}
     }
 }
@@ -455,15 +416,4 @@ fn names_ringfence_first(node: &SyntaxNode) -> bool {
 
 fn is_tenant(column: &str) -> bool {
     canonical(column) == canonical(TENANT)
-}
-
-/// `with (security_invoker)`, `= true`, `= on`, `= 1`.
-fn invoker(options: &str) -> bool {
-    let plain: String = options.to_lowercase().split_whitespace().collect();
-    let Some((_, rest)) = plain.split_once("security_invoker") else {
-        return false;
-    };
-    let value = rest.trim_start_matches('=').trim_start_matches('\'');
-    let on = ["true", "on", "1", "yes"];
-    rest.starts_with([',', ')']) || on.iter().any(|word| value.starts_with(word))
 }

@@ -133,6 +133,33 @@ fn what_keeps_tenants_apart_is_left_alone() {
 }
 
 #[test]
+fn what_a_later_file_opens_or_drops_is_not_hidden() {
+    let made = "create view v as select 1;\ncreate view w as select 1;\ncreate view x as select 1;\n\
+         create materialized view m as select 1;\n\
+         create function f(a int) returns int language sql security definer as 'select 1';\n\
+         create function f(a text) returns int language sql security definer as 'select 1';";
+    let opened = "alter view v set (security_invoker = true);\ndrop materialized view m;\n\
+         alter function public.f(a integer) security invoker;";
+    let later = "-- ringfence: phase contract\ndrop view w;";
+    assert_eq!(
+        check(&[made, opened, later])
+            .lines()
+            .filter(|line| !line.contains("contract"))
+            .collect::<Vec<_>>(),
+        [
+            "001_t.sql:3 warning view-runs-as-owner: view x runs with its owner's rights",
+            "001_t.sql:6 warning function-runs-as-owner: function f is SECURITY DEFINER",
+        ]
+    );
+    let closed = "create view v with (security_invoker) as select 1;";
+    let reset = "alter view v reset (security_invoker);";
+    assert_eq!(
+        check(&[closed, reset]),
+        "002_t.sql:1 warning view-runs-as-owner: view v would run with its owner's rights\n"
+    );
+}
+
+#[test]
 fn locks_that_hold_up_requests_are_refused() {
     snapshot(
         "locks",
@@ -215,8 +242,8 @@ fn no_way_of_making_a_table_or_a_key_goes_unseen() {
              select ringfence.distribute('d');",
             "alter table people add constraint e exclude using gist (at with &&);\n\
              alter table people add constraint f exclude using gist (tenant_id with =, at with &&);",
-            "alter view v set (security_invoker = false);\nalter view v reset (security_invoker);\n\
-             alter view v set (security_invoker = true);",
+            "alter view v set (security_invoker = false);\nalter view w reset (security_invoker);\n\
+             alter view x set (security_invoker = true);",
         ]),
     );
 }
