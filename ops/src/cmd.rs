@@ -27,7 +27,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::admin::Admin;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::output::{Format, Output};
 use crate::target::{self, Given};
 
@@ -170,7 +170,7 @@ impl Cli {
             },
         }?;
         output.print(global.output)?;
-        output.failed.map_or(Ok(()), |why| Err(Error::Checked(why)))
+        output.failed.map_or(Ok(()), Err)
     }
 }
 

@@ -152,11 +152,16 @@ pub enum Error {
         id: String,
         /// Where it stands.
         status: String,
+        /// The stable code of what stopped it; empty where nothing did.
+        code: String,
         /// Why.
         why: String,
         /// What to do.
         advice: Option<String>,
     },
+    /// Shards can't be reached; which and why has been printed.
+    #[error("not all shards can be reached")]
+    ShardsDown,
     /// A check found what it looks for; it has been printed.
     #[error("{0}")]
     Checked(String),
@@ -189,6 +194,8 @@ pub enum Error {
 
 /// Codes of the admin API that say that the control database is not there.
 const CONTROL_DOWN: [&str; 2] = ["RF410", "RF415"];
+/// The code of a job that ended because shards were not there.
+const SHARDS_DOWN: &str = "RF516";
 
 /// What a shell learns from the exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,7 +209,8 @@ pub enum Exit {
     Usage = 2,
     /// The named thing does not exist.
     NotFound = 3,
-    /// The admin API, its control database, or the local cluster is not there.
+    /// The admin API, its control database, a shard that is needed, or the local
+    /// cluster is not there.
     Unreachable = 4,
     /// The token is missing, wrong or not allowed to.
     Denied = 5,
@@ -214,9 +222,11 @@ impl Error {
         match self {
             Self::Usage(_) | Self::Shape { .. } => Exit::Usage,
             Self::UnknownNode { .. } => Exit::NotFound,
-            Self::NotUp { .. } | Self::NotReady { .. } | Self::Unreachable { .. } => {
-                Exit::Unreachable
-            }
+            Self::NotUp { .. }
+            | Self::NotReady { .. }
+            | Self::Unreachable { .. }
+            | Self::ShardsDown => Exit::Unreachable,
+            Self::Job { code, .. } if code == SHARDS_DOWN => Exit::Unreachable,
             // The worker is there, but not what it needs to do anything.
             Self::Api { code, .. } if CONTROL_DOWN.contains(&code.as_str()) => Exit::Unreachable,
             Self::Api { status, .. } => match *status {

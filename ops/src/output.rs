@@ -7,7 +7,7 @@ use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use serde_json::Value;
 
-use crate::error::{self, Result};
+use crate::error::{self, Error, Result};
 
 /// How results are printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -29,7 +29,7 @@ pub struct Output {
     /// Said beside the result, on standard error; in table form only.
     pub note: Option<String>,
     /// What makes it a failure all the same, once it has been printed.
-    pub failed: Option<String>,
+    pub failed: Option<Error>,
 }
 
 /// One column of a table, or one line of a record: its title, and what it
@@ -74,7 +74,7 @@ impl Output {
     /// A result that is printed, and that the command fails with.
     #[must_use]
     pub fn failed(mut self, why: Option<String>) -> Self {
-        self.failed = why;
+        self.failed = why.map(Error::Checked);
         self
     }
 

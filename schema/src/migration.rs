@@ -280,23 +280,26 @@ impl Migration {
     /// Tables that its statements change or go through, as `schema.table`.
     pub fn tables(&self) -> Vec<String> {
         let stmts = self.tree.tree().stmts();
-        let mut tables: Vec<String> = stmts
-            .filter_map(|stmt| {
-                let name = match stmt {
-                    ast::Stmt::AlterTable(alter) => altered(&alter)?,
-                    ast::Stmt::CreateIndex(index) => {
-                        text(index.table_relation_name()?.table_name_ref()?.syntax())
-                    }
-                    ast::Stmt::Update(update) => named(update.relation_name()?)?,
-                    ast::Stmt::Delete(delete) => named(delete.relation_name()?)?,
-                    _ => return None,
-                };
-                Some(crate::lint::canonical(&name))
-            })
-            .collect();
+        let mut tables: Vec<String> = stmts.filter_map(|stmt| table_of(&stmt)).collect();
         tables.sort();
         tables.dedup();
         tables
+    }
+
+    /// The table that the statement of that index changes or goes through, as
+    /// `schema.table`.
+    pub(crate) fn table(&self, statement: usize) -> Option<String> {
+        table_of(&self.tree.tree().stmts().nth(statement)?)
+    }
+
+    /// Whether the statement of that index looks through all rows for a constraint.
+    pub(crate) fn validates(&self, statement: usize) -> bool {
+        let stmt = self.tree.tree().stmts().nth(statement);
+        let Some(ast::Stmt::AlterTable(alter)) = stmt else {
+            return false;
+        };
+        let validates = |action| matches!(action, ast::AlterTableAction::ValidateConstraint(_));
+        alter.actions().any(validates)
     }
 
     /// Tables that its back-fills go through, as `schema.table`, one for each.
@@ -316,6 +319,20 @@ impl Migration {
     }
 }
 
+/// The table that a statement changes or goes through.
+fn table_of(stmt: &ast::Stmt) -> Option<String> {
+    let name = match stmt {
+        ast::Stmt::AlterTable(alter) => altered(alter)?,
+        ast::Stmt::CreateIndex(index) => {
+            text(index.table_relation_name()?.table_name_ref()?.syntax())
+        }
+        ast::Stmt::Update(update) => named(update.relation_name()?)?,
+        ast::Stmt::Delete(delete) => named(delete.relation_name()?)?,
+        _ => return None,
+    };
+    Some(crate::lint::canonical(&name))
+}
+
 /// The table that ALTER TABLE names, as it is spelled, without ONLY and `*`.
 pub(crate) fn altered(alter: &ast::AlterTable) -> Option<String> {
     Some(text(
@@ -333,28 +350,62 @@ fn named(relation: ast::RelationName) -> Option<String> {
 /// # Errors
 /// Every [`MigrationError`].
 pub fn read_directory(directory: &Path) -> Result<Vec<Migration>, MigrationError> {
+    let Folder { files, problems } = survey(directory)?;
+    problems.into_iter().next().map_or(Ok(files), Err)
+}
+
+/// A directory as it is.
+#[derive(Debug)]
+pub struct Folder {
+    /// The files that can be read, in order.
+    pub files: Vec<Migration>,
+    /// All that is wrong with it.
+    pub problems: Vec<MigrationError>,
+}
+
+/// Looks through a directory, and goes on where something is wrong with a file.
+///
+/// # Errors
+/// [`MigrationError::Io`] where the directory can't be read,
+/// [`MigrationError::TooMany`].
+pub fn survey(directory: &Path) -> Result<Folder, MigrationError> {
     let io = |path: &Path| {
         let path = path.to_owned();
         move |source| MigrationError::Io { path, source }
     };
-    let mut files = Vec::new();
+    let mut names = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(io(directory))? {
-        let entry = entry.map_err(io(directory))?;
-        let path = entry.path();
+        let path = entry.map_err(io(directory))?.path();
         if path.extension().is_none_or(|ending| ending != "sql") || path.is_dir() {
             continue;
         }
-        if files.len() == FILES_MAX {
+        if names.len() == FILES_MAX {
             return Err(MigrationError::TooMany);
         }
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if entry.metadata().map_err(io(&path))?.len() > BYTES_MAX {
-            return Err(MigrationError::TooLarge(name));
-        }
-        let text = std::fs::read_to_string(&path).map_err(io(&path))?;
-        files.push(Migration::parse(&name, &text)?);
+        names.push(path);
     }
-    ordered(files)
+    names.sort();
+    let read = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if std::fs::metadata(path).map_err(io(path))?.len() > BYTES_MAX {
+            return Err(MigrationError::TooLarge(name.into_owned()));
+        }
+        let text = std::fs::read_to_string(path).map_err(io(path))?;
+        Migration::parse(&name, &text)
+    };
+    let (mut files, mut problems) = (Vec::new(), Vec::new());
+    for path in &names {
+        match read(path) {
+            Ok(file) => files.push(file),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    files.sort_by_key(|file| file.number);
+    // Where a file can't be read, its number is no gap.
+    if problems.is_empty() {
+        problems = disorder(&files);
+    }
+    Ok(Folder { files, problems })
 }
 
 /// Puts files in order, and refuses gaps and duplicates.
@@ -363,19 +414,28 @@ pub fn read_directory(directory: &Path) -> Result<Vec<Migration>, MigrationError
 /// [`MigrationError::Gap`], [`MigrationError::Duplicate`].
 pub fn ordered(mut files: Vec<Migration>) -> Result<Vec<Migration>, MigrationError> {
     files.sort_by_key(|file| file.number);
+    let problem = disorder(&files).into_iter().next();
+    problem.map_or(Ok(files), Err)
+}
+
+/// Duplicates and gaps among files that are sorted by number.
+fn disorder(files: &[Migration]) -> Vec<MigrationError> {
+    let mut problems = Vec::new();
     for pair in files.windows(2) {
         if let [a, b] = pair
             && a.number == b.number
         {
-            return Err(MigrationError::Duplicate(a.file(), b.file()));
+            problems.push(MigrationError::Duplicate(a.file(), b.file()));
         }
     }
-    for (place, file) in (1..).zip(&files) {
-        if file.number != place {
-            return Err(MigrationError::Gap(place));
+    let mut before = 0;
+    for file in files {
+        if file.number > before + 1 {
+            problems.push(MigrationError::Gap(before + 1));
         }
+        before = file.number;
     }
-    Ok(files)
+    problems
 }
 
 /// The SHA-256 of a text, in hexadecimal.

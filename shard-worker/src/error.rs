@@ -79,11 +79,13 @@ impl Error {
             },
             Self::Shard(_) => StatusCode::BAD_GATEWAY,
             Self::Migration(stop) => match stop {
-                Stop::Changed { .. } | Stop::Order { .. } | Stop::Read { .. } => {
-                    StatusCode::CONFLICT
-                }
+                Stop::Changed { .. }
+                | Stop::Order { .. }
+                | Stop::Exists { .. }
+                | Stop::Contract { .. }
+                | Stop::Read { .. } => StatusCode::CONFLICT,
                 Stop::Files(_) | Stop::Lint(_) => StatusCode::UNPROCESSABLE_ENTITY,
-                Stop::Refused { .. } | Stop::Locked { .. } | Stop::Down { .. } | Stop::Job(_) => {
+                Stop::Refused { .. } | Stop::Locked { .. } | Stop::Down(_) | Stop::Job(_) => {
                     StatusCode::BAD_GATEWAY
                 }
             },

@@ -125,6 +125,11 @@ pub trait Machine: Serialize + DeserializeOwned + Clone + Send + Sync + 'static 
     /// The state's name, for people, and how far it is.
     fn phase(&self) -> (&'static str, Progress);
 
+    /// What it waits for just now, for people.
+    fn waits(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Does the next piece of work. May run twice; may be dropped at any await.
     fn step(&self, context: &Context) -> impl Future<Output = Result<Step<Self>, JobError>> + Send;
 

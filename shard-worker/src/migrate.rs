@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 
 use crate::job::{Context, End, JobError, Login, Machine, Progress, Step, Unit};
 
-pub use error::Stop;
+pub use error::{Away, Stop};
 pub use fleet::{catch_up, finished, known, sweep};
 pub use shard::ShardRun;
 
@@ -56,6 +56,12 @@ pub enum Migrate {
     Checking {
         /// What is to be applied.
         plan: Plan,
+        /// Tries in which shards did not answer.
+        #[serde(default)]
+        tries: u32,
+        /// Those shards.
+        #[serde(default)]
+        away: Vec<Away>,
     },
     /// Shards are changed.
     Running {
@@ -102,9 +108,26 @@ impl Machine for Migrate {
         }
     }
 
+    fn waits(&self) -> Vec<String> {
+        match self {
+            Self::Checking { away, .. } => away.iter().map(Away::to_string).collect(),
+            Self::Running { shards, .. } => {
+                let noted = shards.iter().filter(|run| !run.done);
+                let noted = noted.filter_map(|run| Some((&run.shard, run.note.as_ref()?)));
+                noted
+                    .map(|(shard, note)| match note.contains(shard.as_str()) {
+                        true => note.clone(),
+                        false => format!("shard {shard}: {note}"),
+                    })
+                    .collect()
+            }
+            Self::Finishing { .. } | Self::Done { .. } | Self::Stopped { .. } => Vec::new(),
+        }
+    }
+
     async fn step(&self, context: &Context) -> Result<Step<Self>, JobError> {
         match self {
-            Self::Checking { plan } => check(context, plan).await,
+            Self::Checking { plan, tries, .. } => check(context, plan, *tries).await,
             Self::Running { plan, shards } => run(context, plan, shards).await,
             Self::Finishing { plan, shards } => finish(context, plan, shards).await,
             Self::Done { shards } => Ok(Step::End(self.clone(), End::Done, matrix(shards))),
@@ -127,10 +150,11 @@ impl Machine for Migrate {
 }
 
 /// Nothing is changed before every shard has answered, and fits.
-async fn check(context: &Context, plan: &Plan) -> Result<Step<Migrate>, JobError> {
+async fn check(context: &Context, plan: &Plan, tries: u32) -> Result<Step<Migrate>, JobError> {
     let files = store::files(context, plan).await?;
     let order = fleet::order(context.control(), plan.canary.as_deref()).await?;
     let mut shards = Vec::with_capacity(order.len());
+    let mut away = Vec::new();
     for wave in order.chunks(plan.parallel.max(fleet::ASKED_AT_ONCE)) {
         let asked = wave
             .iter()
@@ -138,14 +162,27 @@ async fn check(context: &Context, plan: &Plan) -> Result<Step<Migrate>, JobError
         for run in join_all(asked).await {
             match run {
                 Ok(run) => shards.push(run),
+                Err(Stop::Down(more)) => away.extend(more),
                 Err(stop) => return failed(context, &[], stop).await,
             }
         }
     }
-    Ok(Step::Next(Migrate::Running {
-        plan: plan.clone(),
-        shards,
-    }))
+    if away.is_empty() {
+        return Ok(Step::Next(Migrate::Running {
+            plan: plan.clone(),
+            shards,
+        }));
+    }
+    let tries = tries + 1;
+    let Some(pause) = shard::ask_again(tries) else {
+        return failed(context, &[], Stop::Down(away)).await;
+    };
+    // Who waits for the run sees which shards it waits for.
+    let plan = plan.clone();
+    let next = Migrate::Checking { plan, tries, away };
+    context.save(&next).await?;
+    tokio::time::sleep(pause).await;
+    Ok(Step::Next(next))
 }
 
 /// One slice of work on each shard of the present wave.
@@ -167,7 +204,7 @@ async fn run(
         .iter()
         .filter_map(|place| shards.get(*place))
         .map(|run| shard::advance(context, plan, &files, run));
-    let mut stopped = None;
+    let mut stopped: Option<(usize, Stop)> = None;
     for (place, outcome) in wave.iter().zip(join_all(working).await) {
         let Some(run) = next.get_mut(*place) else {
             continue;
@@ -177,7 +214,7 @@ async fn run(
             Err(Stop::Job(error)) => return Err(error),
             Err(stop) => {
                 run.note = Some(stop.to_string());
-                stopped.get_or_insert(stop);
+                stopped.get_or_insert((*place, stop));
             }
         }
         if run.done {
@@ -185,7 +222,12 @@ async fn run(
         }
     }
     match stopped {
-        Some(stop) => failed(context, &next, stop).await,
+        Some((place, mut stop)) => {
+            if let (Stop::Refused { reach, .. }, Some(run)) = (&mut stop, next.get(place)) {
+                reach.elsewhere = shard::has_past(&next, run);
+            }
+            failed(context, &next, stop).await
+        }
         None => Ok(Step::Next(Migrate::Running {
             plan: plan.clone(),
             shards: next,

@@ -78,7 +78,10 @@ const RECORD: &[Column] = &[
     ("progress", progress),
     ("worker", |j| show(&j["worker"])),
     ("tries", |j| show(&j["attempt"])),
-    ("problem", |j| show(&j["problem"]["message"])),
+    ("problem", |j| match waits(j) {
+        waits if j["problem"].is_null() && !waits.is_empty() => waits.join("; "),
+        _ => show(&j["problem"]["message"]),
+    }),
     ("advice", |j| show(&j["problem"]["advice"])),
     ("created", |j| show(&j["created_at"])),
     ("took", took),
@@ -141,6 +144,10 @@ pub(super) async fn started(admin: &Admin, job: Value, wait: bool) -> Result<Val
         _ => Err(Error::Job {
             id: show(&job["id"]),
             status: show(&job["status"]),
+            code: job["problem"]["code"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned(),
             why: match job["problem"]["message"].as_str() {
                 Some(message) => format!("{message} ({})", show(&job["problem"]["code"])),
                 None => format!("in state {}", show(&job["phase"])),
@@ -212,8 +219,7 @@ impl Screen {
         let terminal = stderr().is_terminal();
         let line = match terminal {
             true => line(job),
-            // Not each percent: who reads a log wants to know what happened.
-            false => format!("{}: {}", show(&job["phase"]), show(&job["status"])),
+            false => event(job),
         };
         if line == self.shown {
             return;
@@ -234,13 +240,42 @@ impl Screen {
     }
 }
 
+/// For those who read a log: what happened, and not each percent of it.
+fn event(job: &Value) -> String {
+    let event = format!("{}: {}", show(&job["phase"]), show(&job["status"]));
+    // Behind the first words there are times that pass.
+    let waits = waits(job);
+    let waits = waits
+        .iter()
+        .map(|wait| wait.split(';').next().unwrap_or_default());
+    let waits = waits.collect::<Vec<_>>().join("; ");
+    match waits.is_empty() {
+        true => event,
+        false => format!("{event}; waits: {waits}"),
+    }
+}
+
+/// What it waits for just now.
+fn waits(job: &Value) -> Vec<String> {
+    let waits = job["progress"]["waits"].as_array().into_iter().flatten();
+    waits.map(show).collect()
+}
+
 fn line(job: &Value) -> String {
+    let waits = waits(job);
+    let waits = match waits.is_empty() {
+        true => String::new(),
+        false => format!(
+            "  waits: {}",
+            waits.join("; ").chars().take(160).collect::<String>()
+        ),
+    };
     let problem = match job["problem"]["message"].as_str() {
         Some(message) => format!("  ({})", message.chars().take(80).collect::<String>()),
         None => String::new(),
     };
     format!(
-        "{} {}: {} {} {}{problem}",
+        "{} {}: {} {} {}{waits}{problem}",
         show(&job["kind"]),
         show(&job["object"]),
         show(&job["phase"]),
@@ -257,6 +292,7 @@ pub(super) fn progress(job: &Value) -> String {
     let unit = show(&progress["unit"]);
     match (progress.is_null(), total) {
         (true, _) => "-".into(),
+        (false, 0) if done == 0 && !waits(job).is_empty() => "-".into(),
         (false, 0) => format!("{done} {unit}"),
         (false, _) => format!(
             "{done} of {total} {unit} ({} %)",
@@ -297,5 +333,19 @@ mod tests {
         );
         job["status"] = json!("stuck");
         assert!(is_settled(&job));
+        // Which shard is waited for is named, in a log, too.
+        job["problem"] = Value::Null;
+        job["status"] = json!("running");
+        job["progress"] = json!({"done": 0, "total": 0, "unit": "rows", "waits": [
+            "shard s3 can't be reached: no answer", "shard s1: no lock within 250 ms; open transactions: pid 7 for 3 s"
+        ]});
+        assert_eq!(
+            event(&job),
+            "deleting: running; waits: shard s3 can't be reached: no answer; shard s1: no lock within 250 ms"
+        );
+        assert_eq!(
+            line(&job),
+            "tenant_delete acme: deleting - 1.2 s  waits: shard s3 can't be reached: no answer; shard s1: no lock within 250 ms; open transactions: pid 7 for 3 s"
+        );
     }
 }

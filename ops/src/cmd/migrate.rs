@@ -1,5 +1,8 @@
 //! `ringfence migrate`.
 
+mod plan;
+mod status;
+
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -34,7 +37,9 @@ pub enum Command {
         #[command(flatten)]
         directory: Directory,
     },
-    /// Show what apply would run, on which shards.
+    /// Show what apply would run, on which shards, about how long, and what would
+    /// stop it. Changes nothing; exit code 1 where apply would be stopped, 4 where
+    /// a shard can't be reached.
     Plan {
         /// Where the files are.
         #[command(flatten)]
@@ -50,7 +55,8 @@ pub enum Command {
         #[command(flatten)]
         run: Run,
     },
-    /// Show what each shard has, and where shards differ.
+    /// Show what each shard has, where shards differ, and what the folder has that
+    /// they lack.
     Status {
         /// Where the files are.
         #[command(flatten)]
@@ -89,7 +95,7 @@ pub struct Directory {
 /// How files are applied.
 #[derive(Debug, Args)]
 pub struct Run {
-    /// Shards changed at once, after the first.
+    /// Shards changed at once, after the first [default: 4].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     parallel: Option<u16>,
     /// The shard that goes first [default: the one with the fewest tenants].
@@ -112,43 +118,15 @@ const FINDINGS: &[Column] = &[
     ("what", |f| show(&f["what"])),
 ];
 
-const SHARDS: &[Column] = &[
+const RAN: &[Column] = &[
     ("shard", |s| show(&s["shard"])),
-    ("state", |s| show(&s["state"])),
-    ("files", |s| show(&s["files"])),
-    ("next", |s| show(&s["next"])),
-    ("statements done", |s| show(&s["step"])),
-    ("rows", |s| match s["rows_total"].as_i64() {
-        Some(total) => format!("{} of about {total}", s["rows"]),
-        None => show(&s["rows"]),
-    }),
-    ("fingerprint", |s| show(&s["fingerprint"])),
-    ("remark", |s| match &s["problem"] {
-        Value::Null => show(&s["progress"]),
-        problem => show(problem),
-    }),
+    ("files applied", |s| show(&s["applied"])),
+    ("left at", |s| show(&s["file"])),
+    ("remark", |s| show(&s["note"])),
 ];
 
-const PLAN: &[Column] = &[
-    ("file", |f| show(&f["file"])),
-    ("phase", |f| show(&f["phase"])),
-    ("statements", |f| show(&f["statements"])),
-    ("transaction", |f| show(&f["transaction"])),
-    ("largest table", |f| match f["largest"]["bytes"].as_i64() {
-        Some(bytes) => format!(
-            "{} on {}: {} rows, {} MiB",
-            show(&f["largest"]["table"]),
-            show(&f["largest"]["shard"]),
-            f["largest"]["rows"],
-            (bytes >> 20).max(1)
-        ),
-        None => "-".into(),
-    }),
-    ("shards", |f| match f["shards"].as_array() {
-        Some(shards) => shards.iter().map(show).collect::<Vec<_>>().join(" "),
-        None => "-".into(),
-    }),
-];
+/// The admin API's code where nothing but files of the contract phase is left.
+const WAITS_FOR_CONTRACT: &str = "RF518";
 
 impl Command {
     /// `admin` is called by those that need a server.
@@ -168,13 +146,10 @@ impl Command {
                     false => Ok(output.failed(Some("the files break rules; none was run".into()))),
                 }
             }
-            Self::Plan { directory } => plan(&admin()?, &directory).await,
+            Self::Plan { directory } => plan::plan(&admin()?, &directory).await,
             Self::Apply { directory, run } => apply(&admin()?, &directory, run, no_input).await,
-            Self::Status { directory } => {
-                let status = directory.status(&admin()?).await?;
-                Ok(status_output(status))
-            }
-            Self::Verify { directory } => verify(&admin()?, &directory).await,
+            Self::Status { directory } => status::show_status(&admin()?, &directory).await,
+            Self::Verify { directory } => status::verify(&admin()?, &directory).await,
             Self::Baseline { directory, wait } => {
                 let files = directory.files()?;
                 let question = format!(
@@ -185,7 +160,7 @@ impl Command {
                 let body = json!({"files": bodies(&files), "baseline": true});
                 let admin = admin()?;
                 let started = admin.post(&directory.path("/apply")?, &body).await?;
-                Ok(job::record(job::started(&admin, started, wait).await?))
+                Ok(ran(job::started(&admin, started, wait).await?))
             }
         }
     }
@@ -213,6 +188,18 @@ impl Directory {
 
     fn path(&self, rest: &str) -> Result<String> {
         Ok(format!("/migrations/{}{rest}", segment(&self.name()?)))
+    }
+
+    /// As it was named, to be typed again.
+    fn options(&self) -> String {
+        let name = self.r#as.as_ref().map(|name| format!(" --as {name}"));
+        format!(" --dir {}{}", self.dir.display(), name.unwrap_or_default())
+    }
+
+    /// What shards have of these files, and what would stop a run.
+    async fn planned(&self, admin: &Admin, files: &[Migration]) -> Result<Value> {
+        let body = json!({ "files": bodies(files) });
+        admin.post(&self.path("/plan")?, &body).await
     }
 
     async fn status(&self, admin: &Admin) -> Result<Value> {
@@ -255,59 +242,6 @@ fn new(folder: &Path, name: &str, contract: bool) -> Answer {
     })
 }
 
-async fn plan(admin: &Admin, directory: &Directory) -> Answer {
-    let files = directory.files()?;
-    let body = json!({ "files": bodies(&files) });
-    let status = admin.post(&directory.path("/plan")?, &body).await?;
-    let shards = status["shards"].as_array().cloned().unwrap_or_default();
-    let has = |shard: &Value| shard["files"].as_u64().unwrap_or(0);
-    let mut planned = Vec::new();
-    for file in &files {
-        let lacking: Vec<&Value> = shards
-            .iter()
-            .filter(|shard| has(shard) < u64::from(file.number))
-            .map(|shard| &shard["shard"])
-            .collect();
-        if !lacking.is_empty() {
-            planned.push(json!({
-                "file": file.file(),
-                "phase": file.header.phase,
-                "statements": file.statements.len(),
-                "transaction": file.header.transaction,
-                "shards": lacking,
-                "largest": largest(file, &shards),
-            }));
-        }
-    }
-    let findings = status["findings"].as_array().cloned().unwrap_or_default();
-    let passes = findings.iter().all(|finding| finding["level"] != "error");
-    let text = match planned.is_empty() {
-        true => format!(
-            "All {} shards have all {} files.\n",
-            shards.len(),
-            files.len()
-        ),
-        false => Output::list(planned.clone(), PLAN).text,
-    };
-    let problems = problems(&status);
-    let output = Output {
-        text,
-        json: json!({ "files": planned, "findings": findings, "shards": shards }),
-        note: None,
-        failed: None,
-    };
-    Ok(match problems.is_empty() && passes {
-        true => output,
-        false => {
-            let mut notes = problems;
-            if !passes {
-                notes.push("The files break rules: `ringfence migrate lint` shows them.".into());
-            }
-            output.note(notes.join("\n"))
-        }
-    })
-}
-
 async fn apply(admin: &Admin, directory: &Directory, run: Run, no_input: bool) -> Answer {
     let files = directory.files()?;
     let name = directory.name()?;
@@ -319,147 +253,56 @@ async fn apply(admin: &Admin, directory: &Directory, run: Run, no_input: bool) -
         "canary": run.canary,
         "contract": run.contract,
     });
-    let started = admin.post(&directory.path("/apply")?, &body).await?;
-    Ok(job::record(job::started(admin, started, run.wait).await?))
-}
-
-async fn verify(admin: &Admin, directory: &Directory) -> Answer {
-    let files = directory.files()?;
-    let status = directory.status(admin).await?;
-    let mut wrong = problems(&status);
-    let known = status["files"].as_array().cloned().unwrap_or_default();
-    for file in &files {
-        let found = known.iter().find(|known| known["number"] == file.number);
-        match found {
-            None => wrong.push(format!("{} was never applied", file.file())),
-            Some(known) if known["checksum"] != file.checksum.as_str() => {
-                wrong.push(format!("{} differs from what was applied", file.file()));
-            }
-            Some(known) if known["applied"] != true => {
-                wrong.push(format!("{} is not on all shards", file.file()));
-            }
-            Some(_) => {}
+    let started = admin.post(&directory.path("/apply")?, &body).await;
+    let started = started.map_err(|mut error| {
+        if let Error::Api { code, hint, .. } = &mut error
+            && code == WAITS_FOR_CONTRACT
+        {
+            *hint = Some(format!(
+                "once no application uses it any longer: `ringfence migrate apply{} --contract`",
+                directory.options()
+            ));
         }
-    }
-    for known in &known {
-        if !files.iter().any(|file| known["number"] == file.number) {
-            wrong.push(format!("{} is not in the folder", show(&known["file"])));
-        }
-    }
-    let shards = status["shards"].as_array().map_or(0, Vec::len);
-    let output = Output {
-        text: match wrong.is_empty() {
-            true => format!(
-                "{shards} shards have exactly these {} files.\n",
-                files.len()
-            ),
-            false => wrong.iter().map(|line| format!("{line}\n")).collect(),
-        },
-        json: json!({ "verified": wrong.is_empty(), "problems": wrong, "status": status }),
-        note: None,
-        failed: None,
-    };
-    match wrong.is_empty() {
-        true => Ok(output),
-        false => Ok(output.failed(Some("the shards are not as these files say".into()))),
-    }
-}
-
-/// The largest table that a file goes through, on whichever shard.
-fn largest(file: &Migration, shards: &[Value]) -> Value {
-    let names = file.tables();
-    let tables = shards
-        .iter()
-        .filter_map(|shard| Some((shard, shard["tables"].as_array()?)));
-    let sizes = tables.flat_map(|(shard, tables)| tables.iter().map(move |size| (shard, size)));
-    let own = sizes.filter(|(_, size)| {
-        let name = size["table"].as_str();
-        name.is_some_and(|name| names.iter().any(|own| own == name))
-    });
-    let largest = own.max_by_key(|(_, size)| size["bytes"].as_i64());
-    largest.map_or(Value::Null, |(shard, size)| {
-        json!({
-            "table": size["table"],
-            "shard": shard["shard"],
-            "rows": size["rows"],
-            "bytes": size["bytes"],
-        })
+        error
+    })?;
+    let held = started["held"].as_array().cloned().unwrap_or_default();
+    let output = ran(job::started(admin, started, run.wait).await?);
+    Ok(match held.first() {
+        None => output,
+        Some(_) => output.note(waits_for_contract(&held, directory)),
     })
 }
 
-/// What is wrong on shards, and where they differ.
-fn problems(status: &Value) -> Vec<String> {
-    let mut found = Vec::new();
-    for shard in status["shards"].as_array().into_iter().flatten() {
-        let problem = match (shard["state"].as_str(), shard["problem"].as_str()) {
-            (_, Some(problem)) => problem.to_owned(),
-            (Some("half"), None) => format!("has a part of {}", show(&shard["next"])),
-            _ => continue,
-        };
-        found.push(format!("shard {}: {problem}", show(&shard["shard"])));
+/// A run's job, and what it did shard by shard once it is over.
+fn ran(job: Value) -> Output {
+    let shards = job["result"]["shards"].as_array().cloned();
+    let mut shown = job.clone();
+    shown["result"] = Value::Null;
+    let mut output = job::record(shown).with_json(job);
+    if let Some(shards) = shards {
+        output.text.push('\n');
+        output.text.push_str(&Output::list(shards, RAN).text);
     }
-    for difference in status["drift"].as_array().into_iter().flatten() {
-        found.push(difference_line(difference));
-    }
-    found
+    output
 }
 
-/// `column public.people.name differs: s1 s2 | s3 lacks it`.
-fn difference_line(difference: &Value) -> String {
-    let variants = difference["variants"].as_array().into_iter().flatten();
-    let variants: Vec<String> = variants
-        .map(|variant| {
-            let who = variant[1].as_array().into_iter().flatten();
-            let who = who.map(show).collect::<Vec<_>>().join(" ");
-            match variant[0].as_str() {
-                None => format!("{who} without it"),
-                Some(text) => {
-                    let short: String = text.split_whitespace().collect::<Vec<_>>().join(" ");
-                    let short: String = short.chars().take(60).collect();
-                    format!("{who} `{short}`")
-                }
-            }
-        })
-        .collect();
+/// What shards say of a folder's files.
+pub(super) async fn planned(admin: &Admin, folder: &Path, files: &[Migration]) -> Result<Value> {
+    let directory = Directory {
+        dir: folder.to_owned(),
+        r#as: None,
+    };
+    directory.planned(admin, files).await
+}
+
+/// What is left out until someone says that nobody uses it, and how to say it.
+fn waits_for_contract(held: &[Value], directory: &Directory) -> String {
+    let files: Vec<String> = held.iter().map(show).collect();
     format!(
-        "{} differs: {}",
-        show(&difference["object"]),
-        variants.join(" | ")
+        "left for later: {}. Once no application uses what the contract phase removes: `ringfence migrate apply{} --contract`",
+        files.join(", "),
+        directory.options(),
     )
-}
-
-fn status_output(status: Value) -> Output {
-    let shards = status["shards"].as_array().cloned().unwrap_or_default();
-    let files = status["files"].as_array().cloned().unwrap_or_default();
-    let mut text = Output::list(shards, SHARDS).text;
-    let applied = files.iter().filter(|file| file["applied"] == true).count();
-    text.push_str(&format!(
-        "\n{} files, {applied} of them on all shards\n",
-        files.len()
-    ));
-    for difference in status["drift"].as_array().into_iter().flatten() {
-        text.push_str(&format!("{}\n", difference_line(difference)));
-    }
-    if let Some(id) = status["job"]["id"].as_str() {
-        text.push_str(&format!(
-            "last run: job {id}, {}, {}\n",
-            show(&status["job"]["status"]),
-            show(&status["job"]["phase"])
-        ));
-        if let Some(message) = status["job"]["problem"]["message"].as_str() {
-            text.push_str(&format!(
-                "{}: {message}\nhint: {}\n",
-                show(&status["job"]["problem"]["code"]),
-                show(&status["job"]["problem"]["advice"])
-            ));
-        }
-    }
-    Output {
-        text,
-        json: status,
-        note: None,
-        failed: None,
-    }
 }
 
 fn findings_output(files: &[Migration], findings: &[Finding]) -> Output {

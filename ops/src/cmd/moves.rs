@@ -209,6 +209,10 @@ async fn settled(admin: &Admin, item: &Value, retained_is_enough: bool) -> Resul
         false => Err(Error::Job {
             id,
             status: show(&now["status"]),
+            code: now["problem"]["code"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned(),
             why: match now["problem"]["message"].as_str() {
                 Some(message) => message.to_owned(),
                 None => format!("in state {phase}"),

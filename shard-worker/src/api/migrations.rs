@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::actor;
 use crate::app::App;
 use crate::error::Error;
-use crate::job::{self, JobError, JobInfo};
+use crate::job::{self, JobError, JobInfo, Problem};
 use crate::migrate::status::{self, Directory, Status};
 use crate::migrate::{self, Plan, Stop, store};
 
@@ -44,6 +44,14 @@ pub(super) struct Apply {
 }
 
 #[derive(Serialize)]
+pub(super) struct Started {
+    #[serde(flatten)]
+    job: JobInfo,
+    /// Files that wait for `contract`.
+    held: Vec<String>,
+}
+
+#[derive(Serialize)]
 pub(super) struct Directories {
     items: Vec<Directory>,
 }
@@ -66,7 +74,7 @@ pub(super) async fn apply(
     State(app): State<Arc<App>>,
     Path(directory): Path<String>,
     body: Result<Json<Apply>, JsonRejection>,
-) -> Result<(StatusCode, Json<JobInfo>), Error> {
+) -> Result<(StatusCode, Json<Started>), Error> {
     let Json(body) = body.map_err(|error| Error::BadRequest(error.body_text()))?;
     check_name(&directory)?;
     let parallel = body.parallel.unwrap_or(PARALLEL);
@@ -86,8 +94,13 @@ pub(super) async fn apply(
         .await
         .map_err(Stop::from)?;
     let applied = known.len() as u32;
+    let mut held = Vec::new();
     if !body.contract && !body.baseline {
-        hold_contract(&mut files, applied)?;
+        held = hold_contract(&mut files, applied);
+        if let (Some(file), true) = (held.first(), files.len() == known.len()) {
+            let file = file.clone();
+            return Err(Stop::Contract { file }.into());
+        }
     }
     let Some(last) = files.last() else {
         return Err(Error::BadRequest("there are no files".into()));
@@ -105,7 +118,7 @@ pub(super) async fn apply(
     };
     let id = store::start(&app.control, &actor(), &plan, &files).await?;
     let job = job::store::show(&app.control, id).await?;
-    Ok((StatusCode::ACCEPTED, Json(job)))
+    Ok((StatusCode::ACCEPTED, Json(Started { job, held })))
 }
 
 /// What the rules find in files that not all shards have yet: what all have was
@@ -125,23 +138,13 @@ async fn judged(
 }
 
 /// Leaves out what removes, and all after it, until someone says that no
-/// application uses it any longer.
-fn hold_contract(files: &mut Vec<Migration>, applied: u32) -> Result<(), Error> {
+/// application uses it any longer. Returns what is left out.
+fn hold_contract(files: &mut Vec<Migration>, applied: u32) -> Vec<String> {
     let removes = |file: &Migration| file.number > applied && file.header.phase == Phase::Contract;
-    let Some(place) = files.iter().position(removes) else {
-        return Ok(());
-    };
-    if files
-        .get(place)
-        .is_some_and(|file| file.number == applied + 1)
-    {
-        let file = files.get(place).map(Migration::file).unwrap_or_default();
-        return Err(Error::BadRequest(format!(
-            "{file} is of the contract phase: say --contract once no application uses what it removes"
-        )));
-    }
-    files.truncate(place);
-    Ok(())
+    let place = files.iter().position(removes);
+    let held = place.map(|place| files.split_off(place));
+    let held = held.unwrap_or_default();
+    held.iter().map(Migration::file).collect()
 }
 
 #[derive(Deserialize)]
@@ -155,10 +158,16 @@ pub(super) struct Planned {
     #[serde(flatten)]
     status: Status,
     findings: Vec<Finding>,
+    /// What would stop a run now.
+    refusals: Vec<Problem>,
+    /// Files that wait for `contract`.
+    held: Vec<String>,
+    /// Shards that are changed at once where nobody says.
+    parallel: usize,
 }
 
-/// What shards have of files that need not be known to the fleet, and what the rules
-/// find in those that they lack.
+/// What shards have of files that need not be known to the fleet, what the rules
+/// find in those that they lack, and what would stop a run.
 pub(super) async fn plan(
     State(app): State<Arc<App>>,
     Path(directory): Path<String>,
@@ -171,6 +180,11 @@ pub(super) async fn plan(
         .map_err(Stop::from)?;
     let files = parsed(&body.files)?;
     let findings = judged(&app, &files, known.len() as u32, None).await?;
+    let mut refusals = store::refusals(&app.control, &directory, &files).await?;
+    if let Err(stop) = refuse_findings(findings.iter()) {
+        refusals.push(stop.problem());
+    }
+    let held = hold_contract(&mut files.clone(), known.len() as u32);
     let files: Vec<(Migration, bool)> = files
         .into_iter()
         .map(|file| {
@@ -179,7 +193,21 @@ pub(super) async fn plan(
         })
         .collect();
     let status = status::of(&app, &directory, &files).await?;
-    Ok(Json(Planned { status, findings }))
+    // What all shards have is said once.
+    let of_all = |stop: &&Stop| {
+        let code = stop.code();
+        !refusals.iter().any(|said| said.code == code)
+    };
+    let of_shards = status.shards.iter().filter_map(|shard| shard.stop.as_ref());
+    let more: Vec<Problem> = of_shards.filter(of_all).map(Stop::problem).collect();
+    refusals.extend(more);
+    Ok(Json(Planned {
+        status,
+        findings,
+        refusals,
+        held,
+        parallel: PARALLEL,
+    }))
 }
 
 fn parsed(files: &[File]) -> Result<Vec<Migration>, Stop> {

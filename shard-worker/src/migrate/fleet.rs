@@ -11,6 +11,7 @@ use tenancy::control::{Control, ControlError, ShardInfo};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_postgres::{Client, Transaction};
 
+use super::error::Reach;
 use super::{Migrate, Plan, Stop, store};
 use crate::app::App;
 use crate::job::store::START_LOCK;
@@ -192,7 +193,14 @@ async fn whole(
             Ok(advance) if advance.done => return Ok(()),
             Ok(advance) if advance.lag.is_none() => {}
             Ok(_) | Err(ApplyError::Locked { .. }) => tokio::time::sleep(PAUSE).await,
-            Err(error) => return Err(super::shard::stop(shard, error)),
+            Err(error) => {
+                // It joins shards that have the file.
+                let reach = Reach {
+                    elsewhere: true,
+                    in_part: !file.header.transaction,
+                };
+                return Err(super::shard::stop(shard, error, reach));
+            }
         }
     }
 }

@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
+use super::error::Reach;
 use super::{Plan, Stop};
 use crate::job::retry::{Verdict, of_postgres};
 use crate::job::{Context, JobError, Login};
@@ -64,6 +65,18 @@ impl ShardRun {
     }
 }
 
+/// Whether a shard has the file at which `run` stopped.
+pub(super) fn has_past(shards: &[ShardRun], run: &ShardRun) -> bool {
+    let number =
+        |file: &Option<String>| -> Option<u32> { file.as_deref()?.split('_').next()?.parse().ok() };
+    let (others, at) = (
+        shards.iter().filter(|o| o.shard != run.shard),
+        number(&run.file),
+    );
+    let mut past = others.filter(|o| o.done || number(&o.file) > at);
+    past.next().is_some()
+}
+
 /// Which shards are worked on now: the first alone until it is done, then as
 /// many as may at once.
 pub(super) fn wave(shards: &[ShardRun], parallel: usize) -> Vec<usize> {
@@ -81,6 +94,12 @@ fn pause(tries: u32) -> Duration {
     }
 }
 
+/// The pause before shards are asked again that did not answer; none where it was
+/// tried often enough.
+pub(super) fn ask_again(tries: u32) -> Option<Duration> {
+    (tries < CHECK_TRIES).then(|| pause(tries + 2))
+}
+
 /// Whether the shard answers, and holds a beginning of the files.
 pub(super) async fn check(
     context: &Context,
@@ -88,23 +107,14 @@ pub(super) async fn check(
     files: &[Migration],
     shard: &str,
 ) -> Result<ShardRun, Stop> {
-    let mut tries = 0;
-    loop {
-        match looked(context, plan, files, shard).await {
-            Ok(run) => {
-                // A thousand shards are not a thousand open sessions.
-                context.release(shard, Login::Migrator).await;
-                return Ok(run);
-            }
-            Err(Stop::Job(error)) if passes_by_itself(&error) => {
-                tries += 1;
-                if tries >= CHECK_TRIES {
-                    return Err(down(shard, &error));
-                }
-                tokio::time::sleep(pause(tries + 2)).await;
-            }
-            Err(stop) => return Err(stop),
+    match looked(context, plan, files, shard).await {
+        Ok(run) => {
+            // A thousand shards are not a thousand open sessions.
+            context.release(shard, Login::Migrator).await;
+            Ok(run)
         }
+        Err(Stop::Job(error)) if passes_by_itself(&error) => Err(down(shard, &error)),
+        Err(stop) => Err(stop),
     }
 }
 
@@ -151,6 +161,7 @@ async fn within_bounds(
         Err(Stop::Refused {
             shard,
             source: source @ ApplyError::Locked { .. },
+            ..
         }) => {
             if tries >= LOCK_TRIES {
                 return Err(Stop::Locked {
@@ -224,7 +235,11 @@ async fn worked(
             unread(context, &session, &run.shard, file, &removals).await?;
         }
         let advanced = apply::advance(&mut session, &plan.directory, file, &limits).await;
-        let advanced = advanced.map_err(|error| stop(&run.shard, error))?;
+        let reach = Reach {
+            elsewhere: false,
+            in_part: !file.header.transaction,
+        };
+        let advanced = advanced.map_err(|error| stop(&run.shard, error, reach))?;
         (now.step, now.rows) = (advanced.step, advanced.rows);
         if advanced.done {
             now.applied += 1;
@@ -305,7 +320,7 @@ async fn reveal(context: &Context, shard: &str) -> Result<(), JobError> {
 }
 
 /// What an error of a shard means for the run.
-pub(super) fn stop(shard: &str, error: ApplyError) -> Stop {
+pub(super) fn stop(shard: &str, error: ApplyError, reach: Reach) -> Stop {
     let shard = shard.to_owned();
     match error {
         ApplyError::Postgres(error) => Stop::Job(error.into()),
@@ -324,6 +339,7 @@ pub(super) fn stop(shard: &str, error: ApplyError) -> Stop {
         | ApplyError::Changed(_)) => Stop::Refused {
             shard,
             source: error,
+            reach,
         },
     }
 }
@@ -342,10 +358,7 @@ fn passes_by_itself(error: &JobError) -> bool {
 }
 
 fn down(shard: &str, error: &JobError) -> Stop {
-    Stop::Down {
-        shard: shard.to_owned(),
-        why: chain(error),
-    }
+    Stop::down(shard, chain(error))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
+use schema::clash::{self, Made};
 use schema::drift::{self, Difference, Objects};
 use schema::history::{self, Entry};
 use schema::migration::{Migration, Phase};
@@ -80,8 +81,13 @@ pub struct ShardStatus {
     pub fingerprint: Option<String>,
     /// Tables that the files which it lacks go through.
     pub tables: Vec<TableSize>,
+    /// What those files would make and is there already.
+    pub clashes: Vec<Made>,
     /// What does not fit, or why it does not answer.
     pub problem: Option<String>,
+    /// What would stop a run here.
+    #[serde(skip)]
+    pub stop: Option<Stop>,
 }
 
 /// A table on one shard.
@@ -93,6 +99,8 @@ pub struct TableSize {
     pub rows: i64,
     /// Bytes with indexes and TOAST.
     pub bytes: i64,
+    /// Bytes without indexes.
+    pub heap_bytes: i64,
 }
 
 /// Where a shard stands.
@@ -163,14 +171,14 @@ async fn ask(
     files: &[Migration],
     shard: &ShardInfo,
 ) -> (ShardStatus, Option<Objects>) {
-    let tables: Vec<String> = files.iter().flat_map(Migration::tables).collect();
-    let answer = tokio::time::timeout(SHARD_MAX, answer(app, directory, &tables, shard)).await;
+    let answer = tokio::time::timeout(SHARD_MAX, answer(app, directory, files, shard)).await;
     match answer.unwrap_or(Err(ShardError::Slow)) {
         Ok(Answer {
             entries,
             objects,
             progress,
             tables,
+            clashes,
         }) => {
             let mut status = judge(&shard.id, files, &entries);
             let lacks: Vec<String> = files
@@ -186,12 +194,22 @@ async fn ask(
             status.tables.retain(|size| lacks.contains(&size.table));
             status.fingerprint = Some(objects.fingerprint());
             status.progress = progress;
+            if status.stop.is_none() && !clashes.is_empty() {
+                status.stop = Some(Stop::Exists {
+                    shard: shard.id.clone(),
+                    clashes: clashes.clone(),
+                });
+            }
+            status.clashes = clashes;
             (status, Some(objects))
         }
         Err(error) => {
+            let why = chain(&error);
             let status = ShardStatus {
                 state: ShardState::Down,
-                problem: Some(chain(&error)),
+                next: None,
+                problem: Some(why.clone()),
+                stop: Some(Stop::down(&shard.id, why)),
                 ..judge(&shard.id, files, &[])
             };
             (status, None)
@@ -214,12 +232,13 @@ struct Answer {
     objects: Objects,
     progress: Option<String>,
     tables: Vec<TableSize>,
+    clashes: Vec<Made>,
 }
 
 async fn answer(
     app: &App,
     directory: &str,
-    tables: &[String],
+    files: &[Migration],
     shard: &ShardInfo,
 ) -> Result<Answer, ShardError> {
     let nodes = reconcile::addresses(shard);
@@ -236,33 +255,62 @@ async fn answer(
             &[],
         )
         .await?;
+    // A partitioned table's rows are in its partitions.
+    let named: Vec<String> = files.iter().flat_map(Migration::tables).collect();
     let tables = client
         .query(
-            "select n.nspname || '.' || c.relname as name, greatest(c.reltuples, 0)::bigint as rows,
-               pg_total_relation_size(c.oid) as bytes
+            "select n.nspname || '.' || c.relname as name, coalesce(s.rows, 0) as rows,
+               coalesce(s.bytes, 0) as bytes, coalesce(s.heap_bytes, 0) as heap_bytes
              from pg_class c join pg_namespace n on n.oid = c.relnamespace
+             cross join lateral (
+               select sum(greatest(p.reltuples, 0))::bigint as rows, sum(pg_total_relation_size(p.oid))::bigint as bytes,
+                 sum(pg_table_size(p.oid))::bigint as heap_bytes
+               from pg_class p where p.oid = c.oid or c.relkind = 'p' and p.oid in (select t.relid from pg_partition_tree(c.oid) t)) s
              where n.nspname || '.' || c.relname = any($1) and c.relkind in ('r', 'p')",
-            &[&tables],
+            &[&named],
         )
         .await?;
+    // Of a file that is there in part, what it makes is there as well.
+    let lacks = files
+        .iter()
+        .filter(|file| !entries.iter().any(|entry| entry.number == file.number));
+    let mut clashes = clash::made(lacks);
+    let names: Vec<&str> = clashes.iter().map(|made| made.name.as_str()).collect();
+    let there = client
+        .query(
+            "select n.nspname || '.' || c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace
+             where n.nspname || '.' || c.relname = any($1)
+             union select n.nspname || '.' || t.typname from pg_type t join pg_namespace n on n.oid = t.typnamespace
+             where n.nspname || '.' || t.typname = any($1)",
+            &[&names],
+        )
+        .await?;
+    let there: Vec<String> = there.iter().map(|row| row.get(0)).collect();
+    clashes.retain(|made| there.contains(&made.name));
     let size = |row: &tokio_postgres::Row| TableSize {
         table: row.get("name"),
         rows: row.get("rows"),
         bytes: row.get("bytes"),
+        heap_bytes: row.get("heap_bytes"),
     };
     Ok(Answer {
         entries,
         objects,
         progress: progress.map(|row| row.get(0)),
         tables: tables.iter().map(size).collect(),
+        clashes,
     })
 }
 
 /// Compares a shard's history with the files.
 fn judge(shard: &str, files: &[Migration], entries: &[Entry]) -> ShardStatus {
-    let (next, problem) = match history::next(files, entries) {
-        Ok(next) => (next, None),
-        Err(error) => (None, Some(error.to_string())),
+    let (next, problem, stop) = match history::next(files, entries) {
+        Ok(next) => (next, None, None),
+        Err(error) => {
+            let problem = error.to_string();
+            let stop = Stop::history(&format!("shard {shard}"), error);
+            (None, Some(problem), Some(stop))
+        }
     };
     let part = next.and_then(|next| entries.iter().find(|entry| entry.number == next.number));
     let state = match (&problem, next, part) {
@@ -282,7 +330,9 @@ fn judge(shard: &str, files: &[Migration], entries: &[Entry]) -> ShardStatus {
         progress: None,
         fingerprint: None,
         tables: Vec::new(),
+        clashes: Vec::new(),
         problem,
+        stop,
     }
 }
 

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{Migrate, Plan, Stop};
 use crate::job::store::{insert, refuse_beside};
-use crate::job::{Context, JobError, Kind, NewJob};
+use crate::job::{Context, JobError, Kind, NewJob, Problem};
 
 /// The files of the run that is under way, parsed once: they don't change
 /// while its job is open, and there is one such job at a time.
@@ -143,13 +143,18 @@ pub async fn start(
     refuse_beside(&transaction, &BESIDE, &shards)
         .await
         .map_err(JobError::from)?;
+    fits(&transaction, &plan.directory, files).await?;
     take_in(&transaction, &plan.directory, files).await?;
     let new = NewJob {
         kind: Kind::Migrate,
         object: &plan.directory,
         tenant: None,
         shards: &shards,
-        state: &Migrate::Checking { plan: plan.clone() },
+        state: &Migrate::Checking {
+            plan: plan.clone(),
+            tries: 0,
+            away: Vec::new(),
+        },
     };
     let id = insert(&transaction, actor, &new)
         .await
@@ -158,7 +163,40 @@ pub async fn start(
     Ok(id)
 }
 
-async fn take_in(
+/// What [`start`] would refuse, as things are now; nothing is written.
+///
+/// # Errors
+/// The control database's.
+pub async fn refusals(
+    control: &Control,
+    directory: &str,
+    files: &[Migration],
+) -> Result<Vec<Problem>, JobError> {
+    let mut client = control.client().await?;
+    let transaction = client.transaction().await?;
+    let shards = transaction
+        .query("select id from ringfence.shard", &[])
+        .await?;
+    let shards: Vec<String> = shards.iter().map(|row| row.get(0)).collect();
+    let mut found = Vec::new();
+    match refuse_beside(&transaction, &BESIDE, &shards).await {
+        Err(ControlError::Conflict(message)) => found.push(Problem {
+            code: "RF413".into(),
+            message,
+            advice: String::new(),
+        }),
+        other => other?,
+    }
+    match fits(&transaction, directory, files).await {
+        Err(Stop::Job(error)) => return Err(error),
+        Err(stop) => found.push(stop.problem()),
+        Ok(()) => {}
+    }
+    Ok(found)
+}
+
+/// What all shards have must be among the files, as it was.
+async fn fits(
     transaction: &Transaction<'_>,
     directory: &str,
     files: &[Migration],
@@ -185,6 +223,14 @@ async fn take_in(
             }
         }
     }
+    Ok(())
+}
+
+async fn take_in(
+    transaction: &Transaction<'_>,
+    directory: &str,
+    files: &[Migration],
+) -> Result<(), Stop> {
     // What failed before may have been changed, renamed or removed since.
     transaction
         .execute(

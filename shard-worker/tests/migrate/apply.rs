@@ -30,6 +30,16 @@ impl Stage {
             .await
     }
 
+    /// What a run would do, and what would stop it.
+    pub(crate) async fn plan(&self, files: &[(&str, &str)]) -> Value {
+        let files = json!({ "files": body(files)["files"] });
+        let (status, planned) = self
+            .send(Method::POST, "migrations/app/plan", Some(files))
+            .await;
+        assert_eq!(status, StatusCode::OK, "{planned}");
+        planned
+    }
+
     /// The id of a run that was begun.
     pub(crate) async fn begin(&self, files: &[(&str, &str)]) -> String {
         let (status, job) = self.ask(files).await;
@@ -129,6 +139,12 @@ async fn files_reach_every_shard_once_and_are_served() {
     );
     assert_eq!(refused(&[changed, second]).await, (409, "RF510".into()));
     assert_eq!(refused(&[GADGETS]).await, (409, "RF511".into()));
+    for (files, code) in [(&[changed, second][..], "RF510"), (&[GADGETS], "RF511")] {
+        let planned = stage.plan(files).await;
+        let refusals = planned["refusals"].as_array().unwrap();
+        assert_eq!(refusals.len(), 1, "{planned}");
+        assert_eq!(refusals[0]["code"], code, "{planned}");
+    }
     let third = ("004_more.sql", "select 1;");
     assert_eq!(
         refused(&[GADGETS, second, third]).await,
@@ -151,10 +167,7 @@ async fn files_reach_every_shard_once_and_are_served() {
          create table houses (id int primary key, owner bigint references contacts (id));\n\
          select ringfence.distribute('houses');",
     );
-    let plan = json!({ "files": body(&[GADGETS, second, lands])["files"] });
-    let (_, planned) = stage
-        .send(Method::POST, "migrations/app/plan", Some(plan))
-        .await;
+    let planned = stage.plan(&[GADGETS, second, lands]).await;
     let found = planned["findings"].as_array().unwrap().iter();
     let found: Vec<String> = found
         .map(|found| format!("{} {}", found["line"], found["rule"].as_str().unwrap()))

@@ -25,9 +25,20 @@ async fn what_one_shard_refuses_stops_the_run_and_the_next_goes_on() {
         .await
         .unwrap();
     let job = stage.apply(&[GADGETS]).await;
+    // It is known before.
+    let planned = stage.plan(&[GADGETS]).await;
+    let refusals = planned["refusals"].as_array().unwrap();
+    assert_eq!(refusals.len(), 1, "{planned}");
+    assert_eq!(
+        refusals[0]["message"],
+        "shard s2 has already public.gadgets (001_gadgets.sql, line 1)"
+    );
     assert_eq!(job["status"], "failed", "{job}");
     assert_eq!(job["problem"]["code"], "RF514");
     let message = job["problem"]["message"].as_str().unwrap();
+    // The canary has the file: it can't be mended any longer.
+    let advice = job["problem"]["advice"].as_str().unwrap();
+    assert!(advice.contains("it can't be changed"), "{advice}");
     assert!(
         message.contains("s2") && message.contains("001_gadgets.sql, line 1"),
         "{message}"
@@ -48,9 +59,27 @@ async fn what_one_shard_refuses_stops_the_run_and_the_next_goes_on() {
     // A shard that is down: nothing is begun anywhere.
     let more = ("002_more.sql", "alter table gadgets add column more text;");
     stage.cluster.kill("s3-primary").await.unwrap();
-    let job = stage.apply(&[GADGETS, more]).await;
+    let planned = stage.plan(&[GADGETS, more]).await;
+    let refusal = &planned["refusals"][0];
+    assert_eq!(refusal["code"], "RF516", "{planned}");
+    let wanted = "shard s3 can't be reached: ";
+    assert!(refusal["message"].as_str().unwrap().starts_with(wanted));
+    let id = stage.begin(&[GADGETS, more]).await;
+    // Who waits sees for what.
+    let deadline = Instant::now() + crate::stage::SOON;
+    loop {
+        let job = stage.get(&format!("jobs/{id}")).await;
+        let waits = job["progress"]["waits"][0].as_str();
+        if waits.is_some_and(|waits| waits.starts_with(wanted)) {
+            break;
+        }
+        assert!(job["done"] == false && Instant::now() < deadline, "{job}");
+    }
+    let job = stage.over(&id).await;
     assert_eq!(job["status"], "failed", "{job}");
     assert_eq!(job["problem"]["code"], "RF516");
+    let message = job["problem"]["message"].as_str().unwrap();
+    assert!(message.starts_with(wanted), "{message}");
     assert_eq!(stage.states().await, shards(&["behind", "behind", "down"]));
     stage.cluster.start_node("s3-primary").await.unwrap();
     let job = stage.apply(&[GADGETS, more]).await;
@@ -308,8 +337,12 @@ async fn nothing_is_removed_while_a_live_router_reads_it() {
     let key = stage.cluster.key("acme").unwrap();
     // Nobody has said that applications are ready.
     let (status, body) = stage.ask(&[file]).await;
-    assert_eq!(status, StatusCode::BAD_REQUEST);
-    assert!(body["message"].as_str().unwrap().contains("--contract"));
+    assert_eq!(
+        (status, &body["code"]),
+        (StatusCode::CONFLICT, &"RF518".into()),
+        "{body}"
+    );
+    assert!(body["hint"].as_str().unwrap().contains("--contract"));
     let begin = async || {
         let mut body = crate::apply::body(&[file]);
         body["contract"] = true.into();
