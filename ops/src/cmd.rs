@@ -155,7 +155,7 @@ impl Cli {
             Command::Plan(command) => command.run(&admin()?).await,
             Command::Move(command) => command.run(&admin()?, global.no_input).await,
             Command::Rebalance(command) => command.run(&admin()?, global.no_input).await,
-            Command::Schema(command) => command.run().await,
+            Command::Schema(command) => command.run(admin).await,
             Command::Shard(command) => command.run(&admin()?).await,
             Command::Node(command) => command.run(&admin()?).await,
             Command::Ring(command) => command.run(&admin()?).await,

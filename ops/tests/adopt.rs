@@ -101,15 +101,39 @@ async fn an_applications_dump_becomes_everyones() {
     let (by_dump, by_address) = (cluster.path().join("dump"), cluster.path().join("adopted"));
     let dump = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/adopt.sql");
     let dir = by_address.to_str().unwrap();
-    for (from, folder) in [(dump, &by_dump), (source.as_str(), &by_address)] {
+    let adopt = |from: &str, folder: &std::path::Path| {
         let dir = folder.to_str().unwrap();
-        let adopted = done(&cluster, &["schema", "adopt", "--from", from, "--dir", dir]);
-        proposed(&adopted);
-        // What it wrote is not overwritten, and passes the lint.
-        let again = ringfence(&cluster, &["schema", "adopt", "--from", dump, "--dir", dir]);
-        assert_eq!(again.status.code(), Some(2));
-        done(&cluster, &["migrate", "lint", "--dir", dir]);
-    }
+        ringfence(&cluster, &["schema", "adopt", "--from", from, "--dir", dir])
+    };
+    let adopted = adopt(&source, &by_address);
+    assert!(adopted.status.success(), "{adopted:?}");
+    let adopted: Value = serde_json::from_slice(&adopted.stdout).unwrap();
+    proposed(&adopted);
+    assert_eq!(adopted["clashes"], json!([]));
+    // What it wrote is not overwritten, and passes the lint.
+    assert_eq!(adopt(dump, &by_address).status.code(), Some(2));
+    done(&cluster, &["migrate", "lint", "--dir", dir]);
+    assert!(
+        !ringfence(&cluster, &["migrate", "verify", "--dir", dir])
+            .status
+            .success()
+    );
+    done(&cluster, &["migrate", "apply", "--dir", dir, "--wait"]);
+    let verified = done(&cluster, &["migrate", "verify", "--dir", dir]);
+    assert_eq!(verified["verified"], true);
+
+    // Adopted again, it says what is in the way, before anything is applied.
+    let adopted = adopt(dump, &by_dump);
+    assert_eq!(adopted.status.code(), Some(1), "{adopted:?}");
+    let adopted: Value = serde_json::from_slice(&adopted.stdout).unwrap();
+    proposed(&adopted);
+    let clashes = adopted["clashes"].to_string();
+    let wanted = "would make public.profiles, which is there already on s1, s2";
+    assert!(clashes.contains(wanted), "{clashes}");
+    let dir_by_dump = by_dump.to_str().unwrap();
+    done(&cluster, &["migrate", "lint", "--dir", dir_by_dump]);
+    let planned = ringfence(&cluster, &["migrate", "plan", "--dir", dir_by_dump]);
+    assert_eq!(planned.status.code(), Some(1), "{planned:?}");
     // A table that nobody decided on is not let through silently.
     let distribute = by_dump.join("002_distribute.sql");
     let text = std::fs::read_to_string(&distribute).unwrap();
@@ -122,26 +146,18 @@ async fn an_applications_dump_becomes_everyones() {
         },
     );
     std::fs::write(&distribute, less).unwrap();
-    let refused = ringfence(
-        &cluster,
-        &["migrate", "lint", "--dir", by_dump.to_str().unwrap()],
-    );
+    let refused = ringfence(&cluster, &["migrate", "lint", "--dir", dir_by_dump]);
     let found = String::from_utf8_lossy(&refused.stdout).into_owned();
     assert_eq!(refused.status.code(), Some(1), "{found}");
     assert!(found.contains("public.notes is neither"), "{found}");
     assert!(!found.contains("schema_migrations is neither"), "{found}");
-    assert!(
-        !ringfence(&cluster, &["migrate", "verify", "--dir", dir])
-            .status
-            .success()
-    );
-    done(&cluster, &["migrate", "apply", "--dir", dir, "--wait"]);
-    let verified = done(&cluster, &["migrate", "verify", "--dir", dir]);
-    assert_eq!(verified["verified"], true);
 
-    // The rows that all tenants share are brought by a migration.
-    let shared = "insert into countries values ('GB', 'England'), ('FR', 'France');\n";
-    std::fs::write(by_address.join("003_countries.sql"), shared).unwrap();
+    // The rows that all tenants share came with it; more are brought by a further file.
+    let more = "insert into countries values ('DE', 'Germany');\n";
+    std::fs::write(by_address.join("004_germany.sql"), more).unwrap();
+    let status = done(&cluster, &["migrate", "status", "--dir", dir]);
+    assert_eq!(status["folder"]["pending"], json!(["004_germany.sql"]));
+    assert_eq!(status["shards"][0]["state"], "behind", "{status}");
     done(&cluster, &["migrate", "apply", "--dir", dir, "--wait"]);
     let mut keys = Vec::new();
     let mut tenants = Vec::new();
@@ -203,6 +219,7 @@ fn proposed(adopted: &Value) {
         [
             "internal.audit tenant",
             "public.api_keys tenant",
+            "public.bookings tenant",
             "public.countries reference",
             "public.events tenant",
             "public.profiles tenant",
@@ -222,6 +239,8 @@ fn proposed(adopted: &Value) {
         "user_ids",
         "row security is on, without a policy",
         "no API role has rights",
+        "bookings_during_excl is made anew, within each tenant",
+        "REVOKE USAGE ON SCHEMA public FROM PUBLIC",
     ] {
         assert!(remarks.contains(wanted), "{wanted}: {remarks}");
     }

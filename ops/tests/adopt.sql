@@ -95,6 +95,10 @@ CREATE TABLE public.api_keys (
     id uuid DEFAULT extensions.uuid_generate_v4() NOT NULL,
     secret text
 );
+CREATE TABLE public.bookings (
+    id integer NOT NULL,
+    during int4range
+);
 CREATE TABLE internal.audit (
     id bigint NOT NULL,
     what text
@@ -127,6 +131,8 @@ ALTER TABLE ONLY public.events_2026 ADD CONSTRAINT events_2026_pkey PRIMARY KEY 
 ALTER INDEX public.events_pkey ATTACH PARTITION public.events_2026_pkey;
 ALTER TABLE ONLY public.schema_migrations ADD CONSTRAINT schema_migrations_pkey PRIMARY KEY (version);
 ALTER TABLE ONLY public.api_keys ADD CONSTRAINT api_keys_pkey PRIMARY KEY (id);
+ALTER TABLE ONLY public.bookings ADD CONSTRAINT bookings_pkey PRIMARY KEY (id);
+ALTER TABLE ONLY public.bookings ADD CONSTRAINT bookings_during_excl EXCLUDE USING gist (during WITH &&);
 ALTER TABLE ONLY internal.audit ADD CONSTRAINT audit_pkey PRIMARY KEY (id);
 CREATE INDEX notes_project ON public.notes USING btree (project_id);
 CREATE INDEX projects_title ON public.projects USING gin (title extensions.gin_trgm_ops);
@@ -154,6 +160,8 @@ GRANT ALL ON TABLE public.projects TO service_role;
 GRANT ALL ON TABLE public.notes TO anon;
 GRANT ALL ON TABLE public.notes TO authenticated;
 GRANT ALL ON TABLE public.notes TO service_role;
+REVOKE USAGE ON SCHEMA public FROM PUBLIC;
+GRANT ALL ON TABLE public.bookings TO authenticated;
 GRANT ALL ON TABLE public.events TO anon;
 GRANT ALL ON TABLE public.events TO authenticated;
 GRANT ALL ON TABLE public.events TO service_role;

@@ -51,6 +51,24 @@ pub struct TableFacts {
     pub partitioned: bool,
     /// Tables that its foreign keys refer to.
     pub parents: Vec<QualifiedName>,
+    /// Its exclusion constraints.
+    pub exclusions: Vec<Exclusion>,
+}
+
+/// An exclusion constraint: as it is, it would hold across tenants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exclusion {
+    /// Its name, quoted where it must be.
+    pub name: String,
+    /// As Postgres prints it: `EXCLUDE USING gist (during WITH &&)`.
+    pub definition: String,
+}
+
+impl Exclusion {
+    /// The same within a tenant.
+    fn by_tenant(&self) -> String {
+        self.definition.replacen('(', "(tenant_id WITH =, ", 1)
+    }
 }
 
 /// What a table becomes.
@@ -285,6 +303,14 @@ fn remarks(facts: &Facts, roles: &BTreeMap<&QualifiedName, (Role, String)>) -> V
                 table.name
             ));
         }
+        for Exclusion { name, .. } in &table.exclusions {
+            if role == Some(Role::Tenant) {
+                remarks.push(format!(
+                    "{}: the exclusion constraint {name} is made anew, within each tenant",
+                    table.name
+                ));
+            }
+        }
         if table.partitioned {
             remarks.push(format!(
                 "{} is partitioned: its partitions are served through it alone",
@@ -334,6 +360,17 @@ fn sql(tables: &[Proposal], facts: &Facts, remarks: &[String]) -> String {
         let _ = writeln!(sql, "-- NOTE {remark}");
     }
     sql.push('\n');
+    if facts
+        .tables
+        .iter()
+        .any(|table| !table.exclusions.is_empty())
+    {
+        sql.push_str(
+            "-- Exclusion constraints within a tenant compare its id, too.\n\
+             create schema if not exists extensions;\n\
+             create extension if not exists btree_gist with schema extensions;\n",
+        );
+    }
     for proposal in tables {
         let call = match proposal.role {
             Role::Tenant => "select ringfence.distribute",
@@ -341,9 +378,27 @@ fn sql(tables: &[Proposal], facts: &Facts, remarks: &[String]) -> String {
             Role::Ignore => "-- ignored:",
         };
         let name = Literal(&proposal.table);
-        let _ = writeln!(sql, "-- {}\n{call}({name});", proposal.reason);
         let table = |table: &&TableFacts| table.name.to_string() == proposal.table;
         let table = facts.tables.iter().find(table);
+        let exclusions = table.filter(|_| proposal.role == Role::Tenant);
+        let exclusions = exclusions.map_or(&[][..], |table| &table.exclusions);
+        let _ = writeln!(sql, "-- {}", proposal.reason);
+        for Exclusion { name, .. } in exclusions {
+            let _ = writeln!(
+                sql,
+                "alter table {} drop constraint {name};",
+                proposal.table
+            );
+        }
+        let _ = writeln!(sql, "{call}({name});");
+        for exclusion in exclusions {
+            let (name, definition) = (&exclusion.name, exclusion.by_tenant());
+            let table = &proposal.table;
+            let _ = writeln!(
+                sql,
+                "alter table {table} add constraint {name} {definition};"
+            );
+        }
         // What is not scoped is closed to functions and views, too; and distributing
         // a table opens it where nobody has rights.
         if table.is_some_and(|table| match proposal.role {
@@ -388,6 +443,8 @@ pub async fn facts(client: &Client) -> Result<Facts, Error> {
              from pg_constraint k join pg_class pc on pc.oid = k.confrelid
              join pg_namespace pn on pn.oid = pc.relnamespace
              where k.conrelid = c.oid and k.contype = 'f') as parents,
+           (select coalesce(jsonb_agg(jsonb_build_array(quote_ident(k.conname), pg_get_constraintdef(k.oid)) order by k.conname), '[]')
+             from pg_constraint k where k.conrelid = c.oid and k.contype = 'x') as exclusions,
            coalesce((select o.option_value::boolean from pg_options_to_table(c.reloptions) o
              where o.option_name = 'security_invoker'), false) as invoker
          from pg_class c join pg_namespace n on n.oid = c.relnamespace
@@ -406,6 +463,8 @@ pub async fn facts(client: &Client) -> Result<Facts, Error> {
             kind => {
                 let parents: serde_json::Value = row.get("parents");
                 let parents = parents.as_array().into_iter().flatten();
+                let exclusions: serde_json::Value = row.get("exclusions");
+                let exclusions = exclusions.as_array().into_iter().flatten();
                 facts.tables.push(TableFacts {
                     name,
                     rows: row.get("rows"),
@@ -419,6 +478,14 @@ pub async fn facts(client: &Client) -> Result<Facts, Error> {
                     parents: parents
                         .filter_map(|parent| {
                             Some(QualifiedName::new(parent[0].as_str()?, parent[1].as_str()?))
+                        })
+                        .collect(),
+                    exclusions: exclusions
+                        .filter_map(|of| {
+                            Some(Exclusion {
+                                name: of[0].as_str()?.to_owned(),
+                                definition: of[1].as_str()?.to_owned(),
+                            })
                         })
                         .collect(),
                 });
@@ -456,6 +523,7 @@ mod tests {
                 .iter()
                 .map(|parent| QualifiedName::new("public", *parent))
                 .collect(),
+            exclusions: Vec::new(),
         };
         change(&mut table);
         table

@@ -18,7 +18,6 @@ const LEFT_OUT: &[(&str, Option<&str>)] = &[
     ("SELECT PG_CATALOG.SETVAL", None),
     ("COMMENT ON SCHEMA PUBLIC ", None),
     ("COMMENT ON EXTENSION", None),
-    ("ALTER DEFAULT PRIVILEGES", None),
     ("CREATE PUBLICATION", Some("publications are the worker's")),
     ("ALTER PUBLICATION", Some("publications are the worker's")),
     (
@@ -142,6 +141,12 @@ pub(super) fn clean(dump: &str) -> Cleaned {
     remarks.extend(cleaner.strangers.iter().map(|(role, times)| {
         format!("left out {times} rights of role {role}: requests come as anon, authenticated or service_role")
     }));
+    if cleaner.defaults > 0 {
+        remarks.push(format!(
+            "left out {} default privileges: a table that a later file makes is opened to requests by ringfence.distribute(), unless rights on it were given before",
+            cleaner.defaults
+        ));
+    }
     let calls = ["auth.uid(", "auth.jwt(", "auth.role(", "auth.email("];
     if calls.iter().any(|call| sql.contains(call)) {
         sql.insert_str(0, SUPABASE);
@@ -171,6 +176,8 @@ struct Cleaner {
     strangers: BTreeMap<String, u32>,
     /// Schemas that are made already.
     schemas: BTreeSet<String>,
+    /// Default privileges that were left out.
+    defaults: u32,
 }
 
 impl Cleaner {
@@ -182,10 +189,12 @@ impl Cleaner {
         match stmt {
             ast::Stmt::Grant(grant) => {
                 let objects = grant.on_privilege_objects_clause();
+                self.of_public(&objects, &upper, &short);
                 return self.rights(grant.role_ref_list(), objects, own, start);
             }
             ast::Stmt::Revoke(revoke) => {
                 let objects = revoke.on_privilege_objects_clause();
+                self.of_public(&objects, &upper, &short);
                 return self.rights(revoke.role_ref_list(), objects, own, start);
             }
             ast::Stmt::CreateSchema(create) if create.schema_elements().next().is_none() => {
@@ -197,6 +206,10 @@ impl Cleaner {
         if let Some((_, why)) = LEFT_OUT.iter().find(|(start, _)| upper.starts_with(start)) {
             let remark = why.map(|why| format!("left out `{short}`: {why}"));
             self.remarks.extend(remark);
+            return None;
+        }
+        if upper.starts_with("ALTER DEFAULT PRIVILEGES") {
+            self.defaults += 1;
             return None;
         }
         if upper.starts_with("ALTER ") && upper.contains(" OWNER TO ") {
@@ -246,6 +259,25 @@ impl Cleaner {
         Some(own.to_owned())
     }
 
+    /// Says which rights on the schema public are not as the dump has them: it is every
+    /// application's on a shard, and no migration's to change.
+    fn of_public(
+        &mut self,
+        objects: &Option<ast::OnPrivilegeObjectsClause>,
+        upper: &str,
+        short: &str,
+    ) {
+        let objects = objects.as_ref().and_then(|on| on.privilege_objects());
+        let schemas = objects.map(|objects| schemas_of(&objects));
+        let schemas = schemas.unwrap_or_default();
+        let as_it_is = schemas.len() == 1 && upper.starts_with("GRANT USAGE ON SCHEMA ");
+        if schemas.iter().any(|schema| schema == "public") && !as_it_is {
+            self.remarks.push(format!(
+                "left out `{short}`: on shards anon, authenticated and service_role may use the schema public, and migrations alone make anything in it; what requests may do is said by rights on its tables and functions"
+            ));
+        }
+    }
+
     /// GRANT and REVOKE for those who come by the API.
     fn rights(
         &mut self,
@@ -255,13 +287,10 @@ impl Cleaner {
         start: usize,
     ) -> Option<String> {
         let (roles, objects) = (roles?, objects?.privilege_objects()?);
-        if let ast::PrivilegeObjects::PrivilegeSchema(of) = &objects {
-            let mut schemas = of.schema_refs().map(|schema| plain(&text(schema.syntax())));
-            if schemas
-                .any(|schema| schema == "public" || service_of(&format!("{schema}.")).is_some())
-            {
-                return None;
-            }
+        let of_shards =
+            |schema: &String| schema == "public" || service_of(&format!("{schema}.")).is_some();
+        if schemas_of(&objects).iter().any(of_shards) {
+            return None;
         }
         let names = qualified(&text(objects.syntax()));
         let left = |name: &String| service_of(name).is_some() || self.gone.contains(name);
@@ -329,6 +358,15 @@ impl Cleaner {
     }
 }
 
+/// Schemas on which rights are given or taken.
+fn schemas_of(objects: &ast::PrivilegeObjects) -> Vec<String> {
+    let ast::PrivilegeObjects::PrivilegeSchema(of) = objects else {
+        return Vec::new();
+    };
+    let names = of.schema_refs().map(|schema| text(schema.syntax()));
+    names.map(|name| plain(&name)).collect()
+}
+
 /// The service that a name belongs to, where shards don't have it.
 fn service_of(name: &str) -> Option<&'static str> {
     let service = SERVICES
@@ -385,6 +423,8 @@ mod tests {
              GRANT SELECT(id),UPDATE(id) ON TABLE public.people TO \"anon\", app WITH GRANT OPTION;\n\
              GRANT SELECT ON public.people TO reports;\nGRANT USAGE ON SCHEMA app TO authenticated GRANTED BY postgres;\n\
              GRANT USAGE ON SCHEMA public TO anon;\nGRANT USAGE ON SCHEMA auth TO anon;\n\
+             REVOKE USAGE ON SCHEMA public FROM PUBLIC;\nGRANT ALL ON SCHEMA public TO authenticated;\n\
+             ALTER DEFAULT PRIVILEGES FOR ROLE postgres IN SCHEMA public GRANT ALL ON TABLES TO anon;\n\
              GRANT SELECT, INSERT, UPDATE, DELETE ON TABLE storage.objects TO anon;\nRESET SESSION AUTHORIZATION;",
         );
         insta::assert_snapshot!(sql, @r#"
@@ -395,8 +435,11 @@ mod tests {
         GRANT USAGE ON SCHEMA app TO authenticated;
         "#);
         insta::assert_snapshot!(remarks, @r"
+        left out `REVOKE USAGE ON SCHEMA public FROM PUBLIC`: on shards anon, authenticated and service_role may use the schema public, and migrations alone make anything in it; what requests may do is said by rights on its tables and functions
+        left out `GRANT ALL ON SCHEMA public TO authenticated`: on shards anon, authenticated and service_role may use the schema public, and migrations alone make anything in it; what requests may do is said by rights on its tables and functions
         left out 1 rights of role app: requests come as anon, authenticated or service_role
         left out 1 rights of role reports: requests come as anon, authenticated or service_role
+        left out 1 default privileges: a table that a later file makes is opened to requests by ringfence.distribute(), unless rights on it were given before
         ");
     }
 

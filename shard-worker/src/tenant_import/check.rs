@@ -55,8 +55,12 @@ pub(super) async fn foreign_keys(
             let row = shard.query_one(&sql, &[&tenant]).await?;
             let orphans: i64 = row.get(0);
             if orphans > 0 {
+                let shared = "select exists (select from ringfence.relation
+                    where relid = to_regclass($1) and kind = 'reference')";
+                let table_of = key.table.to_string();
+                let is_shared: bool = shard.query_one(shared, &[&table_of]).await?.get(0);
                 broken.push(format!(
-                    "{orphans}{} rows of {} refer by {} to what is not in {}",
+                    "{orphans}{} rows of {} refer by {} to what is not in {}{}",
                     if orphans == i64::from(COUNTED) {
                         " or more"
                     } else {
@@ -64,7 +68,12 @@ pub(super) async fn foreign_keys(
                     },
                     table.name,
                     key.name,
-                    key.table
+                    key.table,
+                    if is_shared {
+                        ", whose rows are all tenants' and come by a migration file of inserts"
+                    } else {
+                        ""
+                    },
                 ));
             }
         }
