@@ -633,6 +633,17 @@ mod tests {
             ordered(vec![file(1), file(1)]),
             Err(MigrationError::Duplicate(..))
         ));
+        // All that is wrong is told at once.
+        let wrong = disorder(&[file(2), file(4), file(4), file(5)]);
+        let wrong: Vec<String> = wrong.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            wrong,
+            [
+                "004_a.sql and 004_a.sql have the same number",
+                "there is no file number 001",
+                "there is no file number 003",
+            ]
+        );
     }
 
     #[test]

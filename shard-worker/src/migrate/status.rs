@@ -135,6 +135,12 @@ pub async fn of(app: &App, directory: &str, files: &[(Migration, bool)]) -> Resu
     }
     let asked = stream::iter(asked).buffered(AT_ONCE);
     let mut answers: Vec<(ShardStatus, Option<Objects>)> = asked.collect().await;
+    for ((status, _), shard) in answers.iter_mut().zip(&shards) {
+        // It gets all files before it joins: no run waits for it.
+        if shard.state == "preparing" {
+            status.stop = None;
+        }
+    }
     let objects: Vec<(String, Objects)> = answers
         .iter_mut()
         .filter_map(|(status, objects)| Some((status.shard.clone(), objects.take()?)))
