@@ -52,6 +52,9 @@ struct Args {
     /// Measure moves of tenants instead: pauses, copies, many small ones.
     #[arg(long)]
     moves: bool,
+    /// Only this of `--moves`.
+    #[arg(long, value_enum)]
+    part: Option<moves::Part>,
     /// Small tenants that change shards, of `--moves`.
     #[arg(long, default_value_t = 10_000)]
     tenants: u32,
@@ -311,7 +314,8 @@ async fn main() -> ExitCode {
 
 async fn run(args: Args) -> Result<(), Failure> {
     if args.moves {
-        return moves::measure(args.tenants, args.megabytes, args.rounds).await;
+        let (size, only) = (args.megabytes, args.part);
+        return moves::measure(args.tenants, size, args.rounds, only).await;
     }
     if args.caches {
         caches::print(&caches::measure(&args).await?, args.json);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use clap::ValueEnum;
 use futures_util::{SinkExt, StreamExt};
 use ops::admin::Admin;
 use ops::local::{Cluster, Content, Options};
@@ -37,8 +38,24 @@ const TENANT_ROWS: u32 = 100;
 const LONGEST: Duration = Duration::from_secs(3_600);
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Prints them one after another.
-pub(crate) async fn measure(tenants: u32, megabytes: u32, rounds: usize) -> Result<(), Failure> {
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
+    /// Cut-overs of a tenant that is written to.
+    Pauses,
+    /// The copy of a large table.
+    Copy,
+    /// Many small tenants.
+    Tenants,
+}
+
+/// Prints them one after another, or one of them.
+pub(crate) async fn measure(
+    tenants: u32,
+    megabytes: u32,
+    rounds: usize,
+    only: Option<Part>,
+) -> Result<(), Failure> {
     let cluster = Cluster::start(Options {
         shards: Some(2),
         replicas: Some(0),
@@ -56,11 +73,18 @@ pub(crate) async fn measure(tenants: u32, megabytes: u32, rounds: usize) -> Resu
         admin: Admin::new(&cluster.admin_url(), cluster.admin_token())?,
         cluster,
     };
-    stage
-        .cut_overs(rounds.max(1) * CUT_OVERS, megabytes)
-        .await?;
-    stage.copy().await?;
-    stage.many(tenants.min(TENANTS)).await?;
+    let wanted = |part| only.is_none_or(|only| only == part);
+    if wanted(Part::Pauses) {
+        stage
+            .cut_overs(rounds.max(1) * CUT_OVERS, megabytes)
+            .await?;
+    }
+    if wanted(Part::Copy) {
+        stage.copy().await?;
+    }
+    if wanted(Part::Tenants) {
+        stage.many(tenants.min(TENANTS)).await?;
+    }
     stage.cluster.down().await;
     Ok(())
 }
