@@ -143,6 +143,12 @@ pub trait Machine: Serialize + DeserializeOwned + Clone + Send + Sync + 'static 
         None
     }
 
+    /// Someone waits while a step of this state is not done: after an error it is tried
+    /// again soon, however often it has failed.
+    fn is_urgent(&self) -> bool {
+        false
+    }
+
     /// What the audit log, which is kept for ever, has of a first state: no
     /// secret, be it sealed, and nothing large.
     fn audited(state: Value) -> Value {

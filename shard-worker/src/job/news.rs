@@ -41,6 +41,15 @@ impl News {
         self.count.subscribe()
     }
 
+    /// A job's time comes then: whoever looks for jobs looks at once.
+    pub(super) fn again_in(&self, wait: Duration) {
+        let count = self.count.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(wait).await;
+            count.send_modify(|count| *count += 1);
+        });
+    }
+
     async fn hear(&self, config: &Config, tls: &Tls) {
         loop {
             if let Err(error) = self.hear_one_connection(config, tls).await {

@@ -64,6 +64,7 @@ pub enum Verdict {
 const FEW: i32 = 8;
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 const WAIT_MAX: Duration = Duration::from_secs(15);
+const URGENT_MAX: Duration = Duration::from_millis(500);
 
 impl JobError {
     /// The table.
@@ -137,10 +138,12 @@ impl Verdict {
     }
 }
 
-/// How long the next try waits after so many: doubling, bounded.
-pub fn wait(attempt: i32) -> Duration {
+/// How long the next try waits after so many: doubling, bounded; less so where
+/// someone waits for it.
+pub fn wait(attempt: i32, is_urgent: bool) -> Duration {
     let doublings = attempt.clamp(1, 16).unsigned_abs() - 1;
-    WAIT_MAX.min(FIRST_WAIT * 2_u32.pow(doublings))
+    let max = if is_urgent { URGENT_MAX } else { WAIT_MAX };
+    max.min(FIRST_WAIT * 2_u32.pow(doublings))
 }
 
 /// By SQLSTATE; an error without one is a lost connection.
@@ -202,9 +205,10 @@ mod tests {
 
     #[test]
     fn waits_double_up_to_a_bound() {
-        assert_eq!(wait(0), FIRST_WAIT);
-        assert_eq!(wait(1), FIRST_WAIT);
-        assert_eq!(wait(3), FIRST_WAIT * 4);
-        assert_eq!(wait(i32::MAX), WAIT_MAX);
+        assert_eq!(wait(0, false), FIRST_WAIT);
+        assert_eq!(wait(1, true), FIRST_WAIT);
+        assert_eq!(wait(3, false), FIRST_WAIT * 4);
+        assert_eq!(wait(i32::MAX, false), WAIT_MAX);
+        assert_eq!(wait(i32::MAX, true), URGENT_MAX);
     }
 }

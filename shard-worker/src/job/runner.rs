@@ -101,13 +101,14 @@ async fn work(app: Arc<App>, job: Claimed, stop: CancellationToken) {
 pub(super) async fn drive<M: Machine>(context: &Context, state: Value) {
     let job = context.job();
     let outcome = match serde_json::from_value::<M>(state) {
-        Ok(_) if job.attempt > ATTEMPTS_MAX => Err(JobError::State(format!(
-            "it was begun {ATTEMPTS_MAX} times without any progress"
-        ))),
+        Ok(_) if job.attempt > ATTEMPTS_MAX => {
+            let why = format!("it was begun {ATTEMPTS_MAX} times without any progress");
+            Err(JobError::State(why).into())
+        }
         Ok(state) => steps(context, state).await,
-        Err(error) => Err(JobError::State(error.to_string())),
+        Err(error) => Err(JobError::State(error.to_string()).into()),
     };
-    if let Err(error) = outcome {
+    if let Err(Failed { error, is_urgent }) = outcome {
         let verdict = error.verdict().after(job.attempt);
         tracing::warn!(id = %job.id, kind = job.kind.name(), error = chain(&error), ?verdict, "job's step failed");
         let problem = error.problem(verdict);
@@ -115,7 +116,9 @@ pub(super) async fn drive<M: Machine>(context: &Context, state: Value) {
             traced::stuck(context, &error);
         }
         let leave = match verdict {
-            Verdict::Retry | Verdict::RetryFew => Leave::Retry(retry::wait(job.attempt), &problem),
+            Verdict::Retry | Verdict::RetryFew => {
+                Leave::Retry(retry::wait(job.attempt, is_urgent), &problem)
+            }
             Verdict::Person | Verdict::End => Leave::Stuck(&problem),
             Verdict::Leave => return,
         };
@@ -123,8 +126,24 @@ pub(super) async fn drive<M: Machine>(context: &Context, state: Value) {
     }
 }
 
+/// Why a job was not gone on with.
+struct Failed {
+    error: JobError,
+    /// Someone waits for what was not done.
+    is_urgent: bool,
+}
+
+impl From<JobError> for Failed {
+    fn from(error: JobError) -> Self {
+        Self {
+            error,
+            is_urgent: false,
+        }
+    }
+}
+
 /// Returns when the job is over or was put off; an error is for [`drive`].
-async fn steps<M: Machine>(context: &Context, mut state: M) -> Result<(), JobError> {
+async fn steps<M: Machine>(context: &Context, mut state: M) -> Result<(), Failed> {
     let mut cancel = context.lease.cancel.clone();
     // Asked once: a machine that goes on after it does so for a reason.
     let mut asked = false;
@@ -171,7 +190,7 @@ async fn steps<M: Machine>(context: &Context, mut state: M) -> Result<(), JobErr
                 return Ok(());
             }
             Ok(Step::End(last, end, result)) => {
-                return finish(context, &last, &end, &result).await;
+                return Ok(finish(context, &last, &end, &result).await?);
             }
             Err(error) if error.verdict() == Verdict::End => {
                 context.drop_sessions().await;
@@ -183,11 +202,14 @@ async fn steps<M: Machine>(context: &Context, mut state: M) -> Result<(), JobErr
                     }
                     None => {
                         let end = End::Failed(error.problem(Verdict::End));
-                        return finish(context, &state, &end, &Value::Null).await;
+                        return Ok(finish(context, &state, &end, &Value::Null).await?);
                     }
                 }
             }
-            Err(error) => return Err(error),
+            Err(error) => {
+                let is_urgent = state.is_urgent();
+                return Err(Failed { error, is_urgent });
+            }
         }
     }
 }
@@ -215,7 +237,12 @@ async fn written(context: &Context, leave: Leave<'_>) {
     let place = context.place().await;
     for _ in 0..WRITES {
         match store::leave(context.control(), &place, leave).await {
-            Ok(_) => return,
+            Ok(_) => {
+                if let Leave::Later(wait) | Leave::Retry(wait, _) = leave {
+                    context.app().job_news.again_in(wait);
+                }
+                return;
+            }
             Err(ControlError::Unreachable(_)) => tokio::time::sleep(WRITE_PAUSE).await,
             Err(error) => {
                 tracing::warn!(id = %place.id, error = chain(&error), "job's lease not given back");
