@@ -161,7 +161,7 @@ impl Cli {
             Command::Ring(command) => command.run(&admin()?).await,
             Command::Cache(command) => command.run(&admin()?).await,
             Command::Status(status) => status.run(&admin()?, global.output).await,
-            Command::Doctor(doctor) => doctor.run(&admin()?).await,
+            Command::Doctor(doctor) => doctor.run(&admin()?, global.no_input).await,
             Command::Query(query) => query.run(&admin()?).await,
             Command::Health(health) => health.run().await,
             Command::Local(local) => match local.run().await? {

@@ -91,6 +91,7 @@ pub fn routes(app: Arc<App>, metrics: PrometheusHandle) -> Router {
         .route("/rebalance/resume", post(rebalance::resume))
         .route("/rebalance/cancel", post(rebalance::cancel))
         .route("/doctor", get(doctor::report))
+        .route("/doctor/fix", post(doctor::fix))
         .route("/shards/{shard}/query", post(doctor::query))
         .route("/tenants/{tenant}/pin", post(tenants::pin))
         .route("/tenants/{tenant}/unpin", post(tenants::unpin))

@@ -1,6 +1,8 @@
 //! What is not as it should be on the shards, and why: things of moves that no
 //! open job owns, fences that say something else than the control database,
-//! rows that nobody serves, and what the API hides. Only looks.
+//! rows that nobody serves, and what the API hides. Only looks, but for [`fix`].
+
+mod fix;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -21,6 +23,8 @@ use crate::move_tenant::crossing::Fence;
 use crate::move_tenant::janitor;
 use crate::reconcile;
 use crate::shard::ShardError;
+
+pub use fix::{Fixed, fix};
 
 /// Shards asked side by side.
 const AT_ONCE: usize = 8;
@@ -88,18 +92,18 @@ pub struct Unseen {
 
 /// Where the control database says that a tenant is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Placed {
+pub(crate) struct Placed {
     slug: String,
-    shard: String,
-    epoch: i64,
-    state: String,
+    pub(crate) shard: String,
+    pub(crate) epoch: i64,
+    pub(crate) state: String,
 }
 
 /// Tenants and moves that open jobs are about.
 #[derive(Debug, Default)]
-struct Open {
+pub(crate) struct Open {
     moves: BTreeSet<Uuid>,
-    tenants: BTreeSet<Uuid>,
+    pub(crate) tenants: BTreeSet<Uuid>,
 }
 
 /// Looks at all shards.
@@ -166,6 +170,7 @@ async fn of_shard(app: &App, shard: &ShardInfo) -> Result<Vec<Finding>, Error> {
             janitor::Left::Subscription => FindingKind::Subscription,
             janitor::Left::Slot => FindingKind::Slot,
             janitor::Left::Publication => FindingKind::Publication,
+            janitor::Left::Fence => FindingKind::Fence,
         };
         let why = "no open move owns it".to_owned();
         findings.push(finding(
@@ -191,7 +196,7 @@ async fn of_shard(app: &App, shard: &ShardInfo) -> Result<Vec<Finding>, Error> {
             "{} hold rows of it, and this shard does not serve it",
             tables.join(", ")
         );
-        let then = "Nobody sees them. Look at them, then delete them: a move of the tenant to this shard is refused until then.";
+        let then = "Nobody sees them. Look at them, then `ringfence doctor --fix` deletes them, if the tenant's shard serves it: a move of the tenant to this shard is refused until then.";
         let name = named(*tenant, placed.get(tenant));
         findings.push(finding(FindingKind::Rows, name, (why, then)));
     }
@@ -210,7 +215,7 @@ fn named(tenant: Uuid, known: Option<&Placed>) -> String {
 /// What is wrong with a fence. Pure; no job is about the tenant.
 fn of_fence(shard: &str, fence: &Fence, placed: Option<&Placed>) -> Option<(String, &'static str)> {
     const ROUTERS: &str = "Its requests are refused or misled: compare the fences of all shards before anything is changed.";
-    const LATE: &str = "It serves nobody; a move to this shard takes it over.";
+    const LATE: &str = "It serves nobody, and holds up moves to this shard. It is removed by itself within two minutes, if the tenant's shard serves it.";
     let Some(placed) = placed.filter(|placed| placed.state != "deleted") else {
         return match fence {
             Fence::Active(_) => Some((
@@ -301,7 +306,7 @@ fn of_hidden(reason: HiddenReason) -> (String, &'static str) {
     (why.to_owned(), then)
 }
 
-async fn open(app: &App) -> Result<Open, Error> {
+pub(crate) async fn open(app: &App) -> Result<Open, Error> {
     let client = app.control.client().await?;
     let rows = client
         .query(
@@ -325,7 +330,11 @@ async fn open(app: &App) -> Result<Open, Error> {
 }
 
 /// Those who live on a shard, and others that were found there.
-async fn placed(app: &App, shard: &str, ids: Vec<Uuid>) -> Result<BTreeMap<Uuid, Placed>, Error> {
+pub(crate) async fn placed(
+    app: &App,
+    shard: &str,
+    ids: Vec<Uuid>,
+) -> Result<BTreeMap<Uuid, Placed>, Error> {
     let client = app.control.client().await?;
     let rows = client
         .query(
@@ -384,7 +393,7 @@ async fn idle_slots(
             kept.unwrap_or("an unknown part"),
             row.get::<_, &str>(1)
         );
-        let then = "Drop it, unless its reader comes back: select pg_drop_replication_slot('…')";
+        let then = "One of a table's copy (pg_…_sync_…) is removed by itself, if no shard has its subscription. Else drop it, unless its reader comes back: select pg_drop_replication_slot('…')";
         (row.get(0), (why, then))
     };
     Ok(rows.iter().map(idle).collect())

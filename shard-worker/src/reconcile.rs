@@ -27,13 +27,14 @@ const BATCH: i64 = 5_000;
 /// Runs until `stop`.
 pub async fn run(app: Arc<App>, stop: CancellationToken) {
     let mut sweep_at = Instant::now() + SWEEP_EVERY;
+    let mut suspects = janitor::Suspects::new();
     loop {
         if let Err(error) = reconcile(&app).await {
             tracing::warn!(error = %chain(&error), "reconciling stopped early");
         }
         if Instant::now() >= sweep_at {
             sweep_at = Instant::now() + SWEEP_EVERY;
-            if let Err(error) = sweep(&app).await {
+            if let Err(error) = sweep(&app, &mut suspects).await {
                 tracing::warn!(error = %chain(&error), "leftovers not all looked for");
             }
         }
@@ -45,10 +46,10 @@ pub async fn run(app: Arc<App>, stop: CancellationToken) {
 }
 
 /// Removes what moves and migrations left behind; one worker at a time does.
-async fn sweep(app: &App) -> Result<(), Error> {
+async fn sweep(app: &App, suspects: &mut janitor::Suspects) -> Result<(), Error> {
     let lease = SWEEP_EVERY * 2;
     if app.control.take_lease("janitor", &app.owner, lease).await? {
-        janitor::sweep(app).await?;
+        janitor::sweep(app, suspects).await?;
         migrate::sweep(app).await?;
     }
     Ok(())

@@ -1,21 +1,32 @@
 //! `ringfence doctor`.
 
 use clap::Args;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::Answer;
 use crate::admin::Admin;
 use crate::output::{Column, Output, show};
+use crate::safety::confirm;
 
 /// Looks at every shard: at what moves left behind, at fences that say something
 /// else than the control database, at rows that nobody serves, and at what the
-/// API hides. Changes nothing. Exit code 1 where something was found.
+/// API hides. Changes nothing without `--fix`. Exit code 1 where something was found.
 #[derive(Debug, Args)]
 pub struct Doctor {
     /// Leave out what the API hides: it may be meant so.
     #[arg(long)]
     without_hidden: bool,
+    /// Delete rows of tenants that another shard serves and no job is about.
+    #[arg(long)]
+    fix: bool,
 }
+
+const FIXED: &[Column] = &[
+    ("shard", |f| show(&f["shard"])),
+    ("tenant", |f| show(&f["name"])),
+    ("rows deleted", |f| show(&f["rows"])),
+    ("left, for", |f| show(&f["why"])),
+];
 
 const FINDINGS: &[Column] = &[
     ("shard", |f| show(&f["shard"])),
@@ -26,7 +37,10 @@ const FINDINGS: &[Column] = &[
 ];
 
 impl Doctor {
-    pub(super) async fn run(self, admin: &Admin) -> Answer {
+    pub(super) async fn run(self, admin: &Admin, no_input: bool) -> Answer {
+        if self.fix {
+            return fix(admin, no_input).await;
+        }
         let mut report = admin.get("/doctor", &[]).await?;
         if self.without_hidden
             && let Some(findings) = report["findings"].as_array_mut()
@@ -36,6 +50,22 @@ impl Doctor {
         let (output, trouble) = told(report);
         Ok(output.failed(trouble))
     }
+}
+
+async fn fix(admin: &Admin, no_input: bool) -> Answer {
+    let question = "Delete the rows of tenants on shards that do not serve them?";
+    confirm(question, no_input)?;
+    let fixed = admin.post("/doctor/fix", &json!({})).await?;
+    let of = |field: &str| fixed[field].as_array().cloned().unwrap_or_default();
+    let (deleted, left) = (of("deleted"), of("left"));
+    let trouble = (!left.is_empty()).then(|| format!("{} things were left", left.len()));
+    let all = [deleted, left].concat();
+    let note = all.is_empty().then_some("There is nothing to delete.");
+    let mut output = Output::list(all, FIXED).with_json(fixed);
+    if let Some(note) = note {
+        output = output.note(note.to_owned());
+    }
+    Ok(output.failed(trouble))
 }
 
 /// The report, and in one line what is wrong. Things hidden are no trouble.
@@ -78,8 +108,6 @@ fn told(report: Value) -> (Output, Option<String>) {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]

@@ -1,5 +1,5 @@
 //! `/admin/v1/doctor` and `/admin/v1/shards/{shard}/query`: looks at the shards
-//! themselves.
+//! themselves; `/admin/v1/doctor/fix` deletes what is certainly nobody's.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tenancy::control::{ControlError, write_audit};
 
 use super::actor;
 use crate::app::App;
-use crate::doctor::{Report, examine};
+use crate::doctor::{self, Fixed, Report, examine};
 use crate::error::Error;
 use crate::fleet_query::{self, Answer, Ask, ROWS_MAX, SECONDS_MAX};
 
@@ -27,6 +27,10 @@ const AUDITED_MAX: usize = 2_000;
 
 pub(super) async fn report(State(app): State<Arc<App>>) -> Result<Json<Report>, Error> {
     Ok(Json(examine(&app).await?))
+}
+
+pub(super) async fn fix(State(app): State<Arc<App>>) -> Result<Json<Fixed>, Error> {
+    Ok(Json(doctor::fix(&app, &actor()).await?))
 }
 
 #[derive(Deserialize)]

@@ -1,6 +1,11 @@
 //! Finds what moves left on shards and no open job owns, and removes it: all
 //! that a move makes bears its job's id. It is left alone for a while first: a
-//! move's row is there before anything of it is.
+//! move's row is there before anything of it is. What Postgres itself made for a
+//! move bears none, nor do fences ([`copies`], [`fences`]): they go where it is
+//! certain that nobody needs them. Rows never go by themselves ([`crate::doctor`]).
+
+mod copies;
+pub(crate) mod fences;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -35,6 +40,8 @@ pub enum Left {
     Slot,
     /// It costs each change a little.
     Publication,
+    /// It holds up moves of its tenant to this shard.
+    Fence,
 }
 
 /// Longest look at one shard.
@@ -48,43 +55,77 @@ const FIND: &str = "
     union all
     select 'publication', p.pubname::text from pg_publication p";
 
+/// Tables' slots that seemed nobody's in the pass before: shard and name.
+pub type Suspects = BTreeSet<(String, String)>;
+
 /// One pass over all shards. Returns what was removed.
-pub async fn sweep(app: &App) -> Result<Vec<(String, Leftover)>, Error> {
+pub async fn sweep(app: &App, suspects: &mut Suspects) -> Result<Vec<(String, Leftover)>, Error> {
     let shards = app.control.shards().await?;
     let mut removed = Vec::new();
+    let mut shown = Vec::new();
     let mut outcome = Ok(());
     for shard in shards.iter().filter(|shard| shard.state != "preparing") {
-        match sweep_shard(app, shard).await {
-            Ok(found) => removed.extend(found.into_iter().map(|left| (shard.id.clone(), left))),
+        match sweep_shard(app, &shards, shard).await {
+            Ok((found, shows)) => {
+                removed.extend(found.into_iter().map(|left| (shard.id.clone(), left)));
+                shown.push(shows);
+            }
             // The others need not wait for this one.
             Err(error) => outcome = Err(error),
         }
     }
+    let orphans = copies::orphans(&shown);
+    for (shard, slot) in orphans.intersection(suspects) {
+        if let Some(info) = shards.iter().find(|info| info.id == *shard) {
+            let client = app
+                .logins
+                .as_mover(shard, &reconcile::addresses(info))
+                .await?;
+            let gone = timeout(SHARD_MAX, copies::remove(&client, slot)).await;
+            gone.map_err(|_| ShardError::Slow)?
+                .map_err(ShardError::Postgres)?;
+            let left = Leftover {
+                kind: Left::Slot,
+                name: slot.clone(),
+            };
+            removed.push((shard.clone(), left));
+        }
+    }
+    *suspects = orphans;
     for (shard, left) in &removed {
         tracing::warn!(shard, ?left, "removed what no move owns");
     }
     outcome.map(|()| removed)
 }
 
-async fn sweep_shard(app: &App, shard: &ShardInfo) -> Result<Vec<Leftover>, Error> {
-    let swept = timeout(SHARD_MAX, sweep_in_time(app, shard)).await;
+type Swept = (Vec<Leftover>, copies::Shows);
+
+async fn sweep_shard(app: &App, shards: &[ShardInfo], shard: &ShardInfo) -> Result<Swept, Error> {
+    let swept = timeout(SHARD_MAX, sweep_in_time(app, shards, shard)).await;
     swept.unwrap_or(Err(Error::Shard(ShardError::Slow)))
 }
 
-async fn sweep_in_time(app: &App, shard: &ShardInfo) -> Result<Vec<Leftover>, Error> {
+async fn sweep_in_time(app: &App, shards: &[ShardInfo], shard: &ShardInfo) -> Result<Swept, Error> {
     let nodes = reconcile::addresses(shard);
     let client = app.logins.as_mover(&shard.id, &nodes).await?;
     let found = find(&client).await.map_err(ShardError::Postgres)?;
-    if found.is_empty() {
-        return Ok(found);
+    let mut removed = Vec::new();
+    if !found.is_empty() {
+        // Looked at after what was found: whatever began before has its row by now.
+        let open = open_moves(app).await?;
+        removed = orphans(found, &open);
+        for left in &removed {
+            remove(&client, left).await.map_err(ShardError::Postgres)?;
+        }
     }
-    // Looked at after what was found: whatever began before has its row by now.
-    let open = open_moves(app).await?;
-    let orphans = orphans(found, &open);
-    for left in &orphans {
-        remove(&client, left).await.map_err(ShardError::Postgres)?;
+    for tenant in fences::sweep(app, shards, shard, &client).await? {
+        removed.push(Leftover {
+            kind: Left::Fence,
+            name: tenant.to_string(),
+        });
     }
-    Ok(orphans)
+    let shows = copies::look(&client, &shard.id).await;
+    Ok((removed, shows.map_err(ShardError::Postgres)?))
 }
 
 /// Those of no open job, in the order in which they are removed. Pure.
@@ -136,6 +177,8 @@ async fn remove(client: &Client, left: &Leftover) -> Result<(), tokio_postgres::
              where slot_name = $1 and not active"
         }
         Left::Publication => "select ringfence.move_unpublish($1)",
+        // By its tenant, where that is certain.
+        Left::Fence => return Ok(()),
     };
     client.execute(sql, &[&left.name]).await?;
     Ok(())
@@ -155,7 +198,7 @@ mod tests {
         };
         let of = |id| {
             [
-                left(Left::Publication, &names::tenant(id, 3, Way::Back)),
+                left(Left::Publication, &names::bundle(id, 3, Way::Back)),
                 left(Left::Slot, &names::stream(id, Way::Forward)),
                 left(Left::Subscription, &names::stream(id, Way::Back)),
                 left(Left::Publication, &names::markers(id, Way::Forward)),

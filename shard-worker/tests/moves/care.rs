@@ -23,6 +23,7 @@ async fn trouble_on_the_way_is_waited_out_or_told() {
     .await;
     let (acme, home) = stage.tenant("acme").await;
     let away = other(&home);
+    leave_behind(&stage).await;
 
     // Shards verify whom they receive from.
     let trusted = stage
@@ -127,10 +128,45 @@ async fn trouble_on_the_way_is_waited_out_or_told() {
     assert_eq!(status, StatusCode::OK, "{retried}");
     phase(&stage, &id, "rolled_back").await;
     assert_served_by(&stage, acme, &home, 3).await;
+    leftovers_are_gone(&stage).await;
     assert_nothing_left(&stage).await;
 
     looks(&stage, away).await;
     stage.cluster.down().await;
+}
+
+/// What a move prepared and did not come back for: a fence, and the slot of a table's
+/// copy whose subscription is gone.
+async fn leave_behind(stage: &Stage) {
+    let (globex, home) = stage.tenant("globex").await;
+    let receives = stage.shard(other(&home)).await;
+    let fence = "insert into ringfence.fence (tenant_id, epoch, state, changed_at)
+        values ($1, 9, 'fenced', now() - interval '1 hour')";
+    receives.execute(fence, &[&globex]).await.unwrap();
+    let system = "select system_identifier::text from pg_control_system()";
+    let system: String = receives.query_one(system, &[]).await.unwrap().get(0);
+    let sends = stage.shard(&home).await;
+    let slot = format!(
+        "select pg_create_logical_replication_slot('pg_4000000000_sync_1_{system}', 'pgoutput')"
+    );
+    sends.batch_execute(&slot).await.unwrap();
+}
+
+/// The janitor has come by.
+async fn leftovers_are_gone(stage: &Stage) {
+    let deadline = Instant::now() + SOON;
+    for shard in ["s1", "s2"] {
+        let client = stage.shard(shard).await;
+        let left = "select (select count(*) from ringfence.fence where epoch = 9)
+            + (select count(*) from pg_replication_slots where slot_name like 'pg\\_4000000000\\_%')";
+        while client.query_one(left, &[]).await.unwrap().get::<_, i64>(0) > 0 {
+            assert!(
+                Instant::now() < deadline,
+                "what is nobody's stays on {shard}"
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
 }
 
 /// The doctor, and queries that only read.
@@ -155,7 +191,7 @@ async fn looks(stage: &Stage, shard: &str) {
              update ringfence.fence set state = 'moved', target_shard = 's9', target_epoch = 2
                where tenant_id = '{nobody}';
              create materialized view everything as select * from companies;
-             select ringfence.move_publish('ringfence_move_00000000000040008000000000000009_0', '{nobody}', true)"
+             select ringfence.move_publish('ringfence_move_00000000000040008000000000000009_0', array['{nobody}'::uuid], true)"
         ))
         .await
         .unwrap();
@@ -179,6 +215,25 @@ async fn looks(stage: &Stage, shard: &str) {
             .any(|f| f["shard"] == *shard && f["kind"] == kind && f["name"] == name);
         assert!(found, "{kind} {name}: {report}");
     }
+
+    // Of a tenant that another shard serves they go where someone asks for it; whose
+    // they are must be known.
+    let (globex, home) = stage.tenant("globex").await;
+    let not_home = stage.shard(other(&home)).await;
+    let left = format!(
+        "set session_replication_role = replica;
+         insert into companies (tenant_id, name) values ('{globex}', 'Left behind')"
+    );
+    not_home.batch_execute(&left).await.unwrap();
+    let (status, fixed) = post(stage, "doctor/fix", json!({})).await;
+    assert_eq!(status, StatusCode::OK, "{fixed}");
+    let deleted = json!([{ "shard": other(&home), "name": "globex", "rows": 1 }]);
+    assert_eq!(fixed["deleted"], deleted, "{fixed}");
+    let left = &fixed["left"][0];
+    assert_eq!(
+        (&left["shard"], &left["name"]),
+        (&json!(shard), &json!(nobody))
+    );
 
     let ask = |sql: &str| {
         let body = json!({ "sql": sql, "rows_max": 2 });
