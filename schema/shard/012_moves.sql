@@ -24,19 +24,23 @@ begin
 end
 $$;
 
--- What of a tenant's rows is published: everything, or nothing.
+-- What of tenants' rows is published: everything, or nothing.
 create or replace function ringfence.move_published(is_on boolean) returns text
 language sql immutable as $$
   -- Never TRUNCATE: it would empty the other tenants' tables on the other side.
   select case when is_on then 'insert, update, delete' else '' end
 $$;
 
--- Publishes one tenant's rows of all tables.
-create or replace function ringfence.move_publish(name text, tenant uuid, is_on boolean) returns void
+-- Publishes some tenants' rows of all tables. One publication for all of them: each
+-- costs every session that writes a little, and a stream's making a lot.
+drop function if exists ringfence.move_publish(text, uuid, boolean);
+create or replace function ringfence.move_publish(name text, tenants uuid[], is_on boolean) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
+  wanted text := case when cardinality(tenants) = 1 then format('%L::uuid', tenants[1])
+    else format('any (%L::uuid[])', tenants) end;
   tables text := (
-    select string_agg(format('%s where (%I = %L::uuid)', r.relid::regclass, r.tenant_column, tenant), ', ' order by r.relid)
+    select string_agg(format('%s where (%I = %s)', r.relid::regclass, r.tenant_column, wanted), ', ' order by r.relid)
     from ringfence.relation r where r.kind = 'distributed');
 begin
   if exists (select from pg_publication p where p.pubname = ringfence.move_name(move_publish.name)) then
@@ -59,7 +63,7 @@ begin
 end
 $$;
 
--- Switches a tenant's publication on or off; waits behind no other session.
+-- Switches a publication of tenants on or off; waits behind no other session.
 create or replace function ringfence.move_switch(name text, is_on boolean) returns void
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 begin
@@ -386,7 +390,7 @@ language sql stable security definer set search_path = pg_catalog, pg_temp as $$
     join pg_type t on t.oid = a.atttypid and (t.oid = 'oid'::regtype or t.typname = 'lo')
 $$;
 
-revoke all on function ringfence.move_publish(text, uuid, boolean), ringfence.move_publish_markers(text, uuid, text),
+revoke all on function ringfence.move_publish(text, uuid[], boolean), ringfence.move_publish_markers(text, uuid, text),
   ringfence.move_switch(text, boolean), ringfence.move_unpublish(text), ringfence.move_subscribe(text, text, text[], boolean),
   ringfence.move_unsubscribe(text), ringfence.move_enable(text, boolean), ringfence.move_progress(text), ringfence.move_sequences(), ringfence.move_look(), ringfence.move_load(),
   ringfence.move_durable(), ringfence.move_require(bigint, uuid[]),
@@ -395,7 +399,7 @@ revoke all on function ringfence.move_publish(text, uuid, boolean), ringfence.mo
   ringfence.move_flush(), ringfence.move_on_standbys(integer),
   ringfence.standbys_behind(pg_lsn), ringfence.move_refusals(), ringfence.move_name(text), ringfence.move_published(boolean)
   from public;
-grant execute on function ringfence.move_publish(text, uuid, boolean), ringfence.move_publish_markers(text, uuid, text),
+grant execute on function ringfence.move_publish(text, uuid[], boolean), ringfence.move_publish_markers(text, uuid, text),
   ringfence.move_switch(text, boolean), ringfence.move_unpublish(text), ringfence.move_subscribe(text, text, text[], boolean),
   ringfence.move_unsubscribe(text), ringfence.move_enable(text, boolean), ringfence.move_progress(text), ringfence.move_sequences(), ringfence.move_look(), ringfence.move_load(),
   ringfence.move_durable(), ringfence.move_require(bigint, uuid[]),

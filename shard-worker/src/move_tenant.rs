@@ -77,7 +77,10 @@ const AGAIN_FIRST: Duration = Duration::from_millis(500);
 /// Longest wait before that.
 const AGAIN_MAX: Duration = Duration::from_secs(30);
 /// Most tenants of one stream.
-pub const TENANTS_MAX: usize = 200;
+pub const TENANTS_MAX: usize = 1_000;
+/// Most publications of one stream and direction: up to so many tenants have each its
+/// own, more are bundled.
+const PUBLICATIONS_MAX: usize = 20;
 /// A cut-over holds requests for so long at most, unless said otherwise, ms. It
 /// leaves room for a lease's end (253 ms), which is waited for where another
 /// worker captures the source.
@@ -113,6 +116,10 @@ pub struct Move {
 pub struct Plan {
     /// Who is moved, through one stream; 1 to [`TENANTS_MAX`].
     pub tenants: Vec<Moving>,
+    /// So many of them, in order, have one publication, which is switched for all of
+    /// them: they are cut over together. Of 0, as once, each has one.
+    #[serde(default)]
+    pub bundle: usize,
     /// From this shard.
     pub from: String,
     /// To this one.
@@ -316,11 +323,22 @@ impl Plan {
         };
         Self {
             tenants: tenants.iter().map(moving).collect(),
+            bundle: tenants.len().div_ceil(PUBLICATIONS_MAX),
             from: from.into(),
             to: to.into(),
             budget_ms,
             keep_s,
         }
+    }
+
+    /// Tenants of one publication.
+    fn bundle(&self) -> usize {
+        self.bundle.max(1)
+    }
+
+    /// As many tenants, about, as whole bundles.
+    fn together(&self, tenants: usize) -> usize {
+        self.bundle() * (tenants / self.bundle()).max(1)
     }
 
     fn ids(&self) -> Vec<Uuid> {
@@ -362,8 +380,16 @@ impl Move {
 
     /// The publications of its tenants' rows, that way.
     fn publications(&self, id: Uuid, way: Way) -> Vec<String> {
-        let tenants = 0..self.plan.tenants.len();
-        tenants.map(|index| names::tenant(id, index, way)).collect()
+        let bundles = self.plan.tenants.chunks(self.plan.bundle());
+        let numbers = 0..bundles.len();
+        numbers
+            .map(|number| names::bundle(id, number, way))
+            .collect()
+    }
+
+    /// The one of them that has this tenant's.
+    fn publication(&self, id: Uuid, index: usize, way: Way) -> String {
+        names::bundle(id, index / self.plan.bundle(), way)
     }
 
     /// What can't be given up does not end by an error either: tenants would stay
@@ -433,7 +459,7 @@ impl Move {
     }
 
     async fn retain(&self, context: &Context, until: u64) -> Result<Step<Self>, JobError> {
-        failpoint(context, "retained");
+        failpoint(context, "retained")?;
         let wish = wish(context).await?;
         let left = until.saturating_sub(now_s());
         let goes_back = matches!(wish, Some(Wish::RollBack | Wish::Verify));
@@ -559,6 +585,14 @@ impl Machine for Move {
         Err(self.never_half_way(error))
     }
 
+    /// Requests may be held.
+    fn is_urgent(&self) -> bool {
+        matches!(
+            self.state,
+            State::CuttingOver { .. } | State::Undoing { .. }
+        )
+    }
+
     fn cancelled(&self) -> Option<Self> {
         match &self.state {
             State::Planned
@@ -618,8 +652,8 @@ fn now_s() -> u64 {
     since.map_or(0, |since| since.as_secs())
 }
 
-fn failpoint(context: &Context, name: &str) {
-    context.app().failpoints.hit(name);
+fn failpoint(context: &Context, name: &str) -> Result<(), JobError> {
+    context.app().failpoints.pass(name)
 }
 
 #[cfg(test)]
@@ -627,6 +661,42 @@ mod tests {
     use tenancy::control::ControlError;
 
     use super::*;
+
+    #[test]
+    fn bundles_are_whole_and_few() {
+        let plan = |count: usize| {
+            let tenant = |n: usize| TenantInfo {
+                id: Uuid::from_u128(n as u128),
+                slug: n.to_string(),
+                name: String::new(),
+                region: String::new(),
+                shard: "s1".into(),
+                ring_shard: "s1".into(),
+                epoch: 1,
+                state: "active".into(),
+                created_at: String::new(),
+            };
+            let tenants: Vec<TenantInfo> = (0..count).map(tenant).collect();
+            Plan::new(&tenants, "s1", "s2", BUDGET_MS, 0)
+        };
+        for (count, bundle, publications) in [(1, 1, 1), (20, 1, 20), (21, 2, 11), (1_000, 50, 20)]
+        {
+            let job = Move::of(plan(count));
+            assert_eq!(job.plan.bundle(), bundle);
+            let names = job.publications(Uuid::nil(), Way::Back);
+            assert_eq!(names.len(), publications);
+            let last = job.publication(Uuid::nil(), count - 1, Way::Back);
+            assert_eq!(names.last(), Some(&last));
+        }
+        assert_eq!(plan(30).together(1), 2);
+        assert_eq!(plan(30).together(51), 50);
+        // One of a version that knew no bundles.
+        let old = Plan {
+            bundle: 0,
+            ..plan(30)
+        };
+        assert_eq!((old.together(1), old.together(50)), (1, 50));
+    }
 
     #[test]
     fn an_error_ends_a_move_only_where_it_can_be_given_up() {

@@ -419,15 +419,9 @@ async fn begin(
         next.failed.push(why);
         return Ok(Step::Next(next));
     }
-    let mut tenants: Vec<TenantInfo> = Vec::new();
-    for id in &group.tenants {
-        match context.control().tenant(&id.to_string()).await {
-            Ok(tenant) if tenant.shard == group.from => tenants.push(tenant),
-            // It is gone, or has moved meanwhile.
-            Ok(_) | Err(ControlError::NotFound { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
+    let mut tenants: Vec<TenantInfo> = context.control().tenants_of(&group.tenants).await?;
+    // Who is gone, or has moved meanwhile, is left out.
+    tenants.retain(|tenant| tenant.shard == group.from);
     let mut client = context.control().client().await?;
     let transaction = client.transaction().await?;
     store::lock_starts(&transaction).await?;

@@ -26,7 +26,7 @@ pub use lifecycle::{
     Forgotten, begin_import, close_tenant, forget_import, forget_tenant, open_import, reopen_tenant,
 };
 pub use limits::{PlanInfo, TenantLimits};
-pub use moves::{Place, Resident, move_tenant};
+pub use moves::{Place, Resident, move_tenants};
 pub use tenants::{NewPlace, NewTenant, TenantInfo, TenantPage, insert_tenant};
 
 use crate::tls::{DsnError, Tls};

@@ -33,6 +33,7 @@ max_replication_slots = 60
 wal_keep_size = 64MB
 max_worker_processes = 64
 max_logical_replication_workers = 48
+max_sync_workers_per_subscription = 4
 track_commit_timestamp = on
 wal_retrieve_retry_interval = 200ms
 # A node that is down for long must not fill the disk of the one it follows.

@@ -60,7 +60,7 @@ pub(super) struct Moves {
 }
 
 /// 202 with the moves: one for each shard that tenants come from, of at most
-/// 200 tenants each. Nothing is begun where one of them can't be.
+/// 1,000 tenants each. Nothing is begun where one of them can't be.
 pub(super) async fn start(
     State(app): State<Arc<App>>,
     body: Result<Json<Start>, JsonRejection>,

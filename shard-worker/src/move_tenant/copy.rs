@@ -14,7 +14,9 @@ use crate::job::{Context, JobError, Step};
 
 /// A state's progress is written so often.
 const SHOWN: Duration = Duration::from_millis(1_500);
-const LOOK: Duration = Duration::from_millis(50);
+const LOOK: Duration = Duration::from_millis(20);
+/// A marker is written so often while no rows are copied.
+const MARK: Duration = Duration::from_millis(100);
 /// How often a copy that waits looks whether it may go on.
 const THROTTLED_LOOK: Duration = Duration::from_secs(2);
 /// Errors of a stream after which the move is given up: a server that is down
@@ -59,7 +61,7 @@ pub(super) async fn copy(
     job: &Move,
     expected: u64,
 ) -> Result<Step<Move>, JobError> {
-    failpoint(context, "copying");
+    failpoint(context, "copying")?;
     let target = Side::open(context, &job.plan.to).await?;
     let name = names::stream(context.job().id, Way::Forward);
     if wish(context).await? == Some(Wish::Pause) {
@@ -81,13 +83,13 @@ pub(super) async fn copy(
             return Ok(Step::Later(job.to(waits), THROTTLED_LOOK));
         }
     }
-    drop(source);
     enable(&target, &name, true).await?;
     let until = Instant::now() + SHOWN;
+    let mut marked = Instant::now();
     loop {
         let stream = look(&target, &name).await?;
         if stream.tables > 0 && stream.ready == stream.tables {
-            failpoint(context, "copied");
+            failpoint(context, "copied")?;
             return Ok(job.next(State::verifying(Way::Forward)));
         }
         stream.require_sound(&target)?;
@@ -97,6 +99,12 @@ pub(super) async fn copy(
                 expected,
                 why: None,
             }));
+        }
+        // Between two tables' copies the stream waits for news of the source.
+        if stream.rows == 0 && marked.elapsed() >= MARK {
+            let way = names::way(Way::Forward);
+            source.mark(context.job().id, way).await?;
+            marked = Instant::now();
         }
         sleep(LOOK).await;
     }
@@ -108,7 +116,7 @@ pub(super) async fn catch_up(
     job: &Move,
     tries: u32,
 ) -> Result<Step<Move>, JobError> {
-    failpoint(context, "catching_up");
+    failpoint(context, "catching_up")?;
     let name = names::stream(context.job().id, Way::Forward);
     let paused = wish(context).await? == Some(Wish::Pause);
     let source = Side::open(context, &job.plan.from).await?;

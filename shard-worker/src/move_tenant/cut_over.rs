@@ -5,17 +5,17 @@ use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures_util::future::try_join;
+use futures_util::future::{try_join, try_join3};
 use schema::tenant_tables::{TenantTable, tenant_tables};
 use tenancy::changes::HOLDING;
-use tenancy::control::{Place, move_tenant};
+use tenancy::control::{Place, move_tenants};
 use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 
 use super::crossing::{self, Contradiction, Fence, Next, Seen, Undo};
 use super::prepare::same_tables;
 use super::servers::Servers;
-use super::side::Side;
+use super::side::{Look, Side};
 use super::touched::Touched;
 use super::verify::{alike, compare_held, recheck};
 use super::{
@@ -25,8 +25,8 @@ use super::{
 use crate::job::{Context, JobError, Step, store};
 use crate::shard::ShardError;
 
-/// Most tenants that change shards at once. Where they took too long together,
-/// each goes by itself.
+/// Most tenants that change shards at once. Where they took too long together, each
+/// bundle goes by itself.
 const GROUP_MAX: usize = 50;
 /// A stream that takes longer for one marker is not quick enough.
 const QUICK: Duration = Duration::from_millis(150);
@@ -57,18 +57,27 @@ struct Crossing<'a> {
     /// When the source's fences were seen committed: no router has begun a lease
     /// since that leaves them out.
     fenced: Option<Instant>,
-    /// What was written behind the last of the tenants' writes.
-    marker: Option<Uuid>,
+    /// What the source showed behind the last of the tenants' writes.
+    behind: Option<Behind>,
     /// Who is suspended, once the source was left and all nodes know.
     suspended: Option<Vec<bool>>,
     /// What was done while requests were held, and when it was done.
     done: Mutex<Vec<(&'static str, Instant)>>,
 }
 
+/// The source, once the tenants' writes have ended.
+struct Behind {
+    /// It was written then.
+    marker: Uuid,
+    look: Look,
+    /// The application's sequences.
+    sequences: (Vec<String>, Vec<i64>),
+}
+
 /// One of them.
 struct Member<'a> {
     tenant: &'a Moving,
-    /// Its publication on the source.
+    /// The publication of its bundle on the source.
     out: String,
     /// That on the target.
     back: String,
@@ -111,7 +120,7 @@ pub(super) async fn cut_over(
     let group: Vec<usize> = tenants
         .filter(|(_, tenant)| tenant.crossed != crossed)
         .map(|(index, _)| index)
-        .take(if tries == 0 { GROUP_MAX } else { 1 })
+        .take(job.plan.together(if tries == 0 { GROUP_MAX } else { 1 }))
         .collect();
     if group.is_empty() {
         return Ok(Step::Next(all_crossed(job, way)));
@@ -210,12 +219,10 @@ pub(super) async fn cut_over(
         }
     };
     if !changed.is_empty() {
-        failpoint(context, "control");
         let mut client = context.control().client().await?;
         let transaction = client.transaction().await?;
-        for (tenant, before, after) in changed {
-            move_tenant(&transaction, &context.job().actor, tenant, before, after).await?;
-        }
+        move_tenants(&transaction, &context.job().actor, &changed).await?;
+        failpoint(context, "control")?;
         context.commit(transaction, &next).await?;
     }
     Ok(step)
@@ -252,9 +259,9 @@ pub(super) async fn undo(
     job: &Move,
     why: &Ended,
 ) -> Result<Step<Move>, JobError> {
-    failpoint(context, "undoing");
+    failpoint(context, "undoing")?;
     let all: Vec<usize> = (0..job.plan.tenants.len()).collect();
-    for group in all.chunks(GROUP_MAX) {
+    for group in all.chunks(job.plan.together(GROUP_MAX)) {
         let mut crossing = match open(context, job, Way::Forward, group).await {
             Ok(crossing) => crossing,
             // A target that can't be reached must not keep the source closed.
@@ -278,25 +285,22 @@ pub(super) async fn undo(
         let epochs = crossing.take_back().await?;
         let mut next = job.clone();
         let mut changed = Vec::new();
+        let place = |epoch| Place {
+            shard: &job.plan.from,
+            epoch,
+        };
         for (member, epoch) in crossing.members.iter().zip(epochs) {
             let tenant = next.plan.tenants.iter_mut();
             let tenant = tenant.filter(|tenant| tenant.id == member.tenant.id).last();
             if let Some(tenant) = tenant.filter(|tenant| tenant.epoch != epoch) {
-                changed.push((tenant.id, tenant.epoch, epoch));
+                changed.push((tenant.id, place(tenant.epoch), place(epoch)));
                 tenant.epoch = epoch;
             }
         }
         if !changed.is_empty() {
             let mut client = context.control().client().await?;
             let transaction = client.transaction().await?;
-            let place = |epoch| Place {
-                shard: &job.plan.from,
-                epoch,
-            };
-            for (tenant, before, after) in changed {
-                let (before, after) = (place(before), place(after));
-                move_tenant(&transaction, &context.job().actor, tenant, before, after).await?;
-            }
+            move_tenants(&transaction, &context.job().actor, &changed).await?;
             context.commit(transaction, &next).await?;
             return Ok(Step::Next(next));
         }
@@ -344,8 +348,8 @@ async fn open<'a>(
     let tables = tenant_tables(&*source.client).await?;
     let member = |index: &usize| Member {
         tenant: &job.plan.tenants[*index],
-        out: names::tenant(id, *index, way),
-        back: names::tenant(id, *index, way.opposite()),
+        out: job.publication(id, *index, way),
+        back: job.publication(id, *index, way.opposite()),
     };
     Ok(Crossing {
         // A server may lack what was equal.
@@ -360,7 +364,7 @@ async fn open<'a>(
         captured,
         closed: None,
         fenced: None,
-        marker: None,
+        behind: None,
         suspended: None,
         done: Mutex::default(),
     })
@@ -374,8 +378,8 @@ async fn release(context: &Context, job: &Move, way: Way, group: &[usize]) -> Re
     let source = Side::open(context, from).await?;
     let tenants = group.iter().map(|index| &job.plan.tenants[*index]);
     let ids: Vec<Uuid> = tenants.clone().map(|tenant| tenant.id).collect();
-    let job = context.job().id;
-    let out = group.iter().map(|index| names::tenant(job, *index, way));
+    let id = context.job().id;
+    let out = group.iter().map(|index| job.publication(id, *index, way));
     let fences = source.fences(&ids, &out.collect::<Vec<_>>()).await?;
     let held = tenants.zip(fences).filter(|(tenant, (fence, _, out))| {
         *fence == Fence::Fenced(tenant.epoch) && *out == Some(true)
@@ -581,24 +585,40 @@ impl Crossing<'_> {
     }
 
     async fn arm(&self) -> Result<(), JobError> {
-        failpoint(self.context, "begun");
+        failpoint(self.context, "begun")?;
         self.target.arm(&self.ids(), &self.epochs()).await?;
-        failpoint(self.context, "armed");
+        failpoint(self.context, "armed")?;
         Ok(())
     }
 
     async fn close(&mut self, budget: Duration) -> Result<(), Stopped> {
         let now = Instant::now();
         self.closed.get_or_insert(now);
-        let (ids, epochs) = (self.ids(), self.epochs());
-        let marker = (self.context.job().id, names::way(self.way));
-        let closed = async { self.source.close(&ids, &epochs, marker, budget).await };
-        let marker = bounded(now + budget, "ending writes", closed).await?;
-        self.marker = Some(marker);
+        let closed = self.end_writes(budget);
+        let behind = bounded(now + budget, "ending writes", closed).await?;
+        self.behind = Some(behind);
         self.fenced = Some(Instant::now());
         self.note("closed");
-        failpoint(self.context, "closed");
+        failpoint(self.context, "closed")?;
         Ok(())
+    }
+
+    /// Holds requests, and looks at the source once their writes have ended: on one
+    /// session, in this order, and in one round trip.
+    async fn end_writes(&self, wait_max: Duration) -> Result<Behind, JobError> {
+        let (ids, epochs) = (self.ids(), self.epochs());
+        let marker = (self.context.job().id, names::way(self.way));
+        let (marker, look, sequences) = try_join3(
+            self.source.close(&ids, &epochs, marker, wait_max),
+            self.source.look(),
+            self.source.sequences(),
+        )
+        .await?;
+        Ok(Behind {
+            marker,
+            look,
+            sequences,
+        })
     }
 
     /// All that was written arrives, no number is given twice, and what was written
@@ -607,43 +627,41 @@ impl Crossing<'_> {
     /// was so.
     async fn leave(&mut self, until: Instant) -> Result<(), Stopped> {
         let (ids, epochs) = (self.ids(), self.epochs());
-        let marker = match self.marker {
-            Some(marker) => marker,
+        let behind = match self.behind.take() {
+            Some(behind) => behind,
             // Another worker closed it.
             None => {
-                let marker = (self.context.job().id, names::way(self.way));
                 let left = until.saturating_duration_since(Instant::now());
-                let closed = async { self.source.close(&ids, &epochs, marker, left).await };
-                bounded(until, "ending writes", closed).await?
+                bounded(until, "ending writes", self.end_writes(left)).await?
             }
         };
         tokio::try_join!(
-            bounded(until, "draining", self.drained(marker, until)),
-            bounded(until, "waiting for caches", self.uncached())
+            bounded(until, "draining", self.drained(&behind, until)),
+            bounded(until, "waiting for caches", self.uncached(&behind.look))
         )?;
-        failpoint(self.context, "drained");
-        let out = self.out();
+        failpoint(self.context, "drained")?;
+        let out = distinct(self.out());
         let left = self.source.leave(&ids, &epochs, &self.target.shard, &out);
         // On one session, hence behind it: polled in this order.
         let settled = try_join(left, self.settled(until));
         let ((), suspended) = bounded(until, "waiting for standbys", settled).await?;
         self.suspended = Some(suspended);
         self.note("left");
-        failpoint(self.context, "left");
+        failpoint(self.context, "left")?;
         Ok(())
     }
 
-    async fn drained(&self, marker: Uuid, until: Instant) -> Result<(), JobError> {
+    async fn drained(&self, behind: &Behind, until: Instant) -> Result<(), JobError> {
         let Some(touched) = &self.touched else {
             return Err(JobError::Wait("what was written is not known here".into()));
         };
-        let target = async {
-            let sequences = self.source.sequences().await?;
-            self.target.raise_sequences(&sequences).await?;
-            let left = until.saturating_duration_since(Instant::now());
-            self.target.arrived(marker, left).await
-        };
-        let (arrived, ()) = tokio::try_join!(target, touched.wait_for(marker))?;
+        let left = until.saturating_duration_since(Instant::now());
+        let ((), arrived, ()) = try_join3(
+            self.target.raise_sequences(&behind.sequences),
+            self.target.arrived(behind.marker, left),
+            touched.wait_for(behind.marker),
+        )
+        .await?;
         if !arrived {
             return Err(ShardError::Slow.into());
         }
@@ -658,8 +676,7 @@ impl Crossing<'_> {
 
     /// Rule 11: no router answers any longer from what it had cached before the
     /// source was closed.
-    async fn uncached(&self) -> Result<(), JobError> {
-        let look = self.source.look().await?;
+    async fn uncached(&self, look: &Look) -> Result<(), JobError> {
         let capture = &self.context.app().capture;
         if (self.captured || look.captured)
             && !capture
@@ -700,11 +717,11 @@ impl Crossing<'_> {
             // Another worker left.
             None => bounded(until, "waiting for standbys", self.settled(until)).await?,
         };
-        let (ids, epochs, back) = (self.ids(), self.epochs(), self.back());
+        let (ids, epochs, back) = (self.ids(), self.epochs(), distinct(self.back()));
         // Not bounded: whether it was done must be known.
         let active = self.target.activate(&ids, &epochs, &suspended, &back).await;
-        failpoint(self.context, "activated");
         active?;
+        failpoint(self.context, "activated")?;
         self.note("activated");
         Ok(())
     }
@@ -739,7 +756,7 @@ impl Crossing<'_> {
             timeout(UNDO_MAX, self.undo(&seen, &steps))
                 .await
                 .map_err(|_| ShardError::Slow)??;
-            failpoint(self.context, "taking_back");
+            failpoint(self.context, "taking_back")?;
         }
     }
 
@@ -775,7 +792,7 @@ impl Crossing<'_> {
             self.target.disarm(tenants, was, source, at).await?;
         }
         if !open.is_empty() {
-            self.source.send_again(&open).await?;
+            self.source.send_again(&distinct(open)).await?;
         }
         if !reopen.tenants.is_empty() {
             let Fences { tenants, was, at } = &reopen;
@@ -836,6 +853,12 @@ impl Fences {
         self.was.push(was);
         self.at.push(at);
     }
+}
+
+/// Publications of members, who follow each other in bundles.
+fn distinct(mut publications: Vec<String>) -> Vec<String> {
+    publications.dedup();
+    publications
 }
 
 /// How long a cut-over will hold requests, at least: for a marker to arrive and rows

@@ -18,9 +18,9 @@ pub fn markers(job: Uuid, way: Way) -> String {
     format!("{}_mark", stream(job, way))
 }
 
-/// The publication of one tenant's rows, on the sending shard.
-pub fn tenant(job: Uuid, index: usize, way: Way) -> String {
-    format!("{PREFIX}{}_{index}{}", job.simple(), suffix(way))
+/// The publication of a bundle of tenants' rows, on the sending shard.
+pub fn bundle(job: Uuid, number: usize, way: Way) -> String {
+    format!("{PREFIX}{}_{number}{}", job.simple(), suffix(way))
 }
 
 /// The temporary slot of what is written meanwhile; each watch has its own.
@@ -54,7 +54,7 @@ mod tests {
         let longest = [
             stream(job, Way::Back),
             markers(job, Way::Back),
-            tenant(job, 199, Way::Back),
+            bundle(job, 199, Way::Back),
             watch(job, job),
         ];
         assert!(longest.iter().all(|name| name.len() <= 63), "{longest:?}");

@@ -11,9 +11,9 @@ use crate::job::{Context, JobError, Step};
 use crate::reconcile;
 use crate::shard::STATEMENT_MAX;
 
-/// Slots that a move takes on a shard: its own, those of two tables at once,
+/// Slots that a move takes on a shard: its own, those of four tables at once,
 /// and one by which it knows what is written meanwhile.
-const SLOTS: i64 = 4;
+const SLOTS: i64 = 6;
 /// Workers of logical replication that a move takes on a shard: one that applies, and
 /// one that copies a table.
 const WORKERS: i64 = 2;
@@ -94,56 +94,81 @@ pub(super) async fn check(context: &Context, job: &Move) -> Result<Step<Move>, J
 /// only what is published by then, and a subscription must find its slot.
 pub(super) async fn prepare(context: &Context, job: &Move) -> Result<Step<Move>, JobError> {
     let (plan, id) = (&job.plan, context.job().id);
-    failpoint(context, "preparing");
+    failpoint(context, "preparing")?;
     let source = Side::open(context, &plan.from).await?;
     let target = Side::open(context, &plan.to).await?;
-    for (side, way, is_on) in [(&source, Way::Forward, true), (&target, Way::Back, false)] {
-        side.client
-            .execute(
-                "select ringfence.move_publish_markers($1, $2, $3)",
-                &[&names::markers(id, way), &id, &names::way(way)],
-            )
-            .await?;
-        let publications = job.publications(id, way);
-        side.client
-            .execute(
-                "select ringfence.move_publish(u.name, u.tenant, $3)
-                 from unnest($1::text[], $2::uuid[]) u (name, tenant)",
-                &[&publications, &plan.ids(), &is_on],
-            )
-            .await?;
-    }
-    failpoint(context, "published");
-    make_slot(&source.client, &names::stream(id, Way::Forward)).await?;
-    make_slot(&target.client, &names::stream(id, Way::Back)).await?;
-    failpoint(context, "slots_made");
-    for (side, from, way) in [
-        (&target, &plan.from, Way::Forward),
-        (&source, &plan.to, Way::Back),
-    ] {
-        let nodes = reconcile::addresses(&context.shard_info(from).await?);
-        let conninfo = context.app().logins.mover_conninfo(&nodes);
-        let mut publications = vec![names::markers(id, way)];
-        publications.extend(job.publications(id, way));
-        side.client
-            .execute(
-                "select ringfence.move_subscribe($1, $2, $3, $4)",
-                &[
-                    &names::stream(id, way),
-                    &conninfo,
-                    &publications,
-                    &(way == Way::Forward),
-                ],
-            )
-            .await?;
-    }
-    failpoint(context, "subscribed");
+    tokio::try_join!(
+        publish(&source, job, id, Way::Forward),
+        publish(&target, job, id, Way::Back)
+    )?;
+    failpoint(context, "published")?;
+    let (there, back) = (
+        names::stream(id, Way::Forward),
+        names::stream(id, Way::Back),
+    );
+    tokio::try_join!(
+        make_slot(&source.client, &there),
+        make_slot(&target.client, &back)
+    )?;
+    failpoint(context, "slots_made")?;
+    tokio::try_join!(
+        subscribe(context, &target, job, Way::Forward),
+        subscribe(context, &source, job, Way::Back)
+    )?;
+    failpoint(context, "subscribed")?;
     let rows = expected(&source.client, &plan.ids()).await?;
     Ok(job.next(State::Copying {
         rows: 0,
         expected: rows,
         why: None,
     }))
+}
+
+/// Makes what a shard publishes: markers, and its tenants, who are sent forward only.
+async fn publish(side: &Side, job: &Move, id: Uuid, way: Way) -> Result<(), JobError> {
+    side.client
+        .execute(
+            "select ringfence.move_publish_markers($1, $2, $3)",
+            &[&names::markers(id, way), &id, &names::way(way)],
+        )
+        .await?;
+    side.client
+        .execute(
+            "select ringfence.move_publish(u.name,
+               ($2::uuid[])[((u.n - 1) * $3::bigint + 1)::int : (u.n * $3::bigint)::int], $4)
+             from unnest($1::text[]) with ordinality u (name, n)",
+            &[
+                &job.publications(id, way),
+                &job.plan.ids(),
+                &i64::try_from(job.plan.bundle()).unwrap_or(1),
+                &(way == Way::Forward),
+            ],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Has a shard receive what the other sends: forward with all that is there, back
+/// what is written from now on.
+async fn subscribe(context: &Context, side: &Side, job: &Move, way: Way) -> Result<(), JobError> {
+    let id = context.job().id;
+    let (from, _) = job.plan.ends(way);
+    let nodes = reconcile::addresses(&context.shard_info(from).await?);
+    let conninfo = context.app().logins.mover_conninfo(&nodes);
+    let mut publications = vec![names::markers(id, way)];
+    publications.extend(job.publications(id, way));
+    side.client
+        .execute(
+            "select ringfence.move_subscribe($1, $2, $3, $4)",
+            &[
+                &names::stream(id, way),
+                &conninfo,
+                &publications,
+                &(way == Way::Forward),
+            ],
+        )
+        .await?;
+    Ok(())
 }
 
 /// Refuses shards whose tables differ, or that are not equally far with migrations.

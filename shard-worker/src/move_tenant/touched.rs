@@ -162,8 +162,7 @@ impl Touched {
         let (client, primary) = logins.mover_primary(source, &nodes).await?;
         let tables = tenant_tables(&client).await?;
         let mut publications = vec![names::markers(id, way)];
-        let tenants = 0..job.plan.tenants.len();
-        publications.extend(tenants.map(|index| names::tenant(id, index, way)));
+        publications.extend(job.publications(id, way));
         let slot = names::watch(id, Uuid::new_v4());
         let config = ReplicationConfig::new(
             primary.host.as_str(),

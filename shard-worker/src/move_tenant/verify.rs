@@ -31,14 +31,14 @@ const CHUNK: i64 = 4_000;
 /// A state's progress is written after so long.
 const SHOWN: Duration = Duration::from_millis(1_500);
 /// Tenants that are compared as a whole, together, and their rows of one table.
-const TENANTS_AT_ONCE: usize = 50;
+const TENANTS_AT_ONCE: usize = 100;
 const ROWS_AT_ONCE: i64 = 100_000;
 /// Looks at rows that differ, before they are locked.
 const ROUNDS: u32 = 12;
 const PAUSE: Duration = Duration::from_millis(20);
 /// Rows that were written to are compared again until so few are left: the rest
 /// is compared while the tenant is held.
-const FEW: usize = 100;
+const FEW: usize = 25;
 /// More of one tenant are not compared while it is held.
 pub(super) const HELD_MAX: usize = 2_000;
 /// So many at once.
@@ -70,7 +70,7 @@ pub(super) async fn verify(
     way: Way,
     (mut tenant, mut table, mut after, mut rows): (usize, usize, Option<Key>, u64),
 ) -> Result<Step<Move>, JobError> {
-    failpoint(context, "verifying");
+    failpoint(context, "verifying")?;
     let (from, to) = job.plan.ends(way);
     let source = Side::open(context, from).await?;
     let target = Side::open(context, to).await?;
@@ -196,19 +196,23 @@ async fn equal_at_once(
             table.name,
             column = table.tenant_column
         );
-        let mut sums = Vec::new();
-        for side in [source, target] {
-            let rows = side.client.query(&sql, &[&tenants]).await?;
-            let sum = |row: &Row| (row.get::<_, Uuid>(0), (row.get(1), row.get(2)));
-            let sum: BTreeMap<Uuid, (i64, String)> = rows.iter().map(sum).collect();
-            if sum.values().map(|(rows, _)| rows).sum::<i64>() >= ROWS_AT_ONCE {
+        let params: [&(dyn ToSql + Sync); 1] = [&tenants];
+        let (there, here) = tokio::try_join!(
+            source.client.query(&sql, &params),
+            target.client.query(&sql, &params)
+        )?;
+        let sums = |rows: &[Row]| -> BTreeMap<Uuid, (i64, String)> {
+            let sum = |row: &Row| (row.get(0), (row.get(1), row.get(2)));
+            rows.iter().map(sum).collect()
+        };
+        let (there, here) = (sums(&there), sums(&here));
+        for side in [&there, &here] {
+            if side.values().map(|(rows, _)| rows).sum::<i64>() >= ROWS_AT_ONCE {
                 return Ok(BTreeMap::new());
             }
-            sums.push(sum);
         }
         equal.retain(|tenant, rows| {
-            let mut own = sums.iter().map(|sums| sums.get(tenant));
-            let (there, here) = (own.next().flatten(), own.next().flatten());
+            let (there, here) = (there.get(tenant), here.get(tenant));
             *rows += there.map_or(0, |(rows, _)| rows.unsigned_abs());
             there == here
         });

@@ -1,13 +1,15 @@
-//! A worker dies at each step of a move; another goes on, nobody notices, and
-//! nothing is left behind.
+//! A worker dies at each step of a move, or the step fails: it goes on, nobody
+//! notices, and nothing is left behind.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use ops::local::NodeState;
 use reqwest::Method;
 use serde_json::json;
+use uuid::Uuid;
 
-use crate::moves::{assert_nothing_left, assert_served_by, other, phase, start};
+use crate::moves::{assert_nothing_left, assert_served_by, other, phase, start, wish};
 use crate::stage::{SOON, Stage};
 use crate::writers::Writers;
 
@@ -38,8 +40,23 @@ const BACK: [&str; 6] = ["armed", "closed", "drained", "left", "activated", "con
 
 /// The next worker dies at these points, one after another.
 pub(crate) fn die_at(stage: &Stage, points: &[&str]) {
-    let file = stage.cluster.path().join("nodes/worker-1/failpoint");
-    std::fs::write(file, points.join("\n")).unwrap();
+    std::fs::write(failpoints(stage), points.join("\n")).unwrap();
+}
+
+/// Steps fail at these points, once at each.
+fn fail_at(stage: &Stage, points: &[&str]) {
+    let points: Vec<String> = points.iter().map(|point| format!("fail {point}")).collect();
+    std::fs::write(failpoints(stage), points.join("\n")).unwrap();
+}
+
+/// All points have been come to.
+fn assert_come_to(stage: &Stage) {
+    let left = std::fs::read_to_string(failpoints(stage)).unwrap();
+    assert_eq!(left, "", "never come to");
+}
+
+fn failpoints(stage: &Stage) -> PathBuf {
+    stage.cluster.path().join("nodes/worker-1/failpoint")
 }
 
 /// Waits until the worker is dead, and starts another. What is left of the
@@ -77,7 +94,7 @@ pub(crate) async fn revive(stage: &Stage) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_dies_at_every_step_and_nobody_notices() {
+async fn a_worker_dies_or_a_step_fails_everywhere_and_nobody_notices() {
     let stage = Stage::start(100).await;
     let (acme, home) = stage.tenant("acme").await;
     let away = other(&home);
@@ -123,7 +140,28 @@ async fn a_worker_dies_at_every_step_and_nobody_notices() {
     assert_nothing_left(&stage).await;
     writers.more(20).await;
 
-    for ledger in writers.finish(&stage.shard(away).await, acme).await {
+    // The same where the step fails and the worker lives.
+    fail_at(&stage, &FORWARD);
+    let id = start(&stage, &["acme"], &home).await;
+    phase(&stage, &id, "retained").await;
+    let epoch = served_at(&stage, acme, &home).await;
+    wish(&stage, &id, "complete").await;
+    phase(&stage, &id, "done").await;
+    assert_come_to(&stage);
+    assert_served_by(&stage, acme, &home, epoch).await;
+    let id = start(&stage, &["acme"], away).await;
+    phase(&stage, &id, "retained").await;
+    fail_at(&stage, &BACK);
+    wish(&stage, &id, "rollback").await;
+    phase(&stage, &id, "rolled_back").await;
+    assert_come_to(&stage);
+    let epoch = served_at(&stage, acme, &home).await;
+    assert_served_by(&stage, acme, &home, epoch).await;
+    assert_nothing_left(&stage).await;
+    assert!(stage.rows(away, acme).await.is_empty());
+    writers.more(20).await;
+
+    for ledger in writers.finish(&stage.shard(&home).await, acme).await {
         assert!(ledger.failed.is_empty(), "{:?}", ledger.failed);
         assert!(ledger.stale.is_empty(), "{:?}", ledger.stale);
     }
@@ -166,17 +204,10 @@ async fn servers_die_under_a_move_and_nothing_is_lost() {
         let (status, body) = stage.send(Method::POST, &path, Some(json!({}))).await;
         assert!(status.is_success(), "{body}");
         phase(&stage, &id, "done").await;
-        let served = stage.shard(away).await;
-        let row = served
-            .query_one(
-                "select epoch from ringfence.fence where tenant_id = $1 and state = 'active'",
-                &[&acme],
-            )
-            .await
-            .unwrap();
+        let served_at = served_at(&stage, acme, away).await;
         // One more for each cut-over that had to be undone late.
-        assert!(row.get::<_, i64>(0) > epoch);
-        epoch = row.get(0);
+        assert!(served_at > epoch);
+        epoch = served_at;
         assert_served_by(&stage, acme, away, epoch).await;
         assert_nothing_left(&stage).await;
         assert!(stage.rows(&home, acme).await.is_empty());
@@ -186,6 +217,13 @@ async fn servers_die_under_a_move_and_nothing_is_lost() {
         assert!(ledger.stale.is_empty(), "{:?}", ledger.stale);
     }
     stage.cluster.down().await;
+}
+
+/// The epoch that this shard serves the tenant at.
+async fn served_at(stage: &Stage, tenant: Uuid, shard: &str) -> i64 {
+    let sql = "select epoch from ringfence.fence where tenant_id = $1 and state = 'active'";
+    let row = stage.shard(shard).await.query_one(sql, &[&tenant]).await;
+    row.unwrap().get(0)
 }
 
 /// A move that is in this state, or beyond it.

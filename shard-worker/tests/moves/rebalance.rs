@@ -39,7 +39,7 @@ async fn a_shard_is_drained_under_writes_and_removed() {
     let orphan = "ringfence_move_00000000000040008000000000000007";
     let shard = stage.shard("s2").await;
     for sql in [
-        format!("select ringfence.move_publish('{orphan}_0', gen_random_uuid(), true)"),
+        format!("select ringfence.move_publish('{orphan}_0', array[gen_random_uuid()], true)"),
         format!("select pg_create_logical_replication_slot('{orphan}', 'pgoutput')"),
     ] {
         shard.batch_execute(&sql).await.unwrap();
@@ -242,7 +242,9 @@ async fn plans_heed_pins_and_are_paused_and_cancelled() {
         load["spread_before"].as_f64(),
         load["spread_after"].as_f64(),
     );
-    assert!(is.unwrap() <= was.unwrap().max(1.1), "{load}");
+    // Where all that have rows are on one shard, there is none before.
+    let better = was.is_none_or(|was| is.unwrap() <= was.max(1.1));
+    assert!(better, "{load}");
     let alone = plan(&stage, json!({ "policy": "isolate", "tenant": three[0] })).await;
     let there = tenants.len() - of(home).len();
     assert_eq!(alone["tenants"], there, "{alone}");

@@ -1,8 +1,10 @@
 //! Where a tenant lives, changed: the control database follows what its shards
 //! have decided.
 
+use std::collections::HashMap;
+
 use serde_json::json;
-use tokio_postgres::Transaction;
+use tokio_postgres::{Row, Transaction};
 use uuid::Uuid;
 
 use super::fleet::{as_it_is, reseat};
@@ -18,58 +20,67 @@ pub struct Place<'a> {
     pub epoch: i64,
 }
 
-/// Moves a tenant's row from one place to the next, if it is in the first or
-/// in the second already.
+/// Moves tenants' rows, each from one place to the next, if it is in the first or in
+/// the second already: all of them, or none.
 ///
 /// # Errors
-/// [`ControlError::Conflict`] where it is in neither.
-pub async fn move_tenant(
+/// [`ControlError::Conflict`] where one is in neither.
+pub async fn move_tenants(
     transaction: &Transaction<'_>,
     actor: &Actor,
-    tenant: Uuid,
-    from: Place<'_>,
-    to: Place<'_>,
+    moves: &[(Uuid, Place<'_>, Place<'_>)],
 ) -> Result<(), ControlError> {
     let version = next_version(transaction, false).await?;
-    let row = transaction
-        .query_opt(
-            "select slug, shard, epoch from ringfence.tenant where id = $1 for update",
-            &[&tenant],
+    let ids: Vec<Uuid> = moves.iter().map(|(id, ..)| *id).collect();
+    let rows = transaction
+        .query(
+            "select id, slug, shard, epoch from ringfence.tenant where id = any($1) order by id for update",
+            &[&ids],
         )
-        .await?
-        .ok_or_else(|| not_found(&tenant.to_string()))?;
-    let (slug, shard, epoch): (String, String, i64) = (row.get(0), row.get(1), row.get(2));
-    let is = Place {
-        shard: &shard,
-        epoch,
-    };
-    if is == to {
-        return Ok(());
-    }
-    if is != from {
-        return Err(ControlError::Conflict(format!(
-            "tenant {slug} is on {shard} at epoch {epoch}, but was moved from {} at {} to {} at {}",
-            from.shard, from.epoch, to.shard, to.epoch
-        )));
+        .await?;
+    let known: HashMap<Uuid, &Row> = rows.iter().map(|row| (row.get("id"), row)).collect();
+    let (mut tenants, mut shards, mut epochs) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut slugs, mut before, mut after) = (Vec::new(), Vec::new(), Vec::new());
+    let audited = |place: &Place<'_>| json!({ "shard": place.shard, "epoch": place.epoch });
+    for (id, from, to) in moves {
+        let row = known.get(id).ok_or_else(|| not_found(&id.to_string()))?;
+        let slug: &str = row.get("slug");
+        let is = Place {
+            shard: row.get("shard"),
+            epoch: row.get("epoch"),
+        };
+        if is == *to {
+            continue;
+        }
+        if is != *from {
+            return Err(ControlError::Conflict(format!(
+                "tenant {slug} is on {} at epoch {}, but was moved from {} at {} to {} at {}",
+                is.shard, is.epoch, from.shard, from.epoch, to.shard, to.epoch
+            )));
+        }
+        tenants.push(*id);
+        shards.push(to.shard);
+        epochs.push(to.epoch);
+        slugs.push(slug);
+        before.push(audited(from));
+        after.push(audited(to));
     }
     transaction
         .execute(
-            "update ringfence.tenant set shard = $2, epoch = $3, version = $4, exceptional = true
-             where id = $1",
-            &[&tenant, &to.shard, &to.epoch, &version],
+            "update ringfence.tenant t set shard = u.shard, epoch = u.epoch, version = $4, exceptional = true
+             from unnest($1::uuid[], $2::text[], $3::bigint[]) u (id, shard, epoch) where t.id = u.id",
+            &[&tenants, &shards, &epochs, &version],
         )
         .await?;
-    let place = |place: Place<'_>| Some(json!({ "shard": place.shard, "epoch": place.epoch }));
-    write_audit(
-        transaction,
-        actor,
-        "tenant.move",
-        &slug,
-        place(from),
-        place(to),
-        "done",
-    )
-    .await
+    transaction
+        .execute(
+            "insert into ringfence.audit (actor, action, object, before, after, result)
+             select $1, 'tenant.move', u.slug, u.before, u.after, 'done'
+             from unnest($2::text[], $3::jsonb[], $4::jsonb[]) u (slug, before, after)",
+            &[&actor.0, &slugs, &before, &after],
+        )
+        .await?;
+    Ok(())
 }
 
 /// A tenant as plans see it.

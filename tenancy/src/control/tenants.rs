@@ -219,6 +219,15 @@ impl Control {
         find(&**client, name).await?.ok_or_else(|| not_found(name))
     }
 
+    /// Those of these tenants that there are, in order of their ids.
+    pub async fn tenants_of(&self, ids: &[Uuid]) -> Result<Vec<TenantInfo>, ControlError> {
+        let sql = format!(
+            "select {COLUMNS} from ringfence.tenant where id = any($1) and state <> 'deleted' order by id"
+        );
+        let rows = self.client().await?.query(&sql, &[&ids]).await?;
+        Ok(rows.iter().map(TenantInfo::from_row).collect())
+    }
+
     /// Slugs and shards of those tenants that there are.
     pub async fn tenant_names(
         &self,
