@@ -116,9 +116,9 @@ pub(super) async fn drive<M: Machine>(context: &Context, state: Value) {
             traced::stuck(context, &error);
         }
         let leave = match verdict {
-            Verdict::Retry | Verdict::RetryFew => {
-                Leave::Retry(retry::wait(job.attempt, is_urgent), &problem)
-            }
+            Verdict::Retry => Leave::Retry(retry::wait(job.attempt, is_urgent), &problem),
+            // Its few tries are not to be over in a moment.
+            Verdict::RetryFew => Leave::Retry(retry::wait(job.attempt, false), &problem),
             Verdict::Person | Verdict::End => Leave::Stuck(&problem),
             Verdict::Leave => return,
         };
