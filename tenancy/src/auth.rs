@@ -6,6 +6,7 @@
 //! | ok | – | the key's tenant and role |
 //! | – | ok | the token's tenant and role; it must name a tenant |
 //! | ok | ok | they must not name different tenants; the token's role |
+//! | ok | another key | refused |
 //!
 //! A token in `apikey` is a token where there is no other, and beside one a key.
 //!
@@ -98,6 +99,9 @@ pub enum AuthError {
     /// Key and token name different tenants.
     #[error("The API key and the token name different tenants")]
     Disagree,
+    /// Two different API keys, one as `apikey` and one as bearer token.
+    #[error("The headers apikey and Authorization hold different API keys")]
+    TwoKeys,
     /// The token names no tenant, and there is no key that does.
     #[error("The token names no tenant")]
     NoTenant,
@@ -124,6 +128,7 @@ impl AuthError {
             Self::Disagree => "RF103",
             Self::NoTenant => "RF104",
             Self::IssuerTenant => "RF105",
+            Self::TwoKeys => "RF106",
         }
     }
 
@@ -134,6 +139,7 @@ impl AuthError {
                 Some("Send an API key in the header apikey, or a token in Authorization.")
             }
             Self::NoTenant => Some("Send an API key too, or a token with the claim tenant_id."),
+            Self::TwoKeys => Some("Send one API key, in either header or in both."),
             _ => None,
         }
     }
@@ -213,6 +219,11 @@ impl Authenticator {
         let (apikey, token) = match (apikey, bearer) {
             (None, Some(value)) if KeyRing::looks_like_key(value) => (Some(value), None),
             (Some(key), Some(value)) if value == key => (Some(key), None),
+            (Some(key), Some(value))
+                if KeyRing::looks_like_key(key) && KeyRing::looks_like_key(value) =>
+            {
+                return Err(AuthError::TwoKeys);
+            }
             pair => pair,
         };
         // supabase-js has a legacy in which the project key is a token itself.

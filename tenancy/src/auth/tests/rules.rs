@@ -216,7 +216,7 @@ fn a_token_as_key_names_the_tenant_of_the_one_beside_it() {
 fn two_different_keys_are_refused() {
     let (one, other) = (minted(&api_key(ACME)), minted(&api_key(GLOBEX)));
     let entered = Door::new().enter(Some(&one), Some(&format!("Bearer {other}")));
-    assert_eq!(entered.unwrap_err().code(), "PGRST301");
+    assert_eq!(entered.unwrap_err(), AuthError::TwoKeys);
 }
 
 #[test]
@@ -414,6 +414,7 @@ fn errors_have_stable_codes() {
         AuthError::Disagree,
         AuthError::NoTenant,
         AuthError::IssuerTenant,
+        AuthError::TwoKeys,
     ];
     let lines: Vec<String> = errors
         .iter()
