@@ -1,6 +1,7 @@
 //! The listening side: connections, their bounds, and the drain at shutdown.
 
 mod paced;
+mod raw_target;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -96,6 +97,7 @@ pub async fn serve(
             };
             let stream = Paced::new(stream, bounds.headers_max, bounds.send_max);
             let service = TowerToHyperService::new(routes);
+            let (stream, service) = raw_target::accept(stream, service);
             let connection = builder.serve_connection(TokioIo::new(stream), service);
             if let Err(error) = watcher.watch(connection.into_owned()).await {
                 tracing::debug!(%error, "connection ended");
