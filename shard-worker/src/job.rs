@@ -130,6 +130,11 @@ pub trait Machine: Serialize + DeserializeOwned + Clone + Send + Sync + 'static 
         Vec::new()
     }
 
+    /// What it is at just now, for people.
+    fn at(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Does the next piece of work. May run twice; may be dropped at any await.
     fn step(&self, context: &Context) -> impl Future<Output = Result<Step<Self>, JobError>> + Send;
 

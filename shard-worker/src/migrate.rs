@@ -125,6 +125,15 @@ impl Machine for Migrate {
         }
     }
 
+    fn at(&self) -> Vec<String> {
+        let Self::Running { plan, shards } = self else {
+            return Vec::new();
+        };
+        let wave = shard::wave(shards, plan.parallel).into_iter();
+        let runs = wave.filter_map(|place| shards.get(place));
+        runs.filter_map(ShardRun::at).collect()
+    }
+
     async fn step(&self, context: &Context) -> Result<Step<Self>, JobError> {
         match self {
             Self::Checking { plan, tries, .. } => check(context, plan, *tries).await,

@@ -261,21 +261,26 @@ fn waits(job: &Value) -> Vec<String> {
     waits.map(show).collect()
 }
 
+/// What it is at just now.
+fn at(job: &Value) -> Vec<String> {
+    let at = job["progress"]["at"].as_array().into_iter().flatten();
+    at.map(show).collect()
+}
+
 fn line(job: &Value) -> String {
-    let waits = waits(job);
-    let waits = match waits.is_empty() {
-        true => String::new(),
-        false => format!(
-            "  waits: {}",
-            waits.join("; ").chars().take(160).collect::<String>()
-        ),
+    let more = match (waits(job), at(job)) {
+        (waits, _) if !waits.is_empty() => format!("  waits: {}", waits.join("; ")),
+        (_, at) if !at.is_empty() => format!("  {}", at.join("; ")),
+        _ => String::new(),
     };
+    // One line of a terminal.
+    let more: String = more.chars().take(170).collect();
     let problem = match job["problem"]["message"].as_str() {
         Some(message) => format!("  ({})", message.chars().take(80).collect::<String>()),
         None => String::new(),
     };
     format!(
-        "{} {}: {} {} {}{waits}{problem}",
+        "{} {}: {} {} {}{more}{problem}",
         show(&job["kind"]),
         show(&job["object"]),
         show(&job["phase"]),
@@ -339,6 +344,12 @@ mod tests {
         job["progress"] = json!({"done": 0, "total": 0, "unit": "rows", "waits": [
             "shard s3 can't be reached: no answer", "shard s1: no lock within 250 ms; open transactions: pid 7 for 3 s"
         ]});
+        let at = json!({"done": 0, "total": 2, "unit": "shards", "at": ["s2: 002_owner.sql, 4500 rows"]});
+        let shown = json!({"kind": "migrate", "object": "app", "phase": "canary", "progress": at, "seconds": 1.0});
+        assert_eq!(
+            line(&shown),
+            "migrate app: canary 0 of 2 shards (0 %) 1.0 s  s2: 002_owner.sql, 4500 rows"
+        );
         assert_eq!(
             event(&job),
             "deleting: running; waits: shard s3 can't be reached: no answer; shard s1: no lock within 250 ms"

@@ -68,7 +68,7 @@ pub struct JobInfo {
     pub status: String,
     /// The state's name.
     pub phase: String,
-    /// How far the state is: `done`, `total`, `unit`, and what it `waits` for.
+    /// How far the state is: `done`, `total`, `unit`; what it is `at`, and `waits` for.
     pub progress: Option<Value>,
     /// Tries since the last progress.
     pub attempt: i32,
@@ -647,13 +647,15 @@ async fn change_open(
 
 fn phase<S: Machine>(state: &S) -> (&'static str, Option<Value>) {
     let (phase, progress) = state.phase();
-    let (known, waits) = (progress != Progress::default(), state.waits());
+    let mut is_known = progress != Progress::default();
     let mut shown = json!(progress);
-    if !waits.is_empty() {
-        shown["waits"] = json!(waits);
+    for (name, lines) in [("waits", state.waits()), ("at", state.at())] {
+        if !lines.is_empty() {
+            is_known = true;
+            shown[name] = json!(lines);
+        }
     }
-    let is_worth = known || !waits.is_empty();
-    (phase, is_worth.then_some(shown))
+    (phase, is_known.then_some(shown))
 }
 
 fn value<S: Machine>(state: &S) -> Result<Value, ControlError> {

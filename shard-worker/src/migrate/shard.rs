@@ -65,6 +65,20 @@ impl ShardRun {
     }
 }
 
+impl ShardRun {
+    /// `s2: 002_owner.sql, 1 statements done, 4500 rows`.
+    pub(super) fn at(&self) -> Option<String> {
+        let mut text = format!("{}: {}", self.shard, self.file.as_ref()?);
+        if self.step > 0 {
+            text.push_str(&format!(", {} statements done", self.step));
+        }
+        if self.rows > 0 {
+            text.push_str(&format!(", {} rows", self.rows));
+        }
+        Some(text)
+    }
+}
+
 /// Whether a shard has the file at which `run` stopped.
 pub(super) fn has_past(shards: &[ShardRun], run: &ShardRun) -> bool {
     let number =
@@ -378,6 +392,23 @@ mod tests {
         shards[2].done = true;
         shards[3].done = true;
         assert!(wave(&shards, 2).is_empty());
+    }
+
+    #[test]
+    fn where_a_shard_is_can_be_read() {
+        let mut run = ShardRun::of("s2".into());
+        assert_eq!(run.at(), None);
+        run.file = Some("002_owner.sql".into());
+        assert_eq!(run.at().as_deref(), Some("s2: 002_owner.sql"));
+        (run.step, run.rows) = (1, 4500);
+        let wanted = "s2: 002_owner.sql, 1 statements done, 4500 rows";
+        assert_eq!(run.at().as_deref(), Some(wanted));
+        let mut other = ShardRun::of("s1".into());
+        assert!(!has_past(&[run.clone(), other.clone()], &run));
+        other.file = Some("003_more.sql".into());
+        assert!(has_past(&[run.clone(), other.clone()], &run));
+        (other.file, other.done) = (None, true);
+        assert!(has_past(&[run.clone(), other], &run));
     }
 
     #[test]

@@ -60,14 +60,13 @@ fn output(files: &[Migration], status: Value, directory: &Directory) -> Output {
     }
     let parallel = status["parallel"].as_u64().unwrap_or(1).max(1);
     let seconds = whole(&by_shard, parallel);
-    let mut text = match planned.is_empty() {
-        true => format!(
-            "All {} of {} shards that answered have all {} files.\n",
-            there.len(),
-            shards.len(),
-            files.len()
-        ),
-        false => Output::list(planned.clone(), PLAN).text,
+    let (answered, all, number) = (there.len(), shards.len(), files.len());
+    let mut text = match (planned.is_empty(), answered == all) {
+        (true, true) => format!("All {all} shards have all {number} files.\n"),
+        (true, false) => {
+            format!("{answered} of {all} shards answered; they have all {number} files.\n")
+        }
+        (false, _) => Output::list(planned.clone(), PLAN).text,
     };
     for file in &planned {
         for work in file["work"].as_array().into_iter().flatten() {
@@ -88,8 +87,7 @@ fn output(files: &[Migration], status: Value, directory: &Directory) -> Output {
         text.push_str(&format!("{}\n", difference_line(difference)));
     }
     text.push_str(&refusals(&status));
-    let refused = refused(&status);
-    let mut output = Output {
+    Output {
         text,
         json: json!({
             "files": planned,
@@ -101,10 +99,8 @@ fn output(files: &[Migration], status: Value, directory: &Directory) -> Output {
             "shards": shards,
         }),
         note: None,
-        failed: None,
-    };
-    output.failed = refused;
-    output
+        failed: refused(&status),
+    }
 }
 
 /// Sizes of a work's table on one shard; none where the table is not there.
