@@ -600,7 +600,8 @@ impl NodeManager {
                 self.role_settings.see(String::new());
             }
         })?;
-        if first.role_settings == known {
+        let wanted = &first.role_settings;
+        if *wanted == known || known.is_empty() && self.role_settings.is_refused(wanted) {
             return Ok(first);
         }
         let wanted = first.role_settings;
@@ -614,6 +615,7 @@ impl NodeManager {
             Err(error) if is_of_session(&error) => {
                 let error = tenancy::chain(&error);
                 tracing::warn!(error, "the role's settings can't be had");
+                self.role_settings.refuse(wanted);
                 self.begin_with("").await
             }
             Err(error) => Err(error),

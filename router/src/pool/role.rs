@@ -3,7 +3,8 @@
 //! only to roles that log in. As start-up options they are the session's own: what
 //! is changed by a request goes back to them.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// A JSON array of the current role's settings, `name=value`, those of this database
 /// behind those of all; none where it has none. What only a superuser may set is
@@ -30,20 +31,51 @@ const KEPT_OUT: [&str; 8] = [
 ];
 const KEPT_OUT_PREFIXES: [&str; 3] = ["request.", "response.", "ringfence."];
 
+/// Settings that were refused are tried again after so long: what they need may have
+/// come to the server meanwhile.
+const AGAIN: Duration = Duration::from_secs(60);
+
 /// A role's settings as they were last seen, as start-up options.
 #[derive(Default)]
-pub(super) struct RoleSettings(Mutex<String>);
+pub(super) struct RoleSettings(Mutex<Seen>);
+
+#[derive(Default)]
+struct Seen {
+    options: String,
+    /// Those that no session can begin with, and since when that is known.
+    refused: Option<(String, Instant)>,
+}
 
 impl RoleSettings {
+    /// What the next session begins with.
     pub(super) fn seen(&self) -> String {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.lock().options.clone()
     }
 
+    /// A session began with them.
     pub(super) fn see(&self, options: String) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = options;
+        *self.lock() = Seen {
+            options,
+            refused: None,
+        };
+    }
+
+    /// None can: sessions do without, and don't try until they are others.
+    pub(super) fn refuse(&self, options: String) {
+        *self.lock() = Seen {
+            options: String::new(),
+            refused: Some((options, Instant::now())),
+        };
+    }
+
+    pub(super) fn is_refused(&self, options: &str) -> bool {
+        let seen = self.lock();
+        let refused = seen.refused.as_ref();
+        refused.is_some_and(|(refused, since)| refused == options && since.elapsed() < AGAIN)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Seen> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -80,6 +112,19 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_refused_is_not_tried_until_it_is_something_else() {
+        let settings = RoleSettings::default();
+        settings.see("-c a=1 ".into());
+        assert!(!settings.is_refused("-c a=1 "));
+        settings.refuse("-c a=x ".into());
+        assert_eq!(settings.seen(), "");
+        assert!(settings.is_refused("-c a=x ") && !settings.is_refused("-c a=2 "));
+        settings.see("-c a=2 ".into());
+        assert_eq!(settings.seen(), "-c a=2 ");
+        assert!(!settings.is_refused("-c a=x "));
+    }
 
     #[test]
     fn names_are_escaped() {
