@@ -58,7 +58,7 @@ fn once(model: &Model, config: &Api, (method, path, query, sent): (&str, &str, &
     let request = ApiRequest::parse(&parts, config).unwrap();
     let payload = body::parse(&request, None, Bytes::copy_from_slice(sent.as_bytes())).unwrap();
     let plan = plan(model, config, &request, &payload).unwrap();
-    black_box(sql::statement(&plan, None).unwrap());
+    black_box(sql::statement(&plan, None, None).unwrap());
 }
 
 fn main() {

@@ -27,6 +27,7 @@ use crate::event::Events;
 use crate::event::metrics::{CacheMetrics, SharedMetrics};
 use crate::gate::Waiting;
 use crate::hold::HoldRoom;
+use crate::http::outgoing::Outgoing;
 use crate::issuers::Issuers;
 use crate::nodes::Node;
 use crate::pipeline::Filled;
@@ -88,6 +89,8 @@ pub struct App {
     pub retries: RetryBudget,
     /// Requests that wait for their tenant's cut-over.
     pub hold_room: HoldRoom,
+    /// Answers that clients have yet to take.
+    pub outgoing: Outgoing,
     /// Transactions in flight; they outlive their request if they must.
     pub transactions: TaskTracker,
     in_flight: AtomicUsize,
@@ -160,6 +163,7 @@ impl App {
             quotas: Quotas::default(),
             cache,
             retries: RetryBudget::default(),
+            outgoing: Outgoing::new(limits.answers_bytes_max),
             transactions: TaskTracker::new(),
             in_flight: AtomicUsize::new(0),
             started: Instant::now(),

@@ -374,8 +374,12 @@ pub struct Limits {
     pub send_ms_max: u64,
     /// Largest request body.
     pub body_bytes_max: usize,
-    /// Largest body of what a read answers: it is held in memory until it is sent.
+    /// Largest body of an answer: it is held in memory until it is sent. A write that
+    /// would answer more is undone.
     pub response_bytes_max: usize,
+    /// Bytes of all answers that clients have yet to take, but for small ones and those
+    /// out of memory. A read beyond them is refused.
+    pub answers_bytes_max: usize,
     /// How long the answer to a write with an Idempotency-Key is kept.
     pub idempotency_seconds: u32,
     /// Keys of one tenant that are kept at once; counted by a sample of one in a
@@ -517,6 +521,7 @@ impl Default for Limits {
             send_ms_max: 30_000,
             body_bytes_max: 16 << 20,
             response_bytes_max: 64 << 20,
+            answers_bytes_max: 1 << 30,
             idempotency_seconds: 86_400,
             idempotency_keys_max: 1_000_000,
             idempotency_body_bytes_max: 1 << 20,

@@ -1,5 +1,6 @@
 //! The listening side: connections, their bounds, and the drain at shutdown.
 
+pub mod outgoing;
 mod paced;
 mod raw_target;
 

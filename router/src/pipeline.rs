@@ -37,6 +37,7 @@ use crate::event::{Did, Event, HoldReason, KeyUse, RequestDone, Route, Slow, Sou
 use crate::execute::ExecuteError;
 use crate::guard::{self, Visible};
 use crate::hold::Held;
+use crate::http::outgoing::Beyond;
 use crate::idempotency::{self, Keep};
 use crate::placement::{self, Moved, Target};
 use crate::plan::{self, Form, Model, Plan};
@@ -100,6 +101,7 @@ pub async fn handle(State(app): State<Arc<App>>, request: Request) -> Response {
     if response.status() == StatusCode::NOT_MODIFIED {
         app.events.emit(&Event::NotModified);
     }
+    response = outgoing(&app, &head.method, &mut seen, response);
     seen.stages.finish(&mut response, &id);
     if let Some(token) = seen.token.map(|token| token.to_string().try_into()) {
         let name = HeaderName::from_static(token::HEADER);
@@ -154,6 +156,33 @@ async fn spare(
     }
     app.events.metrics.shed.increment(1);
     Err(Error::Overloaded)
+}
+
+/// The answer, counted until its client has taken it. There is no room for a read's?
+/// Then it is refused, unless it is the memory's own, which holds it anyway.
+fn outgoing(
+    app: &App,
+    method: &Method,
+    seen: &mut Seen,
+    response: http::Response<Bytes>,
+) -> http::Response<Bytes> {
+    if seen.from == Source::Memory {
+        return response;
+    }
+    let beyond = match *method {
+        Method::GET | Method::HEAD => Beyond::Refused,
+        _ => Beyond::Given,
+    };
+    let (head, body) = response.into_parts();
+    match app.outgoing.hold(body, beyond) {
+        Some(body) => http::Response::from_parts(head, body),
+        None => {
+            app.events.metrics.shed.increment(1);
+            let error = Error::Overloaded;
+            seen.code = Some(error.report().code.into_owned());
+            error.response(false)
+        }
+    }
 }
 
 /// Whose request it is, within its limits.
@@ -229,7 +258,7 @@ async fn answer(
         }
         let statement = match keep {
             Some(keep) if answered_before => Some(keep.kept()),
-            keep => sql::statement(&plan, keep),
+            keep => sql::statement(&plan, keep, Some(bytes_max(bounds, &own))),
         };
         let Some(statement) = statement else {
             return response::without_rows(&app.config.api, &request, &plan);
@@ -392,12 +421,18 @@ fn statement_deadline(own: &quota::Limits, deadline: Deadline) -> Deadline {
     own.map_or(deadline, |own| deadline.min(Deadline::now() + own))
 }
 
-/// Bytes at most of an answer's body. What was written is not kept from its writer.
+/// Bytes at most of an answer's body that are read. What was written is not kept from
+/// its writer: its statement refuses to write what would answer more.
 fn answer_max(bounds: &Limits, own: &quota::Limits, form: Form) -> usize {
     match form.writes() {
         true => usize::MAX,
-        false => least(bounds.response_bytes_max, own.response_bytes),
+        false => bytes_max(bounds, own),
     }
+}
+
+/// Bytes at most of an answer's body.
+fn bytes_max(bounds: &Limits, own: &quota::Limits) -> usize {
+    least(bounds.response_bytes_max, own.response_bytes)
 }
 
 fn least(bound: usize, own: Option<u32>) -> usize {

@@ -35,7 +35,7 @@ use bytes::Bytes;
 
 use crate::cache::made_of;
 use crate::idempotency::Keep;
-use crate::plan::{Action, Form, Plan};
+use crate::plan::{Action, Form, Plan, Returning};
 use crate::request::accept::Explain;
 use fragment::Fragment;
 
@@ -55,9 +55,17 @@ pub struct Statement {
 /// The statement of a plan; none where the answer needs no rows.
 ///
 /// A write's answer is kept for an Idempotency-Key where there is one; what
-/// writes nothing, or rolls back, keeps nothing.
-pub fn statement(plan: &Plan, keep: Option<&Keep>) -> Option<Statement> {
+/// writes nothing, or rolls back, keeps nothing. A write that would answer a larger
+/// body than `body_bytes_max` is undone; reads are stopped by who reads their answers.
+pub fn statement(
+    plan: &Plan,
+    keep: Option<&Keep>,
+    body_bytes_max: Option<usize>,
+) -> Option<Statement> {
     let mut sql = Fragment::new(plan.form == Form::Read);
+    if let Some(bytes) = body_bytes_max.filter(|_| plan.form.writes() && answers_body(plan)) {
+        sql = sql.bounded(bytes);
+    }
     if let Some(keep) = keep.filter(|_| plan.form == Form::Write) {
         sql = sql.keeping(keep);
     }
@@ -82,6 +90,16 @@ pub fn statement(plan: &Plan, keep: Option<&Keep>) -> Option<Statement> {
         form: plan.form,
         calls: made_of::calls(plan),
     })
+}
+
+/// Whether the statement of what may write has a column `body`.
+fn answers_body(plan: &Plan) -> bool {
+    plan.body
+        && match &plan.action {
+            Action::Write(write) => matches!(write.returning, Returning::Rows { .. }),
+            Action::Call(call) => call.node.is_some() || !call.void,
+            Action::Read(_) | Action::Describe(_) | Action::Options(_) => false,
+        }
 }
 
 /// Its answer is the plan, a row a line.

@@ -251,9 +251,50 @@ async fn rows_and_bytes(service: &Service) {
         .json(&json!({ "name": "x".repeat(200) }));
     let request = request.header("apikey", service.cluster.key("acme").unwrap());
     assert_eq!(request.send().await.unwrap().status(), 413);
+    a_write_is_bounded_by_what_it_would_answer(service).await;
     let limits = json!({ "response_bytes": null, "request_bytes": null });
     service.limit("acme", limits).await;
     service.until(0, "acme", "contacts?limit=500", 200).await;
+}
+
+/// More than the two thousand bytes of [`rows_and_bytes`] are not answered, and then
+/// neither are they written; without them the same is.
+async fn a_write_is_bounded_by_what_it_would_answer(service: &Service) {
+    let limits = json!({ "request_bytes": null });
+    service.limit("acme", limits).await;
+    let send = async |prefer: &str, key: Option<&str>| {
+        let url = format!("{}/rest/v1/companies", service.cluster.router_url(0));
+        let rows: Vec<Value> = (0..20)
+            .map(|n| json!({ "name": format!("Bounded {n} {}", "x".repeat(150)) }))
+            .collect();
+        let request = service.http.post(url).json(&rows).header("prefer", prefer);
+        let request = request.header("apikey", service.cluster.key("acme").unwrap());
+        let request = match key {
+            Some(key) => request.header("idempotency-key", key),
+            None => request,
+        };
+        let answer = request.send().await.unwrap();
+        let status = answer.status().as_u16();
+        (status, answer.json::<Value>().await.unwrap_or_default())
+    };
+    // A router hears of the limits in its own time.
+    let written = async || {
+        let read = "companies?select=id&limit=100&name=like.Bounded*";
+        let read = service.get(0, "acme", read).await;
+        read.json::<Vec<Value>>().await.unwrap().len()
+    };
+    let until = Instant::now() + Duration::from_secs(30);
+    while send("return=minimal", None).await.0 == 413 {
+        assert!(Instant::now() < until, "the body is too large still");
+    }
+    assert_eq!(written().await, 20);
+    for key in [None, Some("bounded")] {
+        let (status, said) = send("return=representation", key).await;
+        assert_eq!((status, &said["code"]), (422, &json!("RF052")), "{said}");
+        assert_eq!(written().await, 20);
+    }
+    assert_eq!(send("return=minimal", Some("bounded-2")).await.0, 201);
+    assert_eq!(written().await, 40);
 }
 
 const ASLEEP: &str = "select count(*) from pg_stat_activity where wait_event = 'PgSleep'";

@@ -66,10 +66,23 @@ begin
 end
 $$;
 
+-- What a write answers is held in the router's memory until it is sent: one that would
+-- answer more is undone. Bytes as they are here, that is about as they are sent.
+create or replace function ringfence.require_bytes(bytes integer, bound bigint) returns void
+language plpgsql as $$
+begin
+  if bytes operator(pg_catalog.>) bound then
+    perform ringfence.refuse(422, 'RF052', pg_catalog.format('The answer is larger than %s bytes', bound),
+      'Nothing was written. Ask for less: Prefer: return=minimal, or a shorter select.');
+  end if;
+end
+$$;
+
 grant execute on function
   ringfence.refuse(int, text, text, text),
   ringfence.row_state(text),
   ringfence.require_match(bigint),
+  ringfence.require_bytes(integer, bigint),
   ringfence.require_one(bigint),
   ringfence.require_at_most(bigint, bigint),
   ringfence.require_key(bigint)

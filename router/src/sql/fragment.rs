@@ -21,6 +21,7 @@ pub(super) struct Fragment {
     aliases: usize,
     guarded: bool,
     keep: Option<Keep>,
+    body_bytes_max: Option<usize>,
 }
 
 /// The name of a level's rows in SQL: `t`, `t1`, …
@@ -57,7 +58,14 @@ impl Fragment {
             aliases: 0,
             guarded,
             keep: None,
+            body_bytes_max: None,
         }
+    }
+
+    /// What the statement answers as `body` is refused where it is larger.
+    pub(super) fn bounded(mut self, bytes: usize) -> Self {
+        self.body_bytes_max = Some(bytes);
+        self
     }
 
     /// What the statement answers is kept for an Idempotency-Key.
@@ -69,8 +77,17 @@ impl Fragment {
     /// Begins the select that makes the answer's one row.
     pub(super) fn answer(&mut self) {
         self.push("select ");
+        if !self.is_wrapped() {
+            return;
+        }
+        self.push("a.*");
+        if let Some(bytes) = self.body_bytes_max {
+            self.push(", ringfence.require_bytes(pg_catalog.pg_column_size(a.body), ");
+            self.param(bytes.to_string());
+            self.push("::bigint) as bounded");
+        }
         if let Some(keep) = self.keep.clone() {
-            self.push("a.*, ringfence.keep(");
+            self.push(", ringfence.keep(");
             self.param(keep.key);
             self.push("::text, ");
             self.param(keep.fingerprint);
@@ -78,13 +95,18 @@ impl Fragment {
             self.param(keep.seconds.to_string());
             self.push("::integer, ");
             self.param(keep.body_bytes_max.to_string());
-            self.push("::integer, pg_catalog.to_jsonb(a)) as kept from (select ");
+            self.push("::integer, pg_catalog.to_jsonb(a)) as kept");
         }
+        self.push(" from (select ");
+    }
+
+    fn is_wrapped(&self) -> bool {
+        self.keep.is_some() || self.body_bytes_max.is_some()
     }
 
     /// Ends it.
     pub(super) fn end_answer(&mut self) {
-        if self.keep.is_some() {
+        if self.is_wrapped() {
             self.push(") a");
         }
     }

@@ -247,7 +247,7 @@ impl Shop {
         };
         let request = ApiRequest::parse(&parts, &self.api).unwrap();
         let plan = plan(&self.model, &self.api, &request, &body::Payload::None).unwrap();
-        sql::statement(&plan, None).unwrap()
+        sql::statement(&plan, None, None).unwrap()
     }
 
     fn guard(&self, tenant: Uuid, settings: Option<Bytes>) -> Guard {
@@ -300,7 +300,7 @@ impl Shop {
             Bytes::copy_from_slice(body.as_bytes()),
         )?;
         let plan = plan(&self.model, &self.api, &request, &payload)?;
-        let Some(statement) = sql::statement(&plan, None) else {
+        let Some(statement) = sql::statement(&plan, None, None) else {
             return response::without_rows(&self.api, &request, &plan);
         };
         let hoisted = match &plan.action {

@@ -83,3 +83,35 @@ pub(crate) async fn a_slow_body_is_cut_off(stage: &Stage) {
         since.elapsed()
     );
 }
+
+/// More than the sockets' buffers hold; two of them are more than a router may.
+const LARGE: usize = 16 << 20;
+
+pub(crate) async fn answers_that_nobody_takes_are_bounded_together(stage: &Stage) {
+    let function = format!(
+        "create function large() returns text language sql stable as
+           $$ select repeat('x', {LARGE}) $$"
+    );
+    stage.sql.batch_execute(&function).await.unwrap();
+    let ask = || stage.get("rpc/large");
+    let whole = stage.until(ask, 200).await;
+    assert_eq!(whole.len(), LARGE + 2);
+    let url = stage.cluster.router_url(0);
+    let mut dawdler = TcpStream::connect(url.strip_prefix("http://").unwrap())
+        .await
+        .unwrap();
+    let key = stage.cluster.key("acme").unwrap();
+    let head = format!("GET /rest/v1/rpc/large HTTP/1.1\r\nHost: x\r\napikey: {key}\r\n\r\n");
+    dawdler.write_all(head.as_bytes()).await.unwrap();
+    // Its answer has begun, and it takes no more of it.
+    let mut begun = [0; 12];
+    dawdler.read_exact(&mut begun).await.unwrap();
+    assert_eq!(&begun, b"HTTP/1.1 200");
+    let refused = ask().send().await.unwrap();
+    assert_eq!(refused.status(), 503);
+    assert_eq!(refused.headers()["retry-after"], "1");
+    // Small ones are given, and others again once it is gone.
+    stage.until(|| stage.get("companies?limit=1"), 200).await;
+    drop(dawdler);
+    stage.until(ask, 200).await;
+}

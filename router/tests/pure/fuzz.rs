@@ -159,7 +159,7 @@ fn decide(model: &Model, config: &Api, parts: &RequestParts<'_>, sent: Bytes) ->
         .and_then(|v| v.to_str().ok());
     let payload = body::parse(&request, content_type, sent)?;
     let plan = plan(model, config, &request, &payload)?;
-    if let Some(statement) = sql::statement(&plan, None) {
+    if let Some(statement) = sql::statement(&plan, None, None) {
         check(&statement.text);
     }
     Ok(())

@@ -64,7 +64,7 @@ fn decide(model: &Model, api: &Api, request: &str) -> Result<Statement, Error> {
     let request = ApiRequest::parse(&parts, api)?;
     let payload = body::parse(&request, None, Bytes::copy_from_slice(sent.as_bytes()))?;
     let plan = plan(model, api, &request, &payload)?;
-    Ok(sql::statement(&plan, None).unwrap())
+    Ok(sql::statement(&plan, None, None).unwrap())
 }
 
 fn api() -> Api {
