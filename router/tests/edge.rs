@@ -9,6 +9,8 @@
 
 #[path = "edge/faults.rs"]
 mod faults;
+#[path = "edge/front.rs"]
+mod front;
 #[path = "edge/profiles.rs"]
 mod profiles;
 #[path = "../../ops/telemetry/tests/receiver/mod.rs"]
@@ -32,10 +34,14 @@ async fn what_is_told_and_what_is_refused() {
     traces::postgres_knows_whose_trace_it_works_for(&stage).await;
     traces::a_job_has_a_trace_of_its_own(&mut stage).await;
     faults::only_our_own_are_reported_and_nothing_of_the_request(&mut stage).await;
+    traces::a_slow_request_says_what_it_did(&stage).await;
+    front::what_may_be_shared_is_kept_and_asked_for_by_its_tag(&stage).await;
+    front::a_flood_is_cut_off_before_the_routers(&stage).await;
     profiles::show_where_the_time_goes(&stage).await;
     smuggling::over_http1(&stage).await;
     smuggling::over_http2(&stage).await;
     slow::a_slow_body_is_cut_off(&stage).await;
+    slow::answers_that_nobody_takes_are_bounded_together(&stage).await;
     slow::end(dawdlers).await;
     traces::the_last_ones_are_sent_at_the_end(&mut stage).await;
     stage.down().await;

@@ -53,7 +53,7 @@ impl Stage {
             collector.url,
             dsn_file.display(),
         );
-        let bounds = "[limits]\nheaders_ms_max = 1000\nbody_ms_max = 1000\n";
+        let bounds = "[limits]\nheaders_ms_max = 1000\nbody_ms_max = 1000\nanswers_bytes_max = 30000000\n[log]\nslow_ms = 200\n";
         let router = Process::start(
             &cluster,
             "ringfence-router",

@@ -198,3 +198,39 @@ pub(crate) async fn the_last_ones_are_sent_at_the_end(stage: &mut Stage) {
     stage.router.terminate();
     stage.collector.until(of(TRACE)).await;
 }
+
+/// What took long is logged with its statement, but for the values in it.
+pub(crate) async fn a_slow_request_says_what_it_did(stage: &Stage) {
+    stage
+        .sql
+        .batch_execute(
+            "create function dozes(word text) returns text language sql stable as
+               $$ select word from pg_sleep(0.3) $$",
+        )
+        .await
+        .unwrap();
+    let slow = || stage.get("rpc/dozes?word=hidden-word");
+    stage.until(slow, 200).await;
+    let answer = slow().header("x-request-id", "slow-1").send().await;
+    assert_eq!(answer.unwrap().status(), 200);
+    let line = logged(stage, "slow-1").await;
+    assert_eq!(line["level"], "WARN", "{line}");
+    assert_eq!(line["message"], "slow request");
+    let tenant = stage
+        .admin(Method::GET, "/admin/v1/tenants/acme")
+        .send()
+        .await;
+    let tenant: Value = tenant.unwrap().json().await.unwrap();
+    assert_eq!(line["tenant"], tenant["id"], "{line}");
+    assert_eq!(line["shard"], "s1");
+    // The shard had most of the time.
+    let stages = line["stages_ms"].as_object().unwrap();
+    let spent = |stage: &str| stages[stage].as_f64().unwrap();
+    assert!(spent("transaction") >= 300.0, "{line}");
+    assert!(line["duration_ms"].as_f64().unwrap() >= spent("transaction"));
+    assert!(
+        line["statement"].as_str().unwrap().contains("dozes"),
+        "{line}"
+    );
+    assert!(!line.to_string().contains("hidden-word"), "{line}");
+}
