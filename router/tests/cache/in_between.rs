@@ -230,6 +230,47 @@ async fn an_old_answer_stands_in_for_a_connection_that_is_lost() {
     locker.batch_execute("rollback").await.unwrap();
 }
 
+/// The same out of Redis, through a router that never had it.
+pub(crate) async fn an_old_answer_of_redis_stands_in_for_a_connection_that_is_lost(
+    service: &Service,
+) {
+    let tenant = service.tenant().await;
+    let begun = Instant::now();
+    let mut asked = 0;
+    let (path, old) = loop {
+        let before = service.names_of(&tenant).await;
+        asked += 1;
+        let path = format!(
+            "companies?select=id,name&order=id&limit=2&id=lt.{}",
+            100 + asked
+        );
+        let body = service.cached(0, &path).await;
+        if !service.names_of(&tenant).await.is_subset(&before) {
+            break (path, body);
+        }
+        assert!(begun.elapsed() < PATIENCE, "nothing comes to Redis");
+    };
+    service.insert(0, "Newest").await;
+    let locker = service.locker("companies").await;
+    let request = service
+        .get(1, &path)
+        .header("cache-control", "stale-if-error=3600");
+    let asked = tokio::spawn(request.send());
+    service.waiting_for_a_lock(1).await;
+    let kill = "select pg_terminate_backend(pid) from pg_stat_activity
+                where wait_event_type = 'Lock' and application_name like 'ringfence-router%'";
+    service.shard.query(kill, &[]).await.unwrap();
+    let Ok(answer) = tokio::time::timeout(PATIENCE, asked).await else {
+        panic!("it waits for the lock again");
+    };
+    let answer = answer.unwrap().unwrap();
+    let status = answer.headers()["cache-status"].to_str().unwrap();
+    assert!(status.contains("l2-old"), "{status}");
+    assert!(answer.headers().contains_key("age"));
+    assert_eq!(taken(answer).await, ("l2".to_owned(), old));
+    locker.batch_execute("rollback").await.unwrap();
+}
+
 /// A 304 comes from memory: the shard would wait for a lock.
 async fn unchanged_without_the_shard(
     service: &Service,
