@@ -30,6 +30,8 @@ pub fn describe() {
     describe_histogram!(BARRIER, "From a barrier's coming until it was done");
     describe_counter!(MARKERS, "Markers written for leases and barriers");
     describe_counter!(CUT_OFF, "Streams ended because their router did not read");
+    // Shown before the first one, too.
+    counter!(CUT_OFF).increment(0);
 }
 
 /// Name, help text, and what it shows; none where there is nothing to show.
