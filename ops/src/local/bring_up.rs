@@ -16,6 +16,8 @@ use super::{
 use crate::admin::Admin;
 use crate::error::{Error, Result, io};
 
+const CONTROL_OWNER: &str = include_str!("../../compose/control-owner.sql");
+
 /// Longest wait for a node; crash recovery is included.
 const READY: Duration = Duration::from_secs(90);
 /// Longest wait for one answer of a node that is starting.
@@ -51,6 +53,7 @@ impl Cluster {
     }
 
     async fn services(&self, shards: &[Vec<&Node>]) -> Result<()> {
+        self.give_away(self.find("control")?).await?;
         (self.report)("starting the worker");
         // The first prepares the control database that all read.
         self.start_and_wait(self.find("worker-1")?).await?;
@@ -148,6 +151,18 @@ impl Cluster {
                 .map_err(failed(node, "creating its database"))?;
         }
         Ok(())
+    }
+
+    /// The control database belongs to a role of its own, as in production.
+    async fn give_away(&self, control: &Node) -> Result<()> {
+        let client = connect(control, CONTROL_DATABASE, self.secrets.superuser()).await?;
+        let password = self.secrets.owner();
+        client
+            .batch_execute(&format!(
+                "{CONTROL_OWNER} alter role ringfence_owner password '{password}'"
+            ))
+            .await
+            .map_err(failed(control, "giving its database an owner"))
     }
 
     async fn replica(&self, node: &Node, primary: &Node) -> Result<()> {

@@ -9,7 +9,7 @@ use super::folder::write_private;
 use crate::error::{Result, io};
 
 /// Names of the files.
-const NAMES: [&str; 10] = [
+const NAMES: [&str; 11] = [
     "superuser",
     "router",
     "worker",
@@ -20,6 +20,7 @@ const NAMES: [&str; 10] = [
     "jwt-secret",
     "stream-secret",
     "redis",
+    "owner",
 ];
 
 /// Secrets of one cluster.
@@ -75,6 +76,11 @@ impl Secrets {
     /// Password of every Redis node.
     pub(crate) fn redis(&self) -> &str {
         &self.values[9]
+    }
+
+    /// Password of `ringfence_owner`, of the control database.
+    pub(crate) fn owner(&self) -> &str {
+        &self.values[10]
     }
 
     /// The file of a secret, for configurations.

@@ -37,7 +37,14 @@ pub(crate) fn serve(
     let tls = tls
         .map(|authority| peer(&dir, node, authority))
         .transpose()?;
-    let superuser_dsn = || dsn("postgres", secrets.superuser(), control, CONTROL_DATABASE);
+    let owner_dsn = || {
+        dsn(
+            "ringfence_owner",
+            secrets.owner(),
+            control,
+            CONTROL_DATABASE,
+        )
+    };
     let router_dsn = || {
         dsn(
             "ringfence_router",
@@ -61,7 +68,7 @@ pub(crate) fn serve(
         ),
         Role::Worker { stream_port } => (
             "ringfence-worker",
-            config::worker(node, superuser_dsn(), stream_port, tls.as_ref(), secrets),
+            config::worker(node, owner_dsn(), stream_port, tls.as_ref(), secrets),
         ),
         _ => return Err(Error::Usage(format!("{} is no service of ours", node.name))),
     };
