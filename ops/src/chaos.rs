@@ -21,12 +21,14 @@ mod life;
 mod migrate;
 #[path = "chaos/moves.rs"]
 mod moves;
+#[path = "chaos/plot.rs"]
+mod plot;
 #[path = "chaos/rebalance.rs"]
 mod rebalance;
 
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use clap::{Parser, ValueEnum};
 use comfy_table::Table;
@@ -62,7 +64,11 @@ struct Args {
     /// Routers, of those faults that have a cluster of two otherwise.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(2..=3))]
     routers: u16,
-    /// Keep the load tester's reports here.
+    /// From a promotion to the first write that is acknowledged it may take so long,
+    /// in milliseconds.
+    #[arg(long)]
+    writes_again_ms: Option<u64>,
+    /// Keep the load tester's reports here, and a plot of each fault that is mended.
     #[arg(long)]
     reports: Option<PathBuf>,
 }
@@ -140,6 +146,8 @@ type Failure = Box<dyn std::error::Error>;
 
 /// How long the HA manager takes to see that a primary is gone.
 const DETECTED: Duration = Duration::from_millis(500);
+/// Longest wait for a write after a promotion.
+const WRITES_AGAIN_MAX: Duration = Duration::from_secs(30);
 const PRIMARY: &str = "s1-primary";
 const REPLICA: &str = "s1-replica1";
 const ROUTER: &str = "router-1";
@@ -174,6 +182,7 @@ async fn run(args: Args) -> Result<bool, Failure> {
         "OF THEM UNKNOWN",
         "LONGEST",
         "SECONDS WITH FAILURES",
+        "WRITES AGAIN",
         "VIOLATIONS",
         "VERDICT",
     ]);
@@ -206,8 +215,9 @@ async fn run(args: Args) -> Result<bool, Failure> {
             continue;
         }
         let seen = suffer(*fault, &args).await?;
-        good &= seen.is_good(*fault);
-        table.add_row(seen.row(*fault));
+        let is_good = seen.is_good(args.writes_again_ms.map(Duration::from_millis));
+        good &= is_good;
+        table.add_row(seen.row(*fault, is_good));
     }
     for table in [table, crowds].iter().filter(|table| table.row_count() > 0) {
         println!("{table}");
@@ -247,6 +257,8 @@ async fn suffer(fault: Fault, args: &Args) -> Result<Seen, Failure> {
     };
     let mut load = load(&cluster, args, scenario, &report)?;
     let (mut fresh, mut left, mut idle) = (None, 0, false);
+    let mut written_again = None;
+    let (mut struck, mut mended) = (SystemTime::now(), None);
     if fault == Fault::Cache {
         let lasts = Duration::from_secs(args.seconds.saturating_sub(5));
         fresh = Some(cache::suffer(&cluster, args.routers, lasts).await?);
@@ -267,26 +279,63 @@ async fn suffer(fault: Fault, args: &Args) -> Result<Seen, Failure> {
             left = told.left + told.late;
             idle = told.is_idle(victim, args.moves);
         } else {
+            struck = SystemTime::now();
             fault.strike(&cluster).await?;
+            if fault.promotes() {
+                written_again = Some(write_again(&cluster).await?);
+            }
             tokio::time::sleep(third).await;
         }
         fault.mend(&cluster).await?;
+        mended = Some(SystemTime::now());
     }
     load.wait().await?;
     let text = std::fs::read_to_string(&report)
         .map_err(|error| format!("the load tester wrote no report: {error}"))?;
-    let mut seen = Seen::read(fault, &serde_json::from_str(&text)?);
+    let told: Value = serde_json::from_str(&text)?;
+    if let Some(mended) = mended {
+        let plot = plot::svg(&name, &told, (struck, mended));
+        std::fs::write(report.with_extension("svg"), plot)?;
+    }
+    let mut seen = Seen::read(fault, &told);
     seen.violations = seen.violations.saturating_add(left);
     seen.idle = idle;
+    seen.written_again = written_again;
     if let Some(fresh) = fresh {
         eprintln!("· {name}: {fresh:?}");
         let stale = fresh.stale.load(std::sync::atomic::Ordering::Relaxed);
         seen.violations = seen.violations.saturating_add(stale as usize);
         // Caches that never answered prove nothing.
         seen.idle = fresh.hits.load(std::sync::atomic::Ordering::Relaxed) == 0;
+        let max = fresh
+            .seconds_without
+            .load(std::sync::atomic::Ordering::Relaxed);
+        seen.failing_seconds_max = max as usize;
     }
     cluster.down().await;
     Ok(seen)
+}
+
+/// How long a write takes that is sent now, and again until it is done.
+async fn write_again(cluster: &Cluster) -> Result<Duration, Failure> {
+    let since = std::time::Instant::now();
+    let (url, key) = (
+        cluster.router_url(0),
+        cluster.key("acme").unwrap_or_default(),
+    );
+    let client = reqwest::Client::builder().no_proxy().build()?;
+    while since.elapsed() < WRITES_AGAIN_MAX {
+        let request = client.post(format!("{url}/rest/v1/companies"));
+        let request = request
+            .header("apikey", &key)
+            .json(&serde_json::json!({ "name": "Again" }));
+        let answer = request.timeout(WRITES_AGAIN_MAX).send().await;
+        if answer.is_ok_and(|answer| answer.status().is_success()) {
+            return Ok(since.elapsed());
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Err("nothing is written after the promotion".into())
 }
 
 /// The load tester, beside this program.
@@ -341,6 +390,17 @@ impl Fault {
             Self::MoveRedis => Some(Victim::Redis),
             _ => None,
         }
+    }
+
+    /// A replica becomes the primary.
+    fn promotes(self) -> bool {
+        let promotes = [
+            Self::SwitchOver,
+            Self::PrimaryKill,
+            Self::PrimaryFreeze,
+            Self::PrimaryCut,
+        ];
+        promotes.contains(&self)
     }
 
     /// It cuts a node's network.
@@ -483,7 +543,9 @@ impl Fault {
             Self::MoveKill | Self::Moves => usize::MAX,
             Self::MoveSource | Self::MoveTarget | Self::MoveRouter => usize::MAX,
             Self::PrimaryKill | Self::PrimaryFreeze | Self::PrimaryCut => 2,
-            Self::RouterKill | Self::RouterFreeze | Self::RouterCut | Self::Cache => usize::MAX,
+            Self::RouterKill | Self::RouterFreeze | Self::RouterCut => usize::MAX,
+            // By what was broken, and for how long.
+            Self::Cache => usize::MAX,
         }
     }
 
@@ -528,6 +590,9 @@ struct Seen {
     unknown: u64,
     longest_ms: f64,
     failing_seconds: usize,
+    failing_seconds_max: usize,
+    /// From a promotion until the first write was acknowledged.
+    written_again: Option<Duration>,
     violations: usize,
     /// What was to be broken was never in use.
     idle: bool,
@@ -557,29 +622,38 @@ impl Seen {
             violations: report["checks"]["violations"]
                 .as_array()
                 .map_or(usize::MAX, Vec::len),
+            failing_seconds_max: fault.failing_seconds_max(),
+            written_again: None,
             idle: false,
             strays: !fault.only_in_flight(&report["total"]),
         }
     }
 
-    fn is_good(&self, fault: Fault) -> bool {
+    fn is_good(&self, writes_again_max: Option<Duration>) -> bool {
+        let late = |max| self.written_again.is_some_and(|after| after > max);
         self.requests > 0
+            && !writes_again_max.is_some_and(late)
             && !self.idle
             && !self.strays
             && self.violations == 0
-            && self.failing_seconds <= fault.failing_seconds_max()
+            && self.failing_seconds <= self.failing_seconds_max
     }
 
-    fn row(&self, fault: Fault) -> [String; 8] {
+    fn row(&self, fault: Fault, good: bool) -> [String; 9] {
         [
             fault.name(),
             self.requests.to_string(),
             self.failed.to_string(),
             self.unknown.to_string(),
             format!("{:.0} ms", self.longest_ms),
-            self.failing_seconds.to_string(),
+            match self.failing_seconds_max {
+                usize::MAX => self.failing_seconds.to_string(),
+                max => format!("{} of {max}", self.failing_seconds),
+            },
+            self.written_again
+                .map_or("-".into(), |after| format!("{} ms", after.as_millis())),
             self.violations.to_string(),
-            if self.is_good(fault) { "good" } else { "BAD" }.to_owned(),
+            if good { "good" } else { "BAD" }.to_owned(),
         ]
     }
 }

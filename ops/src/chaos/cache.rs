@@ -60,6 +60,27 @@ const BREAKS: [Break; 13] = [
     Break::PromotedAway,
 ];
 
+impl Break {
+    /// Whether requests may fail while it lasts: of a dead or frozen router its own
+    /// clients', until it serves again (`router/src/main.rs`); of a primary's end
+    /// those that are held for longer than they wait (`router/src/hold.rs`). Whatever
+    /// else breaks costs time, and no request: Redis 50 ms a request
+    /// (`router/src/cache/shared.rs`), the worker and its stream the caches alone, for
+    /// as long as there is no lease (`router/src/coherence/lease.rs`).
+    fn fails_requests(self) -> bool {
+        matches!(
+            self,
+            Self::RouterKilled | Self::RouterPaused | Self::PromotedAway
+        )
+    }
+}
+
+/// Whole seconds of a clock that a break of this length can touch, and the one in
+/// which the last of its requests end.
+fn touched(lasted: Duration) -> u64 {
+    lasted.as_secs() + 3
+}
+
 /// What the readers of changed rows saw.
 #[derive(Debug, Default)]
 pub(super) struct Freshness {
@@ -71,6 +92,8 @@ pub(super) struct Freshness {
     pub(super) stale: AtomicU64,
     /// Breaks made.
     pub(super) breaks: AtomicU64,
+    /// Seconds of the load in which requests may have failed.
+    pub(super) seconds_without: AtomicU64,
 }
 
 /// Changes that were committed: (value, when COMMIT had returned).
@@ -226,7 +249,12 @@ async fn break_things(
         seen.breaks.fetch_add(1, Ordering::Relaxed);
         let lasts = Duration::from_millis(fastrand::u64(300..3_000));
         let router = format!("router-{}", fastrand::u16(1..=routers));
+        let since = Instant::now();
         make(next, cluster, &router, primary, lasts, &mut copy).await?;
+        if next.fails_requests() {
+            let seconds = touched(since.elapsed());
+            seen.seconds_without.fetch_add(seconds, Ordering::Relaxed);
+        }
         sleep(Duration::from_millis(fastrand::u64(300..1_500))).await;
     }
     Ok(())
