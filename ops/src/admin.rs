@@ -5,6 +5,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::body::{Bytes, Frame, SizeHint};
+use reqwest::header::{HeaderName, HeaderValue};
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 use tokio::sync::mpsc::Receiver;
@@ -17,6 +18,8 @@ const CONNECT: Duration = Duration::from_secs(5);
 const EVENTS_MAX: Duration = Duration::from_secs(3_600);
 /// Longest stream of an archive, either way.
 const STREAM_MAX: Duration = Duration::from_secs(12 * 3_600);
+/// Longest claim of who calls.
+const CLAIM_MAX: usize = 128;
 /// Longest event.
 const EVENT_BYTES_MAX: usize = 16 << 20;
 
@@ -37,7 +40,8 @@ impl Admin {
         let url = url.trim_end_matches('/').to_owned();
         let mut builder = reqwest::Client::builder()
             .timeout(TIMEOUT)
-            .connect_timeout(CONNECT);
+            .connect_timeout(CONNECT)
+            .default_headers(claim().into_iter().collect());
         // A proxy's loopback is another machine's.
         if url.starts_with("http://127.") || url.starts_with("http://localhost") {
             builder = builder.no_proxy();
@@ -217,6 +221,20 @@ impl Admin {
             field: "JSON",
         })
     }
+}
+
+/// Who this says that it is, beside the token: for the audit log, which marks it as
+/// a claim. `RINGFENCE_ACTOR`, or this machine's user.
+fn claim() -> Option<(HeaderName, HeaderValue)> {
+    let of = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let user = || ["SUDO_USER", "LOGNAME", "USER"].into_iter().find_map(of);
+    let here = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let claim =
+        of("RINGFENCE_ACTOR").or_else(|| user().map(|user| format!("{user}@{}", here())))?;
+    let fits = |c: &char| c.is_ascii_graphic() && !matches!(c, '(' | ')' | '"');
+    let claim: String = claim.chars().filter(fits).take(CLAIM_MAX).collect();
+    let value = HeaderValue::from_str(&claim).ok()?;
+    (!claim.is_empty()).then_some((HeaderName::from_static("ringfence-actor"), value))
 }
 
 /// What the API streams.

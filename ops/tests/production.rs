@@ -29,6 +29,7 @@ async fn cluster(nginx: Balance) -> Cluster {
         nginx: Some(nginx),
         prometheus: true,
         caches: true,
+        redis: Some(3),
         content: Content::Demo {
             extra: 97,
             rows: None,
@@ -202,7 +203,9 @@ async fn nginx_balances_releases_and_restarts_unnoticed() {
         // began a moment later is the new ones'.
         tokio::time::sleep(Duration::from_secs(1)).await;
         let from = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        let while_load_goes_on = tokio::time::sleep(Duration::from_secs(2));
+        let sent = tenants_at_the_canary(&cluster, percent);
+        let (sent, ()) = tokio::join!(sent, while_load_goes_on);
         let to_canary = |line: &Value| line["release"] == "canary";
         let mut lines = logged(&cluster);
         lines.retain(|line| began(line) > from.as_secs_f64());
@@ -223,12 +226,18 @@ async fn nginx_balances_releases_and_restarts_unnoticed() {
         assert!(new.is_disjoint(&old), "{percent}");
         // Of the tenants, for some have many times the requests of others.
         seen.push(new.len() as f64 / (new.len() + old.len()) as f64);
+        match percent {
+            // Whose keys these are is always the same, and so is who is sent where.
+            10 => assert!((10..=35).contains(&sent), "{sent} of 200"),
+            _ => assert_eq!(sent, 2 * usize::from(percent)),
+        }
     }
     assert!(
         seen[0] < 0.4 && seen[1] == 1.0 && seen[2] == 0.0,
         "{seen:?}"
     );
     cluster.direct(&[], 0).await.unwrap();
+    both_are_of_one_release_again(&cluster).await;
     let (requests, failed, violations) = load.end();
     assert!(requests > 1_000, "{requests}");
     assert_eq!((failed, violations), (0, 0), "{:#?}", failures(&cluster));
@@ -256,8 +265,8 @@ async fn nginx_balances_releases_and_restarts_unnoticed() {
         for n in 0..300 {
             // Half of them past the caches, so that they take a while.
             let request = get(&http).header("cache-control", ["max-age=0", "no-cache"][n % 2]);
-            let answer = request.send().await.unwrap();
-            assert_eq!(answer.status(), StatusCode::OK, "request {n}");
+            let status = request.send().await.unwrap().status();
+            assert_eq!(status, StatusCode::OK, "{n}: {:#?}", failures(&cluster));
         }
     });
     let killed = async {
@@ -285,9 +294,166 @@ async fn nginx_balances_releases_and_restarts_unnoticed() {
         }
     }
     a_write_that_was_not_sent_is_sent_to_the_next(&cluster).await;
+    the_end_of_a_router_is_not_noticed(&cluster).await;
 
     dashboards(&cluster).await;
     cluster.down().await;
+}
+
+/// How many of two hundred tenants, whom Nginx tells by their keys alone, are sent to
+/// the canary; each of them twice, and both times to the same release.
+async fn tenants_at_the_canary(cluster: &Cluster, percent: u8) -> usize {
+    let (_, _, http) = cluster.nginx().unwrap();
+    let (url, client) = (format!("{http}/rest/v1/companies"), Client::new());
+    let id = |tenant: usize, time: usize| format!("canary-{percent}-{tenant}-{time}");
+    for tenant in 0..200 {
+        for time in 0..2 {
+            let request = client
+                .get(&url)
+                .header("apikey", format!("rf_{tenant:022}_"));
+            let answer = request
+                .header("x-request-id", id(tenant, time))
+                .send()
+                .await;
+            assert_eq!(answer.unwrap().status(), StatusCode::UNAUTHORIZED);
+        }
+    }
+    logged_as(cluster, &id(199, 1)).await;
+    let lines = logged(cluster);
+    let of = |id: String| lines.iter().find(|line| line["request_id"] == id).unwrap();
+    let sent = (0..200).filter(|tenant| {
+        let [first, second] = [0, 1].map(|time| of(id(*tenant, time)));
+        assert_eq!(first["tenant"], format!("{tenant:022}"));
+        assert_eq!(first["release"], second["release"], "{first} {second}");
+        let canary = first["release"] == "canary";
+        for line in [first, second] {
+            let by = line["upstream"].as_str().unwrap();
+            assert_eq!(cluster.router_url(1).ends_with(by), canary, "{line}");
+        }
+        canary
+    });
+    sent.count()
+}
+
+/// Returns once Nginx has read what it was told: router-2 gets what is for nobody's canary.
+async fn both_are_of_one_release_again(cluster: &Cluster) {
+    let (_, _, http) = cluster.nginx().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    for n in 0.. {
+        let id = format!("one-release-{n}");
+        let request = Client::new().get(format!("{http}/rest/v1/companies"));
+        request.header("x-request-id", &id).send().await.unwrap();
+        let line = logged_as(cluster, &id).await;
+        let by = line["upstream"].as_str().unwrap();
+        if cluster.router_url(1).ends_with(by) && line["release"] == "stable" {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{line}");
+    }
+}
+
+/// A router that is told to end, as Compose and Swarm tell it, while rows are made and
+/// deleted through Nginx: none of the requests fails, and none is done twice.
+async fn the_end_of_a_router_is_not_noticed(cluster: &Cluster) {
+    let (_, _, http) = cluster.nginx().unwrap();
+    cluster.shut_down("router-1").await.unwrap();
+    // For longer than Nginx keeps a connection that nothing uses.
+    let mut ending = Own::start(cluster, "router-1", "\n[limits]\ndrain_lag_ms = 5500\n").await;
+    let client = Client::new();
+    let over = std::sync::atomic::AtomicBool::new(false);
+    let ask = |method: reqwest::Method, query: &str| {
+        let request = client.request(method, format!("{http}/rest/v1/companies{query}"));
+        let request = request.header("apikey", cluster.key("acme").unwrap());
+        request.header("prefer", "return=representation, visibility=self")
+    };
+    let rows = async |request: reqwest::RequestBuilder, status: StatusCode, what: &str| {
+        let answer = request.send().await.unwrap();
+        assert_eq!(
+            answer.status(),
+            status,
+            "{what}: {}",
+            answer.text().await.unwrap()
+        );
+        answer.json::<Vec<Value>>().await.unwrap().len()
+    };
+    let writers = (0..4).map(|writer| {
+        let (ask, rows, over) = (&ask, &rows, &over);
+        async move {
+            let mut done = 0;
+            while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                let name = format!("Ended-{writer}-{done}");
+                let post = ask(reqwest::Method::POST, "").json(&json!({ "name": name }));
+                assert_eq!(rows(post, StatusCode::CREATED, &name).await, 1);
+                // Done twice, the POST has left two, and the DELETE the second time none.
+                let delete = ask(reqwest::Method::DELETE, &format!("?name=eq.{name}"));
+                assert_eq!(rows(delete, StatusCode::OK, &name).await, 1, "{name}");
+                done += 1;
+            }
+            done
+        }
+    });
+    let end = async {
+        // Both routers have had some.
+        for router in [0, 1] {
+            let url = cluster.router_url(router);
+            let mut tries = 0;
+            while !logged(cluster).iter().any(|line| {
+                line["request_method"] == "POST"
+                    && url.ends_with(line["upstream"].as_str().unwrap())
+            }) {
+                tries += 1;
+                assert!(tries < 600, "{url} gets none");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+        ending.terminate();
+        let code = tokio::task::spawn_blocking(move || ending.child.wait())
+            .await
+            .unwrap();
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        code.unwrap()
+    };
+    let (done, code) = tokio::join!(futures_util::future::join_all(writers), end);
+    assert!(code.success(), "{code}");
+    assert!(done.iter().all(|done| *done > 0), "{done:?}");
+    cluster.start_node("router-1").await.unwrap();
+}
+
+/// A router of the cluster's with settings of its own.
+struct Own {
+    child: Child,
+}
+
+impl Own {
+    async fn start(cluster: &Cluster, name: &str, settings: &str) -> Self {
+        let dir = cluster.path().join("nodes").join(name);
+        let mut config = std::fs::read_to_string(dir.join("config.toml")).unwrap();
+        config.push_str(settings);
+        std::fs::write(dir.join("own.toml"), config).unwrap();
+        let program = Path::new(env!("CARGO_BIN_EXE_ringfence")).with_file_name("ringfence-router");
+        let mut command = Command::new(program);
+        command.arg("--config").arg("own.toml").current_dir(&dir);
+        let log = std::fs::File::create(dir.join("own.log")).unwrap();
+        let child = command.stdout(log).spawn().unwrap();
+        let url = format!("{}/ready", cluster.router_admin_url(0));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while reqwest::get(&url).await.map(|answer| answer.status()).ok() != Some(StatusCode::OK) {
+            assert!(Instant::now() < deadline, "{name} is not ready");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Self { child }
+    }
+
+    fn terminate(&self) {
+        run(Command::new("kill").args(["-TERM", &self.child.id().to_string()]));
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 /// Nginx leaves a range and a client's tag out where it may cache, and makes a GET
@@ -389,7 +555,7 @@ async fn a_write_that_was_not_sent_is_sent_to_the_next(cluster: &Cluster) {
 }
 
 /// Metrics that must show something while `crm_day` runs and a tenant moves.
-const MOVING: [&str; 12] = [
+const MOVING: [&str; 14] = [
     "requests_total",
     "request_duration_seconds_bucket",
     "pool_connections",
@@ -397,6 +563,8 @@ const MOVING: [&str; 12] = [
     "node_primary",
     "reads_total",
     "cache_answers_total",
+    "cache_redis_total",
+    "cache_staleness_seconds_bucket",
     "write_barriers_total",
     "tenant_requests_total",
     "tenant_rows_total",
@@ -408,6 +576,7 @@ const MOVING: [&str; 12] = [
 /// moves, and those about what then must move are not at rest.
 async fn dashboards(cluster: &Cluster) {
     let load = Load::start(cluster, 12);
+    let old = tokio::spawn(old_answers(cluster.router_url(1), stranger(cluster).await));
     move_a_tenant(cluster).await;
     let url = format!("{}/api/v1/query", cluster.prometheus_url().unwrap());
     let client = Client::new();
@@ -453,13 +622,16 @@ async fn dashboards(cluster: &Cluster) {
             }
         }
     }
-    assert!(queries > 40, "{queries}");
+    old.abort();
+    assert!(queries > 50, "{queries}");
     assert_eq!(moving.len(), MOVING.len(), "{moving:?}");
     let (_, failed, violations) = load.end();
     assert_eq!((failed, violations), (0, 0), "{:#?}", failures(cluster));
     for service in [cluster.router_admin_url(0), cluster.admin_url()] {
         let metrics = client.get(format!("{service}/metrics")).send();
-        follows_the_conventions(&metrics.await.unwrap().text().await.unwrap());
+        let metrics = metrics.await.unwrap().text().await.unwrap();
+        follows_the_conventions(&metrics);
+        has_a_panel_each(&metrics);
     }
     // The recording rules have run, and nothing but what is true is alerted.
     let rate = ask("ringfence:requests:rate5m".into()).await;
@@ -472,6 +644,50 @@ async fn dashboards(cluster: &Cluster) {
     assert!(sources.any(|from| from == "shard"), "{by_source:?}");
     let firing = ask("ALERTS{alertstate=\"firing\",severity=\"page\"}".into()).await;
     assert_eq!(firing["data"]["result"], Value::Array(vec![]), "{firing}");
+}
+
+/// The key of a tenant that the load does not know.
+async fn stranger(cluster: &Cluster) -> String {
+    let api = format!("{}/admin/v1/tenants", cluster.admin_url());
+    let post = async |url: &str, body: Value| {
+        let request = Client::new().post(url).json(&body);
+        let answer = request.bearer_auth(cluster.admin_token()).send().await;
+        answer.unwrap().json::<Value>().await.unwrap()
+    };
+    post(&api, json!({ "slug": "stranger" })).await;
+    let key = post(&format!("{api}/stranger/keys"), json!({})).await;
+    key["key"].as_str().unwrap().to_owned()
+}
+
+/// Has answers that may be old, which are measured, until it is ended.
+async fn old_answers(router: String, key: String) {
+    let client = Client::new();
+    let url = format!("{router}/rest/v1/companies");
+    let ask = |request: reqwest::RequestBuilder| request.header("apikey", &key).send();
+    loop {
+        let read = client.get(format!("{url}?select=id&limit=3"));
+        let _ = ask(read.header("cache-control", "max-age=3600")).await;
+        let _ = ask(client.post(&url).json(&json!({ "name": "Newer" }))).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// What is measured can be seen: on a dashboard, or by an alert.
+fn has_a_panel_each(metrics: &str) {
+    let files = ["cache", "fleet", "moves", "tenants"]
+        .map(|name| format!("ops/grafana/dashboards/{name}.json"));
+    let rules = ["alerts", "recording"].map(|name| format!("ops/prometheus/{name}.yml"));
+    let shown: String = files
+        .iter()
+        .chain(&rules)
+        .map(|file| std::fs::read_to_string(root().join(file)).unwrap())
+        .collect();
+    let names = metrics.lines().filter_map(|line| {
+        let name = line.strip_prefix("# TYPE ")?.split(' ').next()?;
+        name.starts_with("ringfence_").then_some(name)
+    });
+    let hidden: Vec<&str> = names.filter(|name| !shown.contains(name)).collect();
+    assert!(hidden.is_empty(), "nowhere to be seen: {hidden:?}");
 }
 
 /// Prometheus' own lint of names, units and help texts finds nothing.
@@ -554,6 +770,7 @@ impl Entry {
                 command
             }
         };
+        let control = name == "control";
         let bin = glob_postgres();
         let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
         command
@@ -561,11 +778,17 @@ impl Entry {
             // libpq looks there for certificates, and may not look into root's.
             .env("HOME", &self.dir)
             .env("PGDATA", data.join("pgdata"))
-            .env("SECRETS", self.dir.join("secrets"))
+            .env("SECRETS", self.secrets(name))
             .env("CONFIG", self.dir.join("config"))
             .env("NODE_NAME", name)
             .env("NODE_PORT", port.to_string())
-            .env("NODE_DATABASE", "app");
+            .env(
+                "NODE_DATABASE",
+                if control { "ringfence_control" } else { "app" },
+            );
+        if control {
+            command.env("NODE_OWNER", "ringfence_owner");
+        }
         if let Some(primary) = follows {
             command
                 .env("NODE_FOLLOWS", "127.0.0.1")
@@ -576,10 +799,34 @@ impl Entry {
             .push(command.stdout(Stdio::null()).stderr(log).spawn().unwrap());
     }
 
+    /// What Compose mounts in the node's container.
+    fn secrets(&self, name: &str) -> PathBuf {
+        let all = self.dir.join("secrets");
+        if name != "control" {
+            return all;
+        }
+        let own = self.dir.join("secrets-control");
+        std::fs::create_dir_all(&own).unwrap();
+        for (from, to) in [
+            ("control-superuser", "superuser"),
+            ("control-owner", "owner"),
+            ("ca.pem", "ca.pem"),
+            ("control.pem", "control.pem"),
+            ("control.key", "control.key"),
+        ] {
+            std::fs::copy(all.join(from), own.join(to)).unwrap();
+        }
+        own
+    }
+
     async fn connect(&self, port: u16) -> tokio_postgres::Client {
         let password = std::fs::read_to_string(self.dir.join("secrets/superuser")).unwrap();
         let dsn =
             format!("host=127.0.0.1 port={port} user=postgres dbname=app password={password}");
+        self.connect_by(&dsn).await
+    }
+
+    async fn connect_by(&self, dsn: &str) -> tokio_postgres::Client {
         let tls = tenancy::tls::Tls::new(&tenancy::tls::TlsSettings {
             mode: tenancy::tls::TlsMode::VerifyFull,
             ca_file: Some(self.dir.join("secrets/ca.pem")),
@@ -692,6 +939,9 @@ async fn composes_postgres_nodes_start_and_replicate_over_tls() {
     };
     let (primary, replica) = (free_port(), free_port());
     entry.start("s1-primary", primary, None);
+    let control = free_port();
+    entry.start("control", control, None);
+    the_control_database_is_no_superusers(&entry, control).await;
     let client = entry.connect(primary).await;
     client
         .batch_execute("create table t as select 42 as answer")
@@ -734,6 +984,43 @@ async fn composes_postgres_nodes_start_and_replicate_over_tls() {
         }
         assert!(Instant::now() < deadline);
         tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// As whom Compose's workers log in: with all that they need in the control database,
+/// and no right to anything else of its server.
+async fn the_control_database_is_no_superusers(entry: &Entry, port: u16) {
+    let secret = |name: &str| {
+        let text = std::fs::read_to_string(entry.dir.join("secrets").join(name)).unwrap();
+        text.replace("host=control", &format!("host=127.0.0.1 port={port}"))
+    };
+    let mut owner = entry.connect_by(&secret("control-dsn-owner")).await;
+    let password = secret("router");
+    schema::control::upgrade(&mut owner, Some(&password))
+        .await
+        .unwrap();
+    let router = entry.connect_by(&secret("control-dsn-router")).await;
+    router
+        .query_one("select * from ringfence.version", &[])
+        .await
+        .unwrap();
+    for (sql, code) in [
+        ("alter role postgres password 'mine'", "42501"),
+        ("create role another superuser", "42501"),
+        ("alter role ringfence_owner superuser", "42501"),
+        ("alter system set log_statement = 'all'", "42501"),
+        ("copy (select 1) to program 'true'", "42501"),
+        ("select pg_read_file('PG_VERSION')", "42501"),
+        // With it, the audit log's trigger would not be in the way of others.
+        ("set session_replication_role = replica", "42501"),
+        ("delete from ringfence.audit", "RF013"),
+    ] {
+        let refused = owner.batch_execute(sql).await.unwrap_err();
+        assert_eq!(
+            refused.code().map(|c| c.code()),
+            Some(code),
+            "{sql}: {refused}"
+        );
     }
 }
 
@@ -815,6 +1102,7 @@ async fn services_run_as_in_their_image_are_probed_and_end_in_order() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
+    the_audit_log_names_whose_token_it_was(&worker).await;
     nobody_is_turned_away_for_a_while(&mut router).await;
     // Told again, it ends at once.
     for mut service in [worker, router] {
@@ -828,6 +1116,24 @@ async fn services_run_as_in_their_image_are_probed_and_end_in_order() {
         Some(4)
     );
     cluster.down().await;
+}
+
+/// An admin token of its own has a name.
+async fn the_audit_log_names_whose_token_it_was(worker: &Contained) {
+    let api = format!("http://127.0.0.1:{}/admin/v1", worker.port);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ringfence"));
+    run(command
+        .args(["plan", "set", "gold", "--rows", "100"])
+        .args(["--url", &format!("http://127.0.0.1:{}", worker.port)])
+        .args(["--token", ALICE])
+        .env("RINGFENCE_ACTOR", "alice@laptop"));
+    let log = Client::new().get(format!("{api}/audit?object=gold"));
+    let log = log.bearer_auth(ALICE).send().await.unwrap();
+    let log: Value = log.json().await.unwrap();
+    assert_eq!(
+        log["items"][0]["actor"], "alice (says: alice@laptop)",
+        "{log}"
+    );
 }
 
 /// A router that was told to end meets a proxy that still has a connection, and
@@ -886,6 +1192,9 @@ impl Caller {
         head
     }
 }
+
+/// An admin's token.
+const ALICE: &str = "alices-own";
 
 /// A service with Compose's file, of which the environment changes only where
 /// things are; as the image's user, and where this machine allows it with nothing
@@ -964,8 +1273,9 @@ impl Contained {
             _ => {
                 places.extend([
                     ("STREAM_LISTEN", listen(admin)),
-                    ("CONTROL__DSN_FILE", dsn("postgres", "superuser")),
+                    ("CONTROL__DSN_FILE", dsn("ringfence_owner", "owner")),
                     ("ADMIN_TOKEN_FILE", secret("admin-token")),
+                    ("ADMIN_TOKEN_FILES__ALICE", put("alice", ALICE.as_bytes())),
                     ("STREAM_SECRET_FILE", secret("stream-secret")),
                     ("SHARDS__SUPERUSER_PASSWORD_FILE", secret("superuser")),
                     ("SHARDS__ROUTER_PASSWORD_FILE", secret("router")),

@@ -1,9 +1,11 @@
-//! The admin API: `/admin/v1`, JSON, a bearer token. It writes intent and
+//! The admin API: `/admin/v1`, JSON, a bearer token a caller. It writes intent and
 //! reads what is; reconcilers do the rest. Beside it what every process has:
 //! `/live`, `/ready`, `/metrics`, and, with the token, `/debug/pprof/profile`.
 
 mod archives;
 mod audit;
+mod cache;
+mod caller;
 mod doctor;
 mod fleet;
 mod jobs;
@@ -17,16 +19,15 @@ mod usage;
 
 use std::sync::Arc;
 
-use aws_lc_rs::constant_time::verify_slices_are_equal;
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request, State};
-use axum::http::{StatusCode, header};
-use axum::middleware::{Next, from_fn_with_state};
-use axum::response::{IntoResponse, Response};
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::StatusCode;
+use axum::middleware::from_fn_with_state;
+use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use metrics_exporter_prometheus::PrometheusHandle;
-use tenancy::control::Actor;
 
+use self::caller::{Caller, authorize};
 use crate::app::App;
 use crate::capture;
 use crate::error::Error;
@@ -103,6 +104,7 @@ pub fn routes(app: Arc<App>, metrics: PrometheusHandle) -> Router {
         .route("/shards", get(fleet::shards).post(fleet::add_shard))
         .route("/nodes", get(fleet::nodes))
         .route("/audit", get(audit::list))
+        .route("/cache/purge", post(cache::purge))
         .route("/captures", get(fleet::captures))
         .route("/members", get(fleet::members))
         .route("/ring", get(fleet::ring))
@@ -129,23 +131,6 @@ pub fn routes(app: Arc<App>, metrics: PrometheusHandle) -> Router {
         .fallback(|| async { Error::NoRoute })
         .with_state(app)
         .merge(profile)
-}
-
-/// Who the audit log says it was: there is one admin token.
-fn actor() -> Actor {
-    Actor("admin".into())
-}
-
-async fn authorize(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let given = request
-        .headers()
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
-    let known = app.admin_token.as_bytes();
-    match given {
-        Some(given) if verify_slices_are_equal(given, known).is_ok() => next.run(request).await,
-        _ => Error::Unauthorized.into_response(),
-    }
 }
 
 /// 200 when the control database answers.

@@ -11,6 +11,7 @@ use tenancy::members::Members;
 use tokio::sync::Semaphore;
 use tokio::sync::watch;
 
+use crate::admins::Admins;
 use crate::capture::Capture;
 use crate::config::Jobs;
 use crate::failpoint::Failpoints;
@@ -27,8 +28,8 @@ pub struct App {
     pub name: String,
     /// This process, as the owner of leases: the name, and what no other process has.
     pub owner: String,
-    /// Bearer token of the admin API.
-    pub admin_token: String,
+    /// Who may use the admin API.
+    pub admins: Admins,
     /// The control database.
     pub control: Control,
     /// Shards' logins.

@@ -1,10 +1,12 @@
 //! Configuration: every field with a default that works, unknown keys refused.
 //! Secrets come from the environment, or from files that `*_file` keys name.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use axum::http::Uri;
 use schema::shard::RolePasswords;
 use serde::{Deserialize, Serialize};
@@ -14,6 +16,8 @@ use tenancy::members::{self, Kind, Me};
 use tenancy::peer::PeerSettings;
 use tenancy::settings;
 use tenancy::tls::TlsSettings;
+
+use crate::admins::Admins;
 
 /// Everything a worker is told.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -32,9 +36,13 @@ pub struct Config {
     /// The region that this worker runs in; the default one where none is given.
     #[serde(default)]
     pub region: Option<String>,
-    /// Bearer token of the admin API; `RINGFENCE_ADMIN_TOKEN` overrides it.
+    /// Bearer token of the admin API; `RINGFENCE_ADMIN_TOKEN` overrides it. Who shows
+    /// it is called `admin` in the audit log.
     #[serde(default)]
     pub admin_token_file: Option<PathBuf>,
+    /// Files with further ones, by the names of those who have them.
+    #[serde(default)]
+    pub admin_token_files: BTreeMap<String, PathBuf>,
     /// Bearer token of the stream of changes; `RINGFENCE_STREAM_SECRET` overrides it.
     /// Without one, no router is let in.
     #[serde(default)]
@@ -77,6 +85,9 @@ pub struct Jobs {
     pub at_once_max: usize,
     /// As many requests may watch jobs' progress.
     pub watchers_max: usize,
+    /// The rows of jobs that ended are kept for so many days; the audit log has what
+    /// they did for good.
+    pub keep_days: NonZeroU32,
     /// A move's copy waits while a standby, or the capture, is behind by more bytes.
     pub copy_lag_bytes_max: u64,
     /// It waits while more sessions of the source are at work.
@@ -90,6 +101,7 @@ impl Default for Jobs {
         Self {
             at_once_max: 4,
             watchers_max: 200,
+            keep_days: const { NonZeroU32::new(30).unwrap() },
             copy_lag_bytes_max: 64 << 20,
             copy_busy_sessions_max: 64,
             failpoint_file: None,
@@ -162,8 +174,8 @@ pub enum LogFormat {
 pub struct Secrets {
     /// Connection string of the control database.
     pub control_dsn: String,
-    /// Bearer token of the admin API.
-    pub admin_token: String,
+    /// Who may use the admin API.
+    pub admins: Admins,
     /// Bearer token of the stream of changes.
     pub stream_secret: Option<String>,
     /// What API keys are signed with.
@@ -251,11 +263,7 @@ impl Config {
         };
         Ok(Secrets {
             control_dsn,
-            admin_token: needed(
-                "RINGFENCE_ADMIN_TOKEN",
-                "admin_token_file",
-                &self.admin_token_file,
-            )?,
+            admins: self.admins()?,
             sentry_dsn: optional("RINGFENCE_SENTRY_DSN", &self.sentry.dsn_file)?.map(Dsn),
             stream_secret: optional("RINGFENCE_STREAM_SECRET", &self.stream_secret_file)?,
             key_secret: needed(
@@ -280,12 +288,38 @@ impl Config {
     }
 }
 
+/// The name of who shows the token that has none.
+const ADMIN: &str = "admin";
+
+impl Config {
+    fn admins(&self) -> anyhow::Result<Admins> {
+        let unnamed = secret("RINGFENCE_ADMIN_TOKEN", self.admin_token_file.as_deref())?;
+        let mut tokens: Vec<_> = unnamed
+            .map(|token| (ADMIN.to_owned(), token))
+            .into_iter()
+            .collect();
+        for (name, path) in &self.admin_token_files {
+            tokens.push((name.clone(), read_secret(path)?));
+        }
+        if tokens.is_empty() {
+            bail!(
+                "set admin_token_file or admin_token_files in the file or \
+                 RINGFENCE_ADMIN_TOKEN in the environment"
+            );
+        }
+        Ok(Admins::new(tokens)?)
+    }
+}
+
 fn secret(variable: &str, file: Option<&Path>) -> anyhow::Result<Option<String>> {
     if let Ok(value) = std::env::var(variable) {
         return Ok(Some(value).filter(|v| !v.is_empty()));
     }
-    let Some(path) = file else { return Ok(None) };
+    file.map(read_secret).transpose()
+}
+
+fn read_secret(path: &Path) -> anyhow::Result<String> {
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("can't read the secret in {}", path.display()))?;
-    Ok(Some(text.trim_end().to_owned()))
+    Ok(text.trim_end().to_owned())
 }

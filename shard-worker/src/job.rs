@@ -24,6 +24,7 @@ mod context;
 mod lease;
 pub mod metrics;
 mod news;
+pub mod prune;
 pub mod retry;
 mod runner;
 pub mod store;

@@ -3,6 +3,7 @@
 //! This crate must not know how tenants' requests are handled: that is the
 //! `router` crate's. Modules in reading order.
 
+pub mod admins;
 pub mod api;
 pub mod app;
 pub mod archive;
@@ -17,6 +18,7 @@ pub mod job;
 pub mod migrate;
 pub mod move_tenant;
 pub mod nodes;
+pub mod purge;
 pub mod rebalance;
 pub mod reconcile;
 pub mod shard;

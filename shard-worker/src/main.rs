@@ -130,7 +130,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
             roles: secrets.roles,
         },
         keys: KeyRing::new(&secrets.key_secret),
-        admin_token: secrets.admin_token,
+        admins: secrets.admins,
         job_news: News::listen(control_config.clone(), control_tls.clone(), stop.clone()),
         job_watchers: Arc::new(Semaphore::new(config.jobs.watchers_max)),
         archives: Arc::new(Semaphore::new(archive::AT_ONCE_MAX)),
@@ -164,6 +164,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     tasks.spawn(capture);
     tasks.spawn(reconcile::run(app.clone(), stop.clone()));
     tasks.spawn(job::run(app.clone(), stop.clone()));
+    tasks.spawn(job::prune::run(app.clone(), stop.clone()));
     tasks.spawn(forget::run(app.clone(), stop.clone()));
     tasks.spawn(nodes::observe(
         app.control.clone(),

@@ -52,6 +52,28 @@ impl Admin {
         self.send(Method::POST, path, Some(body)).await
     }
 
+    /// Jobs that wait for a person or have ended, of which the first alone ended long
+    /// ago: their ids.
+    async fn insert_jobs(&self) -> [String; 3] {
+        let row = |done: bool, days: u32| async move {
+            let status = if done { "done" } else { "stuck" };
+            let sql = format!(
+                "with made as (insert into ringfence.job
+                   (kind, object, state, done, status, created_at, changed_at)
+                 values ('tenant_delete', 'x', '{{}}', {done}, '{status}',
+                   now() - interval '90 days', now() - interval '{days} days') returning id)
+                 select to_json(id) from made"
+            );
+            let id = self.control(&sql).await;
+            id.as_str().unwrap().to_owned()
+        };
+        [
+            row(true, 31).await,
+            row(true, 29).await,
+            row(false, 90).await,
+        ]
+    }
+
     /// The one value that `sql` finds in the control database.
     async fn control(&self, sql: &str) -> Value {
         let (client, connection) = tokio_postgres::connect(&self.cluster.control_dsn(), NoTls)
@@ -168,6 +190,21 @@ async fn tenants_keys_and_bad_input() {
         )
         .await;
     assert_eq!(audited, json!([null, true]));
+
+    // And who it was: whose token, and what the caller says besides, marked as such.
+    let url = format!("{}/admin/v1/plans/gold", admin.cluster.admin_url());
+    let claim = |claim: &'static str| {
+        let request = admin.http.post(&url).json(&json!({ "limits": {} }));
+        let request = request.bearer_auth(admin.cluster.admin_token());
+        request.header("ringfence-actor", claim).send()
+    };
+    let answer = claim("alice@laptop").await.unwrap();
+    assert_eq!(answer.status(), StatusCode::OK);
+    let answer = claim("x) root (says: y").await.unwrap();
+    assert_eq!(answer.status(), StatusCode::BAD_REQUEST);
+    let (_, log) = admin.get("audit?action=plan&object=gold").await;
+    assert_eq!(log["items"].as_array().unwrap().len(), 1, "{log}");
+    assert_eq!(log["items"][0]["actor"], "admin (says: alice@laptop)");
     admin.cluster.down().await;
 }
 
@@ -183,6 +220,11 @@ async fn a_tenant_made_while_its_shard_is_down_is_admitted_later() {
     let (_, late) = admin.get("tenants/late").await;
     assert_eq!(late["state"], "creating");
 
+    // Jobs that ended long ago are forgotten, and nothing else: neither what ended
+    // lately, nor what is open however old, nor what the audit log has of them.
+    let begun = admin.get("audit").await.1["items"].clone();
+    let jobs = admin.insert_jobs().await;
+
     // Neither does it take the worker that began.
     admin.cluster.kill("worker-1").await.unwrap();
     admin.cluster.start_node("s1-primary").await.unwrap();
@@ -192,5 +234,23 @@ async fn a_tenant_made_while_its_shard_is_down_is_admitted_later() {
         assert!(Instant::now() < deadline, "not admitted");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    let [gone, left @ ..] = jobs;
+    while admin.get(&format!("jobs/{gone}")).await.0 != StatusCode::NOT_FOUND {
+        assert!(Instant::now() < deadline, "{gone} is kept");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    for id in left {
+        let (status, job) = admin.get(&format!("jobs/{id}")).await;
+        assert_eq!(status, StatusCode::OK, "{id}: {job}");
+    }
+    let log = admin.get("audit?limit=1000").await.1["items"].clone();
+    let log = log.as_array().unwrap();
+    assert!(
+        begun
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|line| log.contains(line))
+    );
     admin.cluster.down().await;
 }

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use futures_util::future::join_all;
-use reqwest::{Client, Method, RequestBuilder, Url};
+use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};
 
 use super::Answer;
-use crate::admin::{Admin, segment};
+use crate::admin::Admin;
 use crate::error::{Error, Result};
 use crate::output::{Column, Output, show};
 
@@ -65,26 +65,18 @@ const PURGED: &[Column] = &[
 
 /// Longest wait for one router.
 const ANSWER_MAX: Duration = Duration::from_secs(3);
-/// The same for one that looks through Redis.
-const PURGE_MAX: Duration = Duration::from_secs(25);
 
 impl Command {
     pub(super) async fn run(self, admin: &Admin) -> Answer {
         match self {
             Self::Stats => {
-                let routers = all(admin, Method::GET, "/cache", &[], ANSWER_MAX).await?;
+                let routers = all(admin, "/cache").await?;
                 Ok(Output::list(routers, STATS))
             }
             Self::Purge(purge) => {
-                let mut query = Vec::new();
-                if let Some(tenant) = &purge.tenant {
-                    let found = admin
-                        .get(&format!("/tenants/{}", segment(tenant)), &[])
-                        .await?;
-                    query.push(("tenant", show(&found["id"])));
-                }
-                query.extend(purge.table.map(|table| ("table", table)));
-                let routers = all(admin, Method::POST, "/cache/purge", &query, PURGE_MAX).await?;
+                let asked = json!({ "tenant": purge.tenant, "table": purge.table });
+                let mut answer = admin.post("/cache/purge", &asked).await?;
+                let routers = admin.items(&mut answer, "POST /cache/purge")?;
                 // What was not purged still answers right, but whoever purges to be
                 // rid of something must know.
                 let left = routers.iter().filter(|r| !r["error"].is_null()).count();
@@ -98,17 +90,11 @@ impl Command {
 
 /// Asks every live router at its own admin port; one that does not answer has
 /// an `error` instead.
-async fn all(
-    admin: &Admin,
-    method: Method,
-    path: &str,
-    query: &[(&str, String)],
-    wait: Duration,
-) -> Result<Vec<Value>> {
+async fn all(admin: &Admin, path: &str) -> Result<Vec<Value>> {
     let mut page = admin.get("/members", &[]).await?;
     let members = admin.items(&mut page, "GET /members")?;
     let client = Client::builder()
-        .timeout(wait)
+        .timeout(ANSWER_MAX)
         .no_proxy()
         .build()
         .map_err(|source| Error::Unreachable {
@@ -117,14 +103,11 @@ async fn all(
         })?;
     let routers = members.iter().filter(|member| member["kind"] == "router");
     let asked = routers.map(|router| {
-        let (client, method) = (client.clone(), method.clone());
+        let client = client.clone();
         async move {
             let url = show(&router["admin_url"]);
             let url = format!("{}{path}", url.trim_end_matches('/'));
-            let mut answer = match Url::parse_with_params(&url, query) {
-                Ok(url) => ask(client.request(method, url)).await,
-                Err(error) => json!({ "error": format!("{url}: {error}") }),
-            };
+            let mut answer = ask(client.get(url)).await;
             answer["name"] = router["name"].clone();
             answer
         }

@@ -5,7 +5,7 @@ use super::*;
 
 impl Service {
     /// Names of a tenant's entries, on the masters that the cluster began with.
-    async fn names_of(&self, tenant: &str) -> BTreeSet<String> {
+    pub(super) async fn names_of(&self, tenant: &str) -> BTreeSet<String> {
         let prefix = format!("rf1:{}:", tenant.replace('-', ""));
         let mut names = BTreeSet::new();
         for url in &self.cluster.redis_urls()[..3] {
@@ -129,14 +129,19 @@ pub(crate) async fn what_is_purged_is_gone(service: &Service) {
     for router in [0, 1] {
         service.cached(router, path).await;
     }
-    for router in [0, 1] {
-        let admin = service.cluster.router_admin_url(router);
-        let request = service
-            .http
-            .post(format!("{admin}/cache/purge?tenant={tenant}"));
-        let answer = request.send().await.unwrap();
-        assert_eq!(answer.status(), StatusCode::OK);
-    }
+    let url = format!("{}/admin/v1/cache/purge", service.cluster.admin_url());
+    let request = service.http.post(url).json(&json!({ "tenant": "acme" }));
+    let request = request.bearer_auth(service.cluster.admin_token());
+    let purged: Value = request.send().await.unwrap().json().await.unwrap();
+    let routers = purged["items"].as_array().unwrap();
+    assert_eq!(routers.len(), 2, "{purged}");
+    let removed = |router: &Value| router["redis_removed"].as_u64().unwrap_or(0);
+    assert!(routers.iter().map(removed).sum::<u64>() > 0, "{purged}");
+    assert!(routers.iter().all(|r| r["error"].is_null()), "{purged}");
+    let log = "audit?action=cache.purge&object=acme";
+    let log = service.admin(reqwest::Method::GET, log).await;
+    assert_eq!(log["items"][0]["result"], "done", "{log}");
+    assert_eq!(log["items"][0]["after"]["routers"], 2, "{log}");
     assert_eq!(service.names_of(&tenant).await, BTreeSet::new());
     for router in [0, 1] {
         assert_eq!(service.cached_bytes(router, &tenant).await, 0);

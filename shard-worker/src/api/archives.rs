@@ -11,7 +11,7 @@ use axum::response::IntoResponse;
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::actor;
+use super::Caller;
 use crate::app::App;
 use crate::archive::{self, Intake};
 use crate::error::Error;
@@ -49,6 +49,7 @@ pub(super) struct Export {
 /// The tenant's archive, as it is written. One that breaks off is not whole.
 pub(super) async fn export(
     State(app): State<Arc<App>>,
+    Caller(actor): Caller,
     Path(tenant): Path<String>,
     query: Result<Query<Export>, QueryRejection>,
 ) -> Result<impl IntoResponse, Error> {
@@ -56,7 +57,7 @@ pub(super) async fn export(
     let tenant = app.control.tenant(&tenant).await?;
     let compress = query.compression == Compression::Zstd;
     let on_primary = query.from == From::Primary;
-    let export = archive::export(&app, &actor(), &tenant, compress, on_primary).await?;
+    let export = archive::export(&app, &actor, &tenant, compress, on_primary).await?;
     let kind = match compress {
         true => "application/zstd",
         false => "application/x-tar",
@@ -83,6 +84,7 @@ pub(super) struct Import {
 /// of it is there. The same request again goes on where it was broken off.
 pub(super) async fn import(
     State(app): State<Arc<App>>,
+    Caller(actor): Caller,
     query: Result<Query<Import>, QueryRejection>,
     body: Body,
 ) -> Result<(StatusCode, Json<JobInfo>), Error> {
@@ -93,6 +95,6 @@ pub(super) async fn import(
         shard: query.shard,
         region: query.region,
     };
-    let job = archive::import(&app, &actor(), &intake, body).await?;
+    let job = archive::import(&app, &actor, &intake, body).await?;
     Ok((StatusCode::ACCEPTED, Json(job)))
 }

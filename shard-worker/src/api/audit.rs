@@ -12,7 +12,7 @@ use serde::Deserialize;
 use tenancy::chain;
 use tenancy::control::{AuditFilter, AuditRow};
 
-use super::actor;
+use super::Caller;
 use super::fleet::Items;
 use crate::app::App;
 use crate::error::{Error, ErrorCode};
@@ -48,6 +48,7 @@ pub(super) async fn list(
 /// for and refused, or failed, is written here.
 pub(super) async fn refusals(
     State(app): State<Arc<App>>,
+    Caller(actor): Caller,
     request: Request,
     next: Next,
 ) -> Response {
@@ -62,7 +63,6 @@ pub(super) async fn refusals(
     let response = next.run(request).await;
     let code = response.extensions().get::<ErrorCode>();
     if let (true, Some(ErrorCode(code))) = (changes, code) {
-        let actor = actor();
         let written = app.control.audit_refused(&actor, &action, &object, code);
         if let Err(error) = written.await {
             tracing::warn!(%action, %object, code, error = chain(&error), "a refusal is not in the audit log");

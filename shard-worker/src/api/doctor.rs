@@ -8,9 +8,9 @@ use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use serde::Deserialize;
-use tenancy::control::{ControlError, write_audit};
+use tenancy::control::{Actor, ControlError, write_audit};
 
-use super::actor;
+use super::Caller;
 use crate::app::App;
 use crate::doctor::{self, Fixed, Report, examine};
 use crate::error::Error;
@@ -29,8 +29,11 @@ pub(super) async fn report(State(app): State<Arc<App>>) -> Result<Json<Report>, 
     Ok(Json(examine(&app).await?))
 }
 
-pub(super) async fn fix(State(app): State<Arc<App>>) -> Result<Json<Fixed>, Error> {
-    Ok(Json(doctor::fix(&app, &actor()).await?))
+pub(super) async fn fix(
+    State(app): State<Arc<App>>,
+    Caller(actor): Caller,
+) -> Result<Json<Fixed>, Error> {
+    Ok(Json(doctor::fix(&app, &actor).await?))
 }
 
 #[derive(Deserialize)]
@@ -48,6 +51,7 @@ pub(super) struct Query {
 /// One shard's answer to a statement that only reads.
 pub(super) async fn query(
     State(app): State<Arc<App>>,
+    Caller(actor): Caller,
     Path(shard): Path<String>,
     body: Result<Json<Query>, JsonRejection>,
 ) -> Result<Json<Answer>, Error> {
@@ -70,7 +74,7 @@ pub(super) async fn query(
         kind: "shard",
         name: shard,
     }))?;
-    audit(&app, &info.id, &query.sql).await?;
+    audit(&app, &actor, &info.id, &query.sql).await?;
     let ask = Ask {
         sql: &query.sql,
         rows_max,
@@ -81,14 +85,14 @@ pub(super) async fn query(
 }
 
 /// Who reads all tenants' rows is written down first.
-async fn audit(app: &App, shard: &str, sql: &str) -> Result<(), Error> {
+async fn audit(app: &App, actor: &Actor, shard: &str, sql: &str) -> Result<(), Error> {
     let text: String = sql.chars().take(AUDITED_MAX).collect();
     let asked = Some(serde_json::json!({ "sql": text }));
     let mut client = app.control.client().await?;
     let transaction = client.transaction().await.map_err(ControlError::Postgres)?;
     write_audit(
         &transaction,
-        &actor(),
+        actor,
         "shard.query",
         shard,
         None,

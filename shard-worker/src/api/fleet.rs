@@ -10,7 +10,7 @@ use serde::Serialize;
 use tenancy::control::{MemberInfo, NewShard, NodeInfo, ShardInfo};
 use tenancy::snapshot::IssuerRow;
 
-use super::actor;
+use super::Caller;
 use crate::app::App;
 use crate::capture::Status;
 use crate::error::Error;
@@ -31,10 +31,11 @@ pub(super) async fn shards(State(app): State<Arc<App>>) -> Result<Json<Items<Sha
 /// shard be down, its row stays `preparing` and the reconciler goes on.
 pub(super) async fn add_shard(
     State(app): State<Arc<App>>,
+    Caller(actor): Caller,
     body: Result<Json<NewShard>, JsonRejection>,
 ) -> Result<(StatusCode, Json<ShardInfo>), Error> {
     let Json(new) = body.map_err(|error| Error::BadRequest(error.body_text()))?;
-    app.control.insert_shard(&actor(), &new).await?;
+    app.control.insert_shard(&actor, &new).await?;
     reconcile::prepare_shard(&app, &find(&app, &new.id).await?).await?;
     Ok((StatusCode::CREATED, Json(find(&app, &new.id).await?)))
 }
@@ -42,18 +43,20 @@ pub(super) async fn add_shard(
 /// Takes it off the ring; a plan of policy `drain` empties it.
 pub(super) async fn drain_shard(
     State(app): State<Arc<App>>,
+    Caller(actor): Caller,
     Path(shard): Path<String>,
 ) -> Result<Json<ShardInfo>, Error> {
-    app.control.drain_shard(&actor(), &shard).await?;
+    app.control.drain_shard(&actor, &shard).await?;
     Ok(Json(find(&app, &shard).await?))
 }
 
 /// 204 once it is forgotten: its servers are left as they are.
 pub(super) async fn remove_shard(
     State(app): State<Arc<App>>,
+    Caller(actor): Caller,
     Path(shard): Path<String>,
 ) -> Result<StatusCode, Error> {
-    app.control.remove_shard(&actor(), &shard).await?;
+    app.control.remove_shard(&actor, &shard).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -122,19 +125,21 @@ pub(super) async fn issuers(State(app): State<Arc<App>>) -> Result<Json<Items<Is
 
 pub(super) async fn put_issuer(
     State(app): State<Arc<App>>,
+    Caller(actor): Caller,
     body: Result<Json<IssuerRow>, JsonRejection>,
 ) -> Result<StatusCode, Error> {
     let Json(issuer) = body.map_err(|error| Error::BadRequest(error.body_text()))?;
-    app.control.put_issuer(&actor(), &issuer).await?;
+    app.control.put_issuer(&actor, &issuer).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// 204 once its tokens are refused.
 pub(super) async fn remove_issuer(
     State(app): State<Arc<App>>,
+    Caller(actor): Caller,
     Path(name): Path<String>,
 ) -> Result<StatusCode, Error> {
-    app.control.remove_issuer(&actor(), &name).await?;
+    app.control.remove_issuer(&actor, &name).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use uuid::Uuid;
 
-use super::actor;
+use super::Caller;
 use crate::app::App;
 use crate::error::Error;
 use crate::job::JobInfo;
@@ -59,19 +59,19 @@ pub(super) async fn show(
 /// Asks for the job's end; its answer shows whether that was possible later on.
 pub(super) async fn cancel(
     State(app): State<Arc<App>>,
+    Caller(actor): Caller,
     Path(job): Path<String>,
 ) -> Result<Json<JobInfo>, Error> {
-    Ok(Json(
-        store::cancel(&app.control, &actor(), id(&job)?).await?,
-    ))
+    Ok(Json(store::cancel(&app.control, &actor, id(&job)?).await?))
 }
 
 /// Has a job that waits for a person go on.
 pub(super) async fn retry(
     State(app): State<Arc<App>>,
+    Caller(actor): Caller,
     Path(job): Path<String>,
 ) -> Result<Json<JobInfo>, Error> {
-    Ok(Json(store::retry(&app.control, &actor(), id(&job)?).await?))
+    Ok(Json(store::retry(&app.control, &actor, id(&job)?).await?))
 }
 
 /// The job now and after each transition, as server-sent events named `job`,

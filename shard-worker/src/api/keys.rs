@@ -11,7 +11,7 @@ use tenancy::auth::ApiKey;
 use tenancy::control::{KeyInfo, NewKey};
 use tenancy::id::{KeyId, TenantId};
 
-use super::actor;
+use super::Caller;
 use crate::app::App;
 use crate::error::Error;
 
@@ -38,6 +38,7 @@ pub(super) struct Keys {
 
 pub(super) async fn create(
     State(app): State<Arc<App>>,
+    Caller(actor): Caller,
     Path(tenant): Path<String>,
     body: Result<Json<Create>, JsonRejection>,
 ) -> Result<(StatusCode, Json<Created>), Error> {
@@ -51,7 +52,7 @@ pub(super) async fn create(
         name: body.name,
         expires_in_seconds: body.expires_in_seconds,
     };
-    let info = app.control.insert_key(&actor(), &tenant, &new).await?;
+    let info = app.control.insert_key(&actor, &tenant, &new).await?;
     let key = app.keys.mint(&ApiKey {
         id: KeyId(info.id),
         tenant: TenantId(info.tenant),
@@ -72,10 +73,11 @@ pub(super) async fn list(
 
 pub(super) async fn revoke(
     State(app): State<Arc<App>>,
+    Caller(actor): Caller,
     Path(key): Path<String>,
 ) -> Result<Json<KeyInfo>, Error> {
     let id = key
         .parse()
         .map_err(|_| Error::BadRequest("a key is named by its number".into()))?;
-    Ok(Json(app.control.revoke_key(&actor(), id).await?))
+    Ok(Json(app.control.revoke_key(&actor, id).await?))
 }

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use tenancy::control::{PlanInfo, TenantLimits};
 
-use super::actor;
+use super::Caller;
 use super::fleet::Items;
 use crate::app::App;
 use crate::error::Error;
@@ -32,6 +32,7 @@ pub(super) async fn plans(State(app): State<Arc<App>>) -> Result<Json<Items<Plan
 /// Makes a plan, or changes its limits.
 pub(super) async fn set_plan(
     State(app): State<Arc<App>>,
+    Caller(actor): Caller,
     Path(plan): Path<String>,
     body: Result<Json<Change>, JsonRejection>,
 ) -> Result<Json<PlanInfo>, Error> {
@@ -40,7 +41,7 @@ pub(super) async fn set_plan(
         return Err(Error::BadRequest("a plan has no plan".into()));
     }
     let limits = &change.limits;
-    Ok(Json(app.control.set_plan(&actor(), &plan, limits).await?))
+    Ok(Json(app.control.set_plan(&actor, &plan, limits).await?))
 }
 
 pub(super) async fn show(
@@ -53,6 +54,7 @@ pub(super) async fn show(
 /// Gives a tenant another plan, or limits of its own.
 pub(super) async fn set(
     State(app): State<Arc<App>>,
+    Caller(actor): Caller,
     Path(tenant): Path<String>,
     body: Result<Json<Change>, JsonRejection>,
 ) -> Result<Json<TenantLimits>, Error> {
@@ -60,7 +62,7 @@ pub(super) async fn set(
     let (plan, limits) = (change.plan.as_deref(), &change.limits);
     let set = app
         .control
-        .set_tenant_limits(&actor(), &tenant, plan, limits)
+        .set_tenant_limits(&actor, &tenant, plan, limits)
         .await?;
     Ok(Json(set))
 }

@@ -10,7 +10,7 @@ use schema::lint::{Finding, Level, lint};
 use schema::migration::{Migration, Phase, ordered};
 use serde::{Deserialize, Serialize};
 
-use super::actor;
+use super::Caller;
 use crate::app::App;
 use crate::error::Error;
 use crate::job::{self, JobError, JobInfo, Problem};
@@ -72,6 +72,7 @@ pub(super) async fn show(
 /// holds; those that shards have already are not run again.
 pub(super) async fn apply(
     State(app): State<Arc<App>>,
+    Caller(actor): Caller,
     Path(directory): Path<String>,
     body: Result<Json<Apply>, JsonRejection>,
 ) -> Result<(StatusCode, Json<Started>), Error> {
@@ -116,7 +117,7 @@ pub(super) async fn apply(
         canary: body.canary,
         baseline: body.baseline,
     };
-    let id = store::start(&app.control, &actor(), &plan, &files).await?;
+    let id = store::start(&app.control, &actor, &plan, &files).await?;
     let job = job::store::show(&app.control, id).await?;
     Ok((StatusCode::ACCEPTED, Json(Started { job, held })))
 }

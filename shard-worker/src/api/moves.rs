@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tenancy::control::{ControlError, ShardInfo, TenantInfo};
 use uuid::Uuid;
 
-use super::actor;
+use super::Caller;
 use crate::app::App;
 use crate::error::Error;
 use crate::job::store::{self, Wanted};
@@ -63,6 +63,7 @@ pub(super) struct Moves {
 /// 1,000 tenants each. Nothing is begun where one of them can't be.
 pub(super) async fn start(
     State(app): State<Arc<App>>,
+    Caller(actor): Caller,
     body: Result<Json<Start>, JsonRejection>,
 ) -> Result<(StatusCode, Json<Moves>), Error> {
     let Json(body) = body.map_err(|error| Error::BadRequest(error.body_text()))?;
@@ -93,7 +94,7 @@ pub(super) async fn start(
     let mut client = app.control.client().await?;
     let transaction = client.transaction().await.map_err(ControlError::Postgres)?;
     let how = (budget_ms, (keep * 3_600.0).round() as u64);
-    let started = move_tenant::start(&transaction, &actor(), &tenants, &body.to, how).await?;
+    let started = move_tenant::start(&transaction, &actor, &tenants, &body.to, how).await?;
     transaction.commit().await.map_err(ControlError::Postgres)?;
     let mut items = Vec::new();
     for id in started {
@@ -171,6 +172,7 @@ pub(super) async fn show(
 /// `pause`, `resume`, `cancel`, `verify`, `rollback` or `complete`.
 pub(super) async fn change(
     State(app): State<Arc<App>>,
+    Caller(actor): Caller,
     Path((name, verb)): Path<(String, String)>,
 ) -> Result<Json<MoveInfo>, Error> {
     let id = find(&app, &name).await?;
@@ -189,17 +191,16 @@ pub(super) async fn change(
             "its way back is gone: {why}; `ringfence move complete` ends it, and another move leads back"
         )));
     }
-    let (control, by) = (&app.control, actor());
-    let wish = |action, wish: Option<Wish>| {
-        store::set_wish(control, &by, id, action, wish.map(Wish::name))
-    };
+    let (control, by) = (&app.control, &actor);
+    let wish =
+        |action, wish: Option<Wish>| store::set_wish(control, by, id, action, wish.map(Wish::name));
     let job = match verb.as_str() {
         "pause" if is_before(phase) => wish("move.pause", Some(Wish::Pause)).await?,
         "resume" if is_before(phase) => wish("move.resume", None).await?,
         "pause" | "resume" => {
             return Err(refuse("it can be paused before it is cut over"));
         }
-        "cancel" if is_before(phase) => store::cancel(control, &actor(), id).await?,
+        "cancel" if is_before(phase) => store::cancel(control, by, id).await?,
         "cancel" => return Err(refuse("it can be cancelled before it is cut over")),
         "rollback" if phase == "retained" => wish("move.rollback", Some(Wish::RollBack)).await?,
         "rollback" => return Err(refuse("it can be rolled back while it is retained")),

@@ -7,10 +7,10 @@ use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
-use tenancy::control::ControlError;
+use tenancy::control::{Actor, ControlError};
 use uuid::Uuid;
 
-use super::actor;
+use super::Caller;
 use crate::app::App;
 use crate::error::Error;
 use crate::job::store::{self, Wanted};
@@ -93,6 +93,7 @@ pub(super) struct Apply {
 /// 202 with the job that carries a plan out. One at a time.
 pub(super) async fn apply(
     State(app): State<Arc<App>>,
+    Caller(actor): Caller,
     body: Result<Json<Apply>, JsonRejection>,
 ) -> Result<(StatusCode, Json<JobInfo>), Error> {
     let Json(body) = body.map_err(|error| Error::BadRequest(error.body_text()))?;
@@ -116,7 +117,7 @@ pub(super) async fn apply(
         shards: &[],
         state: &state,
     };
-    let id = store::insert(&transaction, &actor(), &new).await?;
+    let id = store::insert(&transaction, &actor, &new).await?;
     transaction.commit().await.map_err(ControlError::Postgres)?;
     let job = store::show(&app.control, id).await?;
     Ok((StatusCode::ACCEPTED, Json(job)))
@@ -150,24 +151,38 @@ pub(super) async fn status(State(app): State<Arc<App>>) -> Result<Json<Status>, 
 }
 
 /// No further move begins; those under way go on.
-pub(super) async fn pause(State(app): State<Arc<App>>) -> Result<Json<Status>, Error> {
-    wish(&app, "rebalance.pause", Some(Wish::Pause)).await
+pub(super) async fn pause(
+    State(app): State<Arc<App>>,
+    Caller(actor): Caller,
+) -> Result<Json<Status>, Error> {
+    wish(&app, &actor, "rebalance.pause", Some(Wish::Pause)).await
 }
 
-pub(super) async fn resume(State(app): State<Arc<App>>) -> Result<Json<Status>, Error> {
-    wish(&app, "rebalance.resume", None).await
+pub(super) async fn resume(
+    State(app): State<Arc<App>>,
+    Caller(actor): Caller,
+) -> Result<Json<Status>, Error> {
+    wish(&app, &actor, "rebalance.resume", None).await
 }
 
 /// No further move begins, for good; those under way come to their end.
-pub(super) async fn cancel(State(app): State<Arc<App>>) -> Result<Json<Status>, Error> {
+pub(super) async fn cancel(
+    State(app): State<Arc<App>>,
+    Caller(actor): Caller,
+) -> Result<Json<Status>, Error> {
     let id = open(&app).await?;
-    let job = store::cancel(&app.control, &actor(), id).await?;
+    let job = store::cancel(&app.control, &actor, id).await?;
     describe(&app, job).await.map(Json)
 }
 
-async fn wish(app: &App, action: &str, wish: Option<Wish>) -> Result<Json<Status>, Error> {
+async fn wish(
+    app: &App,
+    actor: &Actor,
+    action: &str,
+    wish: Option<Wish>,
+) -> Result<Json<Status>, Error> {
     let id = open(app).await?;
-    let job = store::set_wish(&app.control, &actor(), id, action, wish.map(Wish::name)).await?;
+    let job = store::set_wish(&app.control, actor, id, action, wish.map(Wish::name)).await?;
     describe(app, job).await.map(Json)
 }
 

@@ -9,12 +9,12 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use tenancy::control::{
-    ControlError, NewTenant, TenantInfo, TenantPage, begin_import, close_tenant,
+    Actor, ControlError, NewTenant, TenantInfo, TenantPage, begin_import, close_tenant,
 };
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::actor;
+use super::Caller;
 use crate::app::App;
 use crate::error::Error;
 use crate::job::{self, JobError, JobInfo, Kind, NewJob};
@@ -42,6 +42,7 @@ pub(super) struct Create {
 /// `creating` and the reconciler finishes it.
 pub(super) async fn create(
     State(app): State<Arc<App>>,
+    Caller(actor): Caller,
     body: Result<Json<Create>, JsonRejection>,
 ) -> Result<(StatusCode, Json<TenantInfo>), Error> {
     let Json(body) = body.map_err(|error| Error::BadRequest(error.body_text()))?;
@@ -51,7 +52,7 @@ pub(super) async fn create(
         name: body.name,
         region: body.region,
     };
-    let (tenant, is_new) = app.control.insert_tenant(&actor(), &new).await?;
+    let (tenant, is_new) = app.control.insert_tenant(&actor, &new).await?;
     if tenant.state == "creating" {
         let shards = app.control.shards().await?;
         let shard = shards.iter().find(|shard| shard.id == tenant.shard);
@@ -85,6 +86,7 @@ pub(super) struct Created {
 /// Makes `prefix-1` to `prefix-count`, those that are missing.
 pub(super) async fn create_many(
     State(app): State<Arc<App>>,
+    Caller(actor): Caller,
     body: Result<Json<CreateMany>, JsonRejection>,
 ) -> Result<(StatusCode, Json<Created>), Error> {
     let Json(body) = body.map_err(|error| Error::BadRequest(error.body_text()))?;
@@ -95,7 +97,7 @@ pub(super) async fn create_many(
     }
     let created = app
         .control
-        .insert_tenants(&actor(), &body.prefix, body.count)
+        .insert_tenants(&actor, &body.prefix, body.count)
         .await?;
     reconcile::admit_tenants(&app).await?;
     Ok((StatusCode::CREATED, Json(Created { created })))
@@ -142,6 +144,7 @@ pub(super) struct Delete {
 /// 202 with the job that deletes it. The tenant is refused with 404 from now on.
 pub(super) async fn delete(
     State(app): State<Arc<App>>,
+    Caller(actor): Caller,
     Path(tenant): Path<String>,
     query: Result<Query<Delete>, QueryRejection>,
 ) -> Result<(StatusCode, Json<JobInfo>), Error> {
@@ -155,7 +158,7 @@ pub(super) async fn delete(
     let transaction = client.transaction().await.map_err(ControlError::Postgres)?;
     // No move of it begins meanwhile, however many tenants it is of.
     job::store::lock_starts(&transaction).await?;
-    let closed = close_tenant(&transaction, &actor(), &tenant).await?;
+    let closed = close_tenant(&transaction, &actor, &tenant).await?;
     let new = NewJob {
         kind: Kind::TenantDelete,
         object: &closed.slug,
@@ -163,7 +166,7 @@ pub(super) async fn delete(
         shards: std::slice::from_ref(&closed.shard),
         state: &TenantDelete::of(&closed),
     };
-    let id = job::store::insert(&transaction, &actor(), &new).await?;
+    let id = job::store::insert(&transaction, &actor, &new).await?;
     transaction.commit().await.map_err(ControlError::Postgres)?;
     let job = job::store::show(&app.control, id).await?;
     Ok((StatusCode::ACCEPTED, Json(job)))
@@ -180,6 +183,7 @@ pub(super) struct ImportFrom {
 /// not served meanwhile. What can be seen to go wrong is refused at once.
 pub(super) async fn import(
     State(app): State<Arc<App>>,
+    Caller(actor): Caller,
     Path(tenant): Path<String>,
     body: Result<Json<ImportFrom>, JsonRejection>,
 ) -> Result<(StatusCode, Json<JobInfo>), Error> {
@@ -193,7 +197,7 @@ pub(super) async fn import(
     let transaction = client.transaction().await.map_err(ControlError::Postgres)?;
     let shards = [known.shard];
     job::store::refuse_beside(&transaction, &[Kind::Migrate], &shards).await?;
-    let before = begin_import(&transaction, &actor(), &tenant).await?;
+    let before = begin_import(&transaction, &actor, &tenant).await?;
     let new = NewJob {
         kind: Kind::TenantImport,
         object: &before.slug,
@@ -201,7 +205,7 @@ pub(super) async fn import(
         shards: std::slice::from_ref(&before.shard),
         state: &TenantImport::of(&before, sealed),
     };
-    let id = job::store::insert(&transaction, &actor(), &new).await?;
+    let id = job::store::insert(&transaction, &actor, &new).await?;
     transaction.commit().await.map_err(ControlError::Postgres)?;
     let job = job::store::show(&app.control, id).await?;
     Ok((StatusCode::ACCEPTED, Json(job)))
@@ -229,22 +233,29 @@ async fn look(app: &App, tenant: &TenantInfo, from: &str) -> Result<(), Error> {
 
 pub(super) async fn suspend(
     State(app): State<Arc<App>>,
+    Caller(actor): Caller,
     Path(tenant): Path<String>,
 ) -> Result<Json<TenantInfo>, Error> {
-    set_suspended(&app, &tenant, true).await
+    set_suspended(&app, &actor, &tenant, true).await
 }
 
 pub(super) async fn resume(
     State(app): State<Arc<App>>,
+    Caller(actor): Caller,
     Path(tenant): Path<String>,
 ) -> Result<Json<TenantInfo>, Error> {
-    set_suspended(&app, &tenant, false).await
+    set_suspended(&app, &actor, &tenant, false).await
 }
 
 /// Control row first, then the fence, whichever way: called again after a
 /// failure in between, it writes the fence.
-async fn set_suspended(app: &App, name: &str, suspended: bool) -> Result<Json<TenantInfo>, Error> {
-    let (tenant, _) = app.control.set_suspended(&actor(), name, suspended).await?;
+async fn set_suspended(
+    app: &App,
+    actor: &Actor,
+    name: &str,
+    suspended: bool,
+) -> Result<Json<TenantInfo>, Error> {
+    let (tenant, _) = app.control.set_suspended(actor, name, suspended).await?;
     let shards = app.control.shards().await?;
     let shard = shards.iter().find(|shard| shard.id == tenant.shard);
     let nodes = shard.map(reconcile::addresses).unwrap_or_default();
@@ -257,16 +268,18 @@ async fn set_suspended(app: &App, name: &str, suspended: bool) -> Result<Json<Te
 /// Has it stay where it is, whatever plans of balance say.
 pub(super) async fn pin(
     State(app): State<Arc<App>>,
+    Caller(actor): Caller,
     Path(tenant): Path<String>,
 ) -> Result<Json<TenantInfo>, Error> {
-    app.control.pin(&actor(), &tenant, true).await?;
+    app.control.pin(&actor, &tenant, true).await?;
     Ok(Json(app.control.tenant(&tenant).await?))
 }
 
 pub(super) async fn unpin(
     State(app): State<Arc<App>>,
+    Caller(actor): Caller,
     Path(tenant): Path<String>,
 ) -> Result<Json<TenantInfo>, Error> {
-    app.control.pin(&actor(), &tenant, false).await?;
+    app.control.pin(&actor, &tenant, false).await?;
     Ok(Json(app.control.tenant(&tenant).await?))
 }
