@@ -4,13 +4,15 @@ pub mod outgoing;
 mod paced;
 mod raw_target;
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use axum::response::Response;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::body::{Body, HttpBody};
+use axum::handler::Handler;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
@@ -18,8 +20,10 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
+use tower::util::MapResponse;
+use tower::{BoxError, Service};
 use tower_http::CompressionLevel;
-use tower_http::compression::CompressionLayer;
+use tower_http::compression::Compression;
 use tower_http::compression::predicate::SizeAbove;
 
 use crate::app::App;
@@ -36,9 +40,18 @@ const FIRST_READ: Duration = Duration::from_millis(20);
 /// Bytes from which a body is compressed; smaller ones fit one packet anyway.
 const COMPRESSED_BYTES_MIN: u16 = 1 << 10;
 
-/// The tenants' routes: everything goes to the pipeline.
-pub fn routes(app: Arc<App>) -> Router {
-    compressed(Router::new().fallback(pipeline::handle).with_state(app))
+/// Tenants' requests: all go to the pipeline, so there is no route to be found.
+pub fn answers(
+    app: Arc<App>,
+) -> impl Service<
+    Request<Incoming>,
+    Response = Response<impl HttpBody<Data: Send, Error: Into<BoxError>> + Send + 'static>,
+    Error = Infallible,
+    Future: Send,
+> + Clone
++ Send
++ 'static {
+    compressed(pipeline::handle.with_state(app))
 }
 
 /// What clients may take of a listener.
@@ -62,14 +75,19 @@ pub async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
 
 /// Serves HTTP/1.1 and h2c on `threads` until `stop`, then lets requests in flight
 /// finish, for `drain` at most. Returns whether all of them did.
-pub async fn serve(
+pub async fn serve<S, B>(
     listener: TcpListener,
-    routes: Router,
+    answers: S,
     bounds: Bounds,
     threads: Threads,
     stop: CancellationToken,
     drain: Duration,
-) -> bool {
+) -> bool
+where
+    S: Service<Request<Incoming>, Response = Response<B>, Error = Infallible, Future: Send>,
+    S: Clone + Send + 'static,
+    B: HttpBody<Data: Send, Error: Into<BoxError>> + Send + 'static,
+{
     let places = Arc::new(Semaphore::new(bounds.connections_max));
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
@@ -89,7 +107,7 @@ pub async fn serve(
         .max_concurrent_streams(250);
     let graceful = GracefulShutdown::new();
     let take = |stream: std::net::TcpStream, place: Option<OwnedSemaphorePermit>| {
-        let (builder, routes, watcher) = (builder.clone(), routes.clone(), graceful.watcher());
+        let (builder, answers, watcher) = (builder.clone(), answers.clone(), graceful.watcher());
         threads.spawn(async move {
             // From here on this thread's runtime watches it.
             let stream = match TcpStream::from_std(stream) {
@@ -97,7 +115,7 @@ pub async fn serve(
                 Err(error) => return tracing::warn!(%error, "can't serve a connection"),
             };
             let stream = Paced::new(stream, bounds.headers_max, bounds.send_max);
-            let service = TowerToHyperService::new(routes);
+            let service = TowerToHyperService::new(answers);
             let (stream, service) = raw_target::accept(stream, service);
             let connection = builder.serve_connection(TokioIo::new(stream), service);
             if let Err(error) = watcher.watch(connection.into_owned()).await {
@@ -153,14 +171,25 @@ fn unwatched((stream, _): (TcpStream, SocketAddr)) -> std::io::Result<std::net::
 }
 
 /// Compresses larger bodies by zstd, br or gzip, whichever the client prefers.
-fn compressed(routes: Router) -> Router {
-    let compression = CompressionLayer::new()
+///
+/// Around the one service and not as layers of axum's router, each of which
+/// would box every request and answer anew.
+fn compressed<S>(
+    answers: S,
+) -> impl Service<
+    Request<Incoming>,
+    Response = Response<impl HttpBody<Data: Send, Error: Into<BoxError>> + Send + 'static>,
+    Error = S::Error,
+    Future: Send,
+> + Clone
+where
+    S: Service<Request<Incoming>, Response = Response<Body>, Future: Send> + Clone,
+{
+    let answers = MapResponse::new(answers, set_range_aside);
+    let answers = Compression::new(answers)
         .quality(CompressionLevel::Fastest)
         .compress_when(SizeAbove::new(COMPRESSED_BYTES_MIN));
-    routes
-        .layer(axum::middleware::map_response(set_range_aside))
-        .layer(compression)
-        .layer(axum::middleware::map_response(finish))
+    MapResponse::new(answers, finish)
 }
 
 /// The `Content-Range` of an answer while it is being compressed.
@@ -169,14 +198,16 @@ struct RowRange(HeaderValue);
 
 /// The compression layer leaves answers with a `Content-Range` alone, as it
 /// must for ranges of bytes. Ours counts rows, and every list has one.
-async fn set_range_aside(mut response: Response) -> Response {
-    if let Some(range) = response.headers_mut().remove(header::CONTENT_RANGE) {
+fn set_range_aside(mut response: Response<Body>) -> Response<Body> {
+    if response.body().size_hint().lower() >= u64::from(COMPRESSED_BYTES_MIN)
+        && let Some(range) = response.headers_mut().remove(header::CONTENT_RANGE)
+    {
         response.extensions_mut().insert(RowRange(range));
     }
     response
 }
 
-async fn finish(mut response: Response) -> Response {
+fn finish<B>(mut response: Response<B>) -> Response<B> {
     if let Some(RowRange(range)) = response.extensions_mut().remove() {
         response.headers_mut().insert(header::CONTENT_RANGE, range);
     }
@@ -201,6 +232,7 @@ fn tag_coding(headers: &mut HeaderMap) {
 
 #[cfg(test)]
 mod tests {
+    use axum::Router;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
 
@@ -217,7 +249,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let list =
             move || async move { ([(header::CONTENT_RANGE, "0-19/*")], "a".repeat(body_bytes)) };
-        let routes = compressed(Router::new().fallback(list));
+        let routes = compressed(list.with_state(()));
         tokio::spawn(serve(
             listener,
             routes,

@@ -117,7 +117,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     ));
     let data = tokio::spawn(http::serve(
         listener,
-        http::routes(app.clone()),
+        http::answers(app.clone()),
         bounds,
         threads,
         stop.clone(),

@@ -212,7 +212,19 @@ async fn answer(
     if let Some(hit) = cached::at_once(app, incoming, &tenant, &own, seen) {
         return Ok(hit);
     }
+    // Boxed: its state is large, and what memory answers need not carry it about.
+    Box::pin(planned(app, incoming, body, &tenant, own, seen)).await
+}
 
+/// The stages from the request's parsing on.
+async fn planned(
+    app: &Arc<App>,
+    incoming: &Incoming<'_>,
+    body: Body,
+    tenant: &TenantContext,
+    own: quota::Limits,
+    seen: &mut Seen,
+) -> Result<http::Response<Bytes>, Error> {
     let request = ApiRequest::parse(&incoming.parts(), &app.config.api)?;
     let bounds = &app.config.limits;
     let body_max = least(bounds.body_bytes_max, own.request_bytes);
@@ -242,7 +254,7 @@ async fn answer(
         seen.shard = Some(target.shard.id.clone());
         let Some(loaded) = target.shard.loaded() else {
             // This router, or the shard, has just begun.
-            let stay = seat(app, &mut held, &tenant, incoming.deadline)?;
+            let stay = seat(app, &mut held, tenant, incoming.deadline)?;
             wait(app, stay, HoldReason::NoSchema, &target).await?;
             seen.stages.mark(Stage::Hold);
             continue;
@@ -266,7 +278,7 @@ async fn answer(
         seen.stages.mark(Stage::Plan);
 
         let mut guard = guard::guard(
-            &tenant,
+            tenant,
             target.epoch,
             &request,
             &incoming.visible(),
@@ -280,7 +292,7 @@ async fn answer(
         let work = Work {
             app,
             target: &target,
-            tenant: &tenant,
+            tenant,
             guard,
             statement: &statement,
             wanted: request.wanted(),
@@ -326,7 +338,7 @@ async fn answer(
                 if now.is_some_and(|now| !now.is_of_the_same_schema(&loaded)) {
                     continue;
                 }
-                return Err(failed(error, &tenant, &model, &plan, answer_max));
+                return Err(failed(error, tenant, &model, &plan, answer_max));
             }
             // Once more, and no more: the statement itself might be what kills the node.
             Err(Failed::Execute(error))
@@ -352,7 +364,7 @@ async fn answer(
                         }
                         app.events.emit(&Event::Key(KeyUse::Refused));
                     }
-                    return Err(failed(error, &tenant, &model, &plan, answer_max));
+                    return Err(failed(error, tenant, &model, &plan, answer_max));
                 }
             },
             Err(Failed::NoPrimary) => Refused::NoPrimary,
@@ -396,7 +408,7 @@ async fn answer(
             Refused::Fenced => HoldReason::Fenced,
             Refused::NoPrimary => HoldReason::NoPrimary,
         };
-        let stay = seat(app, &mut held, &tenant, incoming.deadline)?;
+        let stay = seat(app, &mut held, tenant, incoming.deadline)?;
         wait(app, stay, reason, &target).await?;
         refreshed |= reason == HoldReason::StalePlacement;
         seen.stages.mark(Stage::Hold);

@@ -354,9 +354,8 @@ fn bearer(authorization: Option<&str>) -> Result<Option<&str>, AuthError> {
 }
 
 fn plain_claims(role: &str, tenant: TenantId) -> Arc<str> {
-    serde_json::json!({ "role": role, "tenant_id": tenant })
-        .to_string()
-        .into()
+    let role = serde_json::Value::from(role);
+    format!("{{\"role\":{role},\"tenant_id\":\"{tenant}\"}}").into()
 }
 
 #[cfg(test)]

@@ -56,38 +56,33 @@ fn line(done: &RequestDone<'_>) -> String {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
-    let mut text = String::with_capacity(320);
+    let mut text = String::with_capacity(384);
     let (level, message) = match done.slow {
         None => ("INFO", "request"),
         Some(_) => ("WARN", "slow request"),
     };
     let _ = write!(
         text,
-        "{{\"time\":{}.{:03},\"level\":\"{level}\",\"message\":\"{message}\",\"request_id\":{},\"tenant\":",
+        "{{\"time\":{}.{:03},\"level\":\"{level}\",\"message\":\"{message}\"",
         now.as_secs(),
         now.subsec_millis(),
-        json(done.id),
     );
-    match done.tenant {
-        Some(tenant) => {
-            let _ = write!(text, "\"{tenant}\"");
-        }
-        None => text.push_str("null"),
-    }
+    add(&mut text, "request_id", Some(done.id));
+    let mut id = uuid::Uuid::encode_buffer();
+    let tenant = done.tenant.map(uuid::Uuid::hyphenated);
+    let tenant = tenant.map(|tenant| &*tenant.encode_lower(&mut id));
+    add(&mut text, "tenant", tenant);
     if let Some(place) = done.trace {
         let _ = write!(text, ",\"trace_id\":\"{}\"", place.trace_id());
     }
-    let _ = write!(
-        text,
-        ",\"shard\":{},\"method\":{},\"path\":{},\"status\":{},\"code\":{},\"duration_ms\":{:.3},\"bytes\":{}",
-        done.shard.map_or("null".into(), json),
-        json(done.method.as_str()),
-        json(done.path),
-        done.status.as_u16(),
-        done.code.map_or("null".into(), json),
-        done.took.as_secs_f64() * 1e3,
-        done.bytes,
-    );
+    add(&mut text, "shard", done.shard);
+    add(&mut text, "method", Some(done.method.as_str()));
+    add(&mut text, "path", Some(done.path));
+    let _ = write!(text, ",\"status\":{}", done.status.as_u16());
+    add(&mut text, "code", done.code);
+    text.push_str(",\"duration_ms\":");
+    add_milliseconds(&mut text, done.took);
+    let _ = write!(text, ",\"bytes\":{}", done.bytes);
     if let Some(slow) = &done.slow {
         add_slow(&mut text, slow);
     }
@@ -100,21 +95,39 @@ fn add_slow(text: &mut String, slow: &Slow<'_>) {
     text.push_str(",\"stages_ms\":{");
     for (n, (stage, spent)) in slow.stages.iter().enumerate() {
         let comma = if n == 0 { "" } else { "," };
-        let _ = write!(text, "{comma}\"{stage}\":{:.3}", spent.as_secs_f64() * 1e3);
+        let _ = write!(text, "{comma}\"{stage}\":");
+        add_milliseconds(text, *spent);
     }
+    text.push('}');
     let statement = slow.statement.map(|whole| {
         let end = whole.floor_char_boundary(STATEMENT_BYTES_MAX);
-        json(&whole[..end])
+        &whole[..end]
     });
-    let _ = write!(
-        text,
-        "}},\"statement\":{}",
-        statement.unwrap_or_else(|| "null".into())
-    );
+    add(text, "statement", statement);
 }
 
-fn json(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
+/// A member of the line's object.
+fn add(text: &mut String, name: &str, value: Option<&str>) {
+    let _ = write!(text, ",\"{name}\":");
+    match value {
+        None => text.push_str("null"),
+        Some(value) if value.bytes().all(is_itself_in_json) => {
+            text.push('"');
+            text.push_str(value);
+            text.push('"');
+        }
+        Some(value) => text.push_str(&serde_json::Value::from(value).to_string()),
+    }
+}
+
+fn is_itself_in_json(byte: u8) -> bool {
+    byte >= b' ' && byte != b'"' && byte != b'\\'
+}
+
+/// In whole microseconds: formatting floats is slow.
+fn add_milliseconds(text: &mut String, time: Duration) {
+    let micros = time.as_micros();
+    let _ = write!(text, "{}.{:03}", micros / 1_000, micros % 1_000);
 }
 
 #[cfg(test)]

@@ -159,11 +159,14 @@ pub(super) fn at_once(
             let mut made = made.ok()?;
             let headers = made.headers_mut();
             app.cache.name(headers, tenant.tenant(), &front.plan);
+            label::put(headers, hit.level, None);
             front.keep_head(&hit.entry, made.status(), made.headers());
             made
         }
     };
-    label::put(answer.headers_mut(), hit.level, hit.old);
+    if hit.old.is_some() {
+        label::put(answer.headers_mut(), hit.level, hit.old);
+    }
     seen.stages.mark(Stage::Cache);
     Some(answer)
 }
@@ -368,6 +371,7 @@ async fn fill(question: &Arc<Question>, owned: &Owned, patience: Patience) -> Fi
             busy: Duration::ZERO,
         };
     }
+    owned.app.cache.fills_from_shard(question);
     let mut stages = Stages::default();
     let brought = from_shard(question, &owned.work(), &mut stages).await;
     Filled {

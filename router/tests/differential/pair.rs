@@ -322,7 +322,7 @@ async fn serve(cluster: &Cluster, stop: CancellationToken) -> String {
         .await
         .unwrap();
     let address = listener.local_addr().unwrap();
-    let routes = router::http::routes(app);
+    let answers = router::http::answers(app);
     let bounds = router::http::Bounds {
         connections_max: 64,
         headers_max: Duration::from_secs(10),
@@ -330,7 +330,7 @@ async fn serve(cluster: &Cluster, stop: CancellationToken) -> String {
     };
     tokio::spawn(router::http::serve(
         listener,
-        routes,
+        answers,
         bounds,
         router::threads::Threads::here(),
         stop,
