@@ -80,6 +80,11 @@ pub(super) fn exposition(shards: &[Status], streams: usize) -> String {
     text
 }
 
+/// Shown before a slot is made, too.
+pub(super) fn known(shard: &ShardId) {
+    counter!(GENERATIONS, "shard" => shard.to_string()).increment(0);
+}
+
 pub(super) fn generation(shard: &ShardId) {
     counter!(GENERATIONS, "shard" => shard.to_string()).increment(1);
 }

@@ -107,6 +107,7 @@ pub(super) struct Wants {
 
 impl Shard {
     pub(super) fn new(id: ShardId, outlets: Arc<Outlets>) -> Self {
+        metric::known(&id);
         Self {
             id,
             wanted: Notify::new(),
