@@ -683,7 +683,10 @@ fn failed(
             let refusal = Refusal::new(&error, tenant.is_anonymous(), Some(hidden));
             let constraint = error.constraint().unwrap_or_default();
             let (state, detail) = (error.code().code(), refusal.detail.as_deref());
-            let detail = plan::violation::detail(model, plan, state, constraint, detail);
+            // A domain refuses a value before there is a row.
+            let detail = error
+                .table()
+                .and_then(|_| plan::violation::detail(model, plan, state, constraint, detail));
             Error::Postgres(Box::new(refusal.with_detail(detail)))
         }
         ExecuteError::Deadline => Error::Deadline,

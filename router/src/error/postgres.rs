@@ -103,7 +103,6 @@ impl Refusal {
             ("22023", _) if self.unknown_role() => 401,
             ("53400", _) => 500,
             ("57P01", _) => 503,
-            ("57014", _) => 504,
             ("P0001", _) => 400,
             ("42883", _) if self.message.starts_with("function xmlagg(") => 406,
             ("42883" | "42P01", _) => 404,

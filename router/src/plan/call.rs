@@ -8,10 +8,11 @@ use super::field::RowType;
 use super::read::Wants;
 use super::write::Rows;
 use super::{Form, Node, Planner, Source, suggest, types};
-use crate::error::Error;
+use crate::error::{Error, Unrelated};
 use crate::request::Method;
 use crate::request::body::{Json, Payload, RawKind};
 use crate::request::page::Page;
+use crate::request::select::Item;
 
 /// A call of a function.
 #[derive(Clone, Debug, PartialEq)]
@@ -218,7 +219,10 @@ impl<'a> Planner<'a> {
 
     fn result(&mut self, function: &'a Function) -> Result<Option<Node>, Error> {
         let rows = match &function.returns.shape {
-            Shape::Void | Shape::Scalar(_) | Shape::Record => return Ok(None),
+            Shape::Void | Shape::Scalar(_) | Shape::Record => {
+                self.embeds_nothing(&function.name)?;
+                return Ok(None);
+            }
             Shape::Composite(columns) => RowType::Columns {
                 name: function.name.name.as_str(),
                 columns,
@@ -238,6 +242,25 @@ impl<'a> Planner<'a> {
         let mut node = self.level(rows, Source::Produced, &query.select, wants)?;
         node.page = self.call_page(function);
         Ok(Some(node))
+    }
+
+    /// What returns no rows has no relationships.
+    fn embeds_nothing(&self, function: &QualifiedName) -> Result<(), Error> {
+        let mut items = self.request.query.select.iter();
+        let embed = items.find_map(|item| match item {
+            Item::Embed(embed) => Some(embed),
+            _ => None,
+        });
+        match embed {
+            Some(embed) => Err(Error::NoRelationship(Box::new(Unrelated {
+                origin: function.name.as_str().to_owned(),
+                target: embed.target.clone(),
+                schema: self.request.schema.clone(),
+                hint: embed.hint.clone(),
+                similar: suggest::embed(self.model, function, &embed.target),
+            }))),
+            None => Ok(()),
+        }
     }
 
     /// What a set is cut to; what may have written is not cut unasked.

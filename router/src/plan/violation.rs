@@ -54,6 +54,8 @@ pub fn detail(
             let pairs = pairs(rows, key, in_an_index)?;
             Some(format!("{pairs} already exists."))
         }
+        // Without a constraint it is a partition that is missing.
+        "23514" if constraint.is_empty() => None,
         "23502" | "23514" if detail.is_none() => {
             let Change::Insert { columns, rows, .. } = &write.change else {
                 return None;

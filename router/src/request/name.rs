@@ -106,6 +106,9 @@ pub(super) fn json_path(cursor: &mut Cursor<'_>) -> Result<Vec<JsonStep>, Error>
 }
 
 fn json_key(cursor: &mut Cursor<'_>) -> Result<JsonKey, Error> {
+    if cursor.peek() == Some('"') {
+        return Ok(JsonKey::Name(quoted(cursor)?));
+    }
     if let Some(index) = json_index(cursor) {
         return Ok(JsonKey::Index(index));
     }
@@ -163,6 +166,12 @@ fn is_json_key_char(c: char) -> bool {
     !matches!(c, '(' | '-' | ':' | '.' | ',' | '>' | ')')
 }
 
+/// Reads back as the same key without quotes.
+fn is_plain_key(key: &str) -> bool {
+    let letter = |c: char| c.is_alphanumeric() || c == '_';
+    key.chars().all(letter) && !key.chars().all(|c| c.is_ascii_digit())
+}
+
 /// Prints a name so that it reads back as the same one.
 pub(super) struct Quoted<'a>(pub(super) &'a str);
 
@@ -185,7 +194,8 @@ impl fmt::Display for Field {
         for step in &self.path {
             let arrow = if step.text { "->>" } else { "->" };
             match &step.key {
-                JsonKey::Name(name) => write!(f, "{arrow}{name}")?,
+                JsonKey::Name(name) if is_plain_key(name) => write!(f, "{arrow}{name}")?,
+                JsonKey::Name(name) => write!(f, "{arrow}{}", Quoted(name))?,
                 JsonKey::Index(index) => write!(f, "{arrow}{index}")?,
             }
         }

@@ -65,13 +65,28 @@ pub(super) fn values(sql: &mut Fragment, plan: &Plan, set: bool) {
     if let Some(handler) = &plan.handler {
         return made(sql, handler);
     }
-    sql.push(match (&plan.media, set) {
-        (MediaType::Csv, _) => {
+    if plan.media == MediaType::Csv {
+        sql.push(
             ", 'pgrst_scalar' || E'\\n' || coalesce(pg_catalog.string_agg(\
-             pg_catalog.substr(r::text, 2, pg_catalog.length(r::text) - 2), E'\\n'), '')"
-        }
-        (_, true) => ", coalesce(pg_catalog.json_agg(r.value), '[]')::text",
-        (_, false) => ", coalesce((pg_catalog.json_agg(r.value)->0)::text, 'null')",
+             pg_catalog.substr(r::text, 2, pg_catalog.length(r::text) - 2), E'\\n'), '') as body",
+        );
+        return;
+    }
+    let (object, stripped) = match plan.media {
+        MediaType::Object { stripped } => (true, stripped),
+        MediaType::StrippedArray => (false, true),
+        _ => (false, false),
+    };
+    sql.push(", ");
+    stripped_if(sql, stripped, |sql| {
+        sql.push(match (set, object) {
+            // One value of a set is a row of one column to PostgREST.
+            (true, true) => {
+                "'{\"pgrst_scalar\":' || coalesce((pg_catalog.json_agg(r.value)->0)::text, 'null') || '}'"
+            }
+            (true, false) => "coalesce(pg_catalog.json_agg(r.value), '[]')",
+            (false, _) => "coalesce(pg_catalog.json_agg(r.value)->0, 'null')",
+        });
     });
     sql.push(" as body");
 }

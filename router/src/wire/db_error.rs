@@ -16,6 +16,7 @@ pub struct DbError {
     message: String,
     detail: Option<String>,
     hint: Option<String>,
+    table: Option<String>,
     constraint: Option<String>,
     routine: Option<String>,
 }
@@ -28,6 +29,7 @@ impl DbError {
             message: String::new(),
             detail: None,
             hint: None,
+            table: None,
             constraint: None,
             routine: None,
         };
@@ -39,6 +41,7 @@ impl DbError {
                 b'M' => read.message = text,
                 b'D' => read.detail = Some(text),
                 b'H' => read.hint = Some(text),
+                b't' => read.table = Some(text),
                 b'n' => read.constraint = Some(text),
                 b'R' => read.routine = Some(text),
                 _ => {}
@@ -67,6 +70,11 @@ impl DbError {
         self.hint.as_deref()
     }
 
+    /// The table whose row it is about.
+    pub fn table(&self) -> Option<&str> {
+        self.table.as_deref()
+    }
+
     /// The constraint that it is about.
     pub fn constraint(&self) -> Option<&str> {
         self.constraint.as_deref()
@@ -87,6 +95,7 @@ impl From<&LoginError> for DbError {
             message: error.message().to_owned(),
             detail: error.detail().map(str::to_owned),
             hint: error.hint().map(str::to_owned),
+            table: error.table().map(str::to_owned),
             constraint: error.constraint().map(str::to_owned),
             routine: error.routine().map(str::to_owned),
         }

@@ -225,6 +225,7 @@ fn name() -> impl Strategy<Value = String> {
 fn field() -> impl Strategy<Value = Field> {
     let key = prop_oneof![
         "[a-z_]{1,5}".prop_map(JsonKey::Name),
+        "[ -~äß✓]{0,8}".prop_map(JsonKey::Name),
         (-9..99).prop_map(JsonKey::Index),
     ];
     let step = (any::<bool>(), key).prop_map(|(text, key)| JsonStep { text, key });
