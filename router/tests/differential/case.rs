@@ -22,6 +22,7 @@ pub(crate) enum Section {
     CallByPost,
     Schemas,
     Errors,
+    ByHand,
 }
 
 impl Section {
@@ -44,6 +45,7 @@ impl Section {
             Self::CallByPost => "Functions by POST",
             Self::Schemas => "Schemas, OPTIONS, HEAD",
             Self::Errors => "Malformed requests",
+            Self::ByHand => "Written by hand",
         }
     }
 }

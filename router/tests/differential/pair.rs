@@ -49,7 +49,7 @@ pub(crate) struct Reply {
 }
 
 /// Headers that clients read; the others are each server's own.
-const HEADERS: [&str; 9] = [
+const HEADERS: [&str; 13] = [
     "content-type",
     "content-range",
     "content-location",
@@ -59,6 +59,10 @@ const HEADERS: [&str; 9] = [
     "allow",
     "www-authenticate",
     "x-tea",
+    "access-control-allow-origin",
+    "access-control-allow-methods",
+    "access-control-allow-headers",
+    "access-control-max-age",
 ];
 
 impl Reply {
@@ -259,6 +263,7 @@ impl Pair {
 async fn distribute(shard: &Client, tenants: &[Uuid]) {
     let ours = [
         include_str!("schema.sql"),
+        include_str!("functions.sql"),
         include_str!("reference.sql"),
         include_str!("distribute.sql"),
         include_str!("grants.sql"),
@@ -288,6 +293,7 @@ async fn single_tenant(shard: &Client, dsn: &str) -> (Client, String) {
     tokio::spawn(connection);
     let theirs = [
         include_str!("schema.sql"),
+        include_str!("functions.sql"),
         include_str!("reference.sql"),
         include_str!("rows.sql"),
         include_str!("grants.sql"),
