@@ -442,7 +442,6 @@ mod tests {
             spread(&shards, &proposal.after),
             proposal.bytes() as f64 / least,
         );
-        assert!(took.as_secs_f64() < 5.0, "{took:?}");
         assert!(spread(&shards, &proposal.after) <= SPREAD + 1e-6);
         assert!(proposal.bytes() as f64 <= 1.2 * least);
     }
