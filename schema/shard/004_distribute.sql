@@ -517,7 +517,7 @@ begin
       execute format('grant usage, select on sequence %s to authenticated, service_role', owned);
     end loop;
   end if;
-  perform ringfence.capture_tables();
+  perform ringfence.capture_tables(array[t::oid]);
   perform ringfence.adopt_views(t);
   -- The tenant column has no statistics yet, and a small table that was never
   -- looked at is read through an index, in another order than it was.
@@ -606,7 +606,7 @@ begin
   perform ringfence.open_to_mover(t);
   perform ringfence.read_only(t);
   perform ringfence.open_schema_of(t);
-  perform ringfence.capture_tables();
+  perform ringfence.capture_tables(array[t::oid]);
 end
 $$;
 

@@ -33,11 +33,13 @@ pub struct Facts {
 pub struct TableFacts {
     /// Its name.
     pub name: QualifiedName,
-    /// Rows, as the planner estimates them.
-    pub rows: i64,
+    /// Rows, where they were counted; no further than matters here.
+    pub rows: Option<i64>,
+    /// A column that is named as what a person has, or a secret.
+    pub personal: Option<String>,
     /// It has a primary key.
     pub keyed: bool,
-    /// Its key is drawn from a sequence or made at random.
+    /// Its key is drawn from a sequence, or a UUID, which nobody writes by hand.
     pub generated_key: bool,
     /// It is neither temporary nor unlogged.
     pub logged: bool,
@@ -132,6 +134,26 @@ impl Facts {
         schemas.dedup();
         schemas
     }
+
+    /// A query for each table's rows, in order, to be asked where they are.
+    pub fn counting(&self) -> Option<String> {
+        let enough = REFERENCE_ROWS_MAX + 1;
+        let counts = self.tables.iter().map(|table| {
+            let name = &table.name;
+            format!("(select count(*) from (select from {name} limit {enough}) rows)")
+        });
+        let counts: Vec<String> = counts.collect();
+        let wanted = !counts.is_empty();
+        wanted.then(|| format!("select unnest(array[{}])", counts.join(", ")))
+    }
+
+    /// Takes its answer, a number a line.
+    pub fn counted(&mut self, answer: &str) {
+        let counts = answer.lines().map(|line| line.trim().parse().ok());
+        for (table, rows) in self.tables.iter_mut().zip(counts) {
+            table.rows = rows;
+        }
+    }
 }
 
 /// Tables in which tools keep which of their files have run.
@@ -197,13 +219,14 @@ pub fn propose(facts: &Facts) -> Adoption {
     for table in &facts.tables {
         let place = roles.entry(&table.name);
         place.or_insert_with(|| match shared.contains(&table.name) {
-            true => (
-                Role::Reference,
-                format!(
-                    "others refer to it, its keys are written by hand, {} rows",
-                    table.rows
-                ),
-            ),
+            true => {
+                let rows = match table.rows {
+                    Some(rows) => format!("{rows} rows"),
+                    None => "its rows were not counted".into(),
+                };
+                let reason = format!("others refer to it, its keys are written by hand, {rows}");
+                (Role::Reference, reason)
+            }
             false => (Role::Tenant, tenant_reason(table)),
         });
     }
@@ -235,7 +258,8 @@ fn is_like_a_list(table: &TableFacts, referenced: &BTreeSet<&QualifiedName>) -> 
         && !table.partitioned
         && table.policies.is_empty()
         && !table.row_security
-        && table.rows <= REFERENCE_ROWS_MAX
+        && table.personal.is_none()
+        && table.rows.is_none_or(|rows| rows <= REFERENCE_ROWS_MAX)
 }
 
 fn tenant_reason(table: &TableFacts) -> String {
@@ -245,6 +269,12 @@ fn tenant_reason(table: &TableFacts) -> String {
     }
     if !table.parents.is_empty() {
         reasons.push(format!("refers to {} tables", table.parents.len()));
+    }
+    if let Some(column) = &table.personal {
+        reasons.push(format!("{column} may be a person's, or a secret"));
+    }
+    if table.rows.is_some_and(|rows| rows > REFERENCE_ROWS_MAX) {
+        reasons.push(format!("has more than {REFERENCE_ROWS_MAX} rows"));
     }
     if !table.policies.is_empty() {
         reasons.push(format!("has policies: {}", table.policies.join(", ")));
@@ -279,6 +309,12 @@ fn remarks(facts: &Facts, roles: &BTreeMap<&QualifiedName, (Role, String)>) -> V
     let mut remarks = Vec::new();
     for table in &facts.tables {
         let role = roles.get(&table.name).map(|(role, _)| *role);
+        if role == Some(Role::Reference) {
+            remarks.push(format!(
+                "{}: ALL TENANTS SEE ITS ROWS; if they are not everybody's, distribute it instead",
+                table.name
+            ));
+        }
         if !table.keyed && role == Some(Role::Tenant) {
             remarks.push(format!(
                 "{} has no primary key: it can't be moved nor back-filled; add one",
@@ -425,18 +461,24 @@ const NOT_THE_APPLICATIONS: &str = "n.nspname !~ '^pg_' and n.nspname not in (
     'information_schema', 'ringfence', 'auth', 'storage', 'realtime', '_realtime', 'extensions', 'graphql',
     'graphql_public', 'vault', 'pgsodium', 'supabase_functions', 'supabase_migrations', 'cron', 'net')";
 
-/// Reads the facts of the application's schemas: all but Postgres' own, those
+/// Names of columns that no list for all has: a word of these, between underscores.
+const PERSONAL: &str = "'(^|_)(e?mail|password|passwd|pass|secret|token|hash|salt|otp|phone|mobile|fax|iban|ssn\
+    |birth(day|date)?|first_?name|last_?name|sur_?name|user_?name|login|address|street)s?(_|$)'";
+
+/// Reads the facts of the application's schemas, but for how many rows there are: all but Postgres' own, those
 /// of Supabase's services, and what extensions bring.
 pub async fn facts(client: &Client) -> Result<Facts, Error> {
     let own = NOT_THE_APPLICATIONS;
     let relations = format!(
         "select n.nspname::text, c.relname::text, c.relkind::text, c.relpersistence = 'p' as logged,
-           greatest(c.reltuples, 0)::bigint as rows,
+           (select min(a.attname::text) from pg_attribute a
+             where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+               and a.attname ~* {PERSONAL}) as personal,
            exists (select from pg_index i where i.indrelid = c.oid and i.indisprimary) as keyed,
            exists (select from pg_index i, unnest(i.indkey::int2[]) k join pg_attribute a on a.attnum = k
              left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
              where i.indrelid = c.oid and i.indisprimary and a.attrelid = c.oid
-               and (a.attidentity <> '' or pg_get_expr(d.adbin, d.adrelid) ~* 'nextval|uuid|random')) as generated,
+               and (a.attidentity <> '' or a.atttypid = 'uuid'::regtype or pg_get_expr(d.adbin, d.adrelid) ~* 'nextval|uuid|random')) as generated,
            array(select p.polname::text from pg_policy p where p.polrelid = c.oid order by 1) as policies,
            c.relrowsecurity as row_security, ringfence.is_granted(c.oid) as granted,
            (select coalesce(jsonb_agg(distinct jsonb_build_array(pn.nspname, pc.relname)), '[]')
@@ -467,7 +509,8 @@ pub async fn facts(client: &Client) -> Result<Facts, Error> {
                 let exclusions = exclusions.as_array().into_iter().flatten();
                 facts.tables.push(TableFacts {
                     name,
-                    rows: row.get("rows"),
+                    rows: None,
+                    personal: row.get("personal"),
                     keyed: row.get("keyed"),
                     generated_key: row.get("generated"),
                     logged: row.get("logged"),
@@ -511,7 +554,8 @@ mod tests {
     fn table(name: &str, parents: &[&str], change: impl Fn(&mut TableFacts)) -> TableFacts {
         let mut table = TableFacts {
             name: QualifiedName::new("public", name),
-            rows: 5,
+            rows: Some(5),
+            personal: None,
             keyed: true,
             generated_key: true,
             logged: true,
@@ -549,6 +593,15 @@ mod tests {
                     (t.generated_key, t.row_security) = (false, true)
                 }),
                 table("subscriptions", &["plans"], |_| {}),
+                // Nor is who logs in, by whatever key, nor what is long.
+                table("accounts", &[], |t| {
+                    (t.generated_key, t.personal) = (false, Some("email".into()))
+                }),
+                table("places", &[], |t| {
+                    (t.generated_key, t.rows) = (false, Some(10_001))
+                }),
+                table("units", &[], |t| (t.generated_key, t.rows) = (false, None)),
+                table("visits", &["accounts", "places", "units"], |_| {}),
             ],
             owner_views: vec![QualifiedName::new("public", "totals")],
             definers: vec!["public.secret(integer)".into()],

@@ -253,18 +253,22 @@ async fn apply(admin: &Admin, directory: &Directory, run: Run, no_input: bool) -
         "canary": run.canary,
         "contract": run.contract,
     });
-    let started = admin.post(&directory.path("/apply")?, &body).await;
-    let started = started.map_err(|mut error| {
-        if let Error::Api { code, hint, .. } = &mut error
-            && code == WAITS_FOR_CONTRACT
-        {
-            *hint = Some(format!(
-                "once no application uses it any longer: `ringfence migrate apply{} --contract`",
+    let started = match admin.post(&directory.path("/apply")?, &body).await {
+        // The same command again, as a release's script says it, is no failure.
+        Err(Error::Api { code, message, .. }) if code == WAITS_FOR_CONTRACT => {
+            let then = format!(
+                "{message}: once no application uses it any longer: `ringfence migrate apply{} --contract`",
                 directory.options()
-            ));
+            );
+            return Ok(Output {
+                text: "nothing was to be done\n".into(),
+                json: json!({ "held": message }),
+                note: Some(then),
+                failed: None,
+            });
         }
-        error
-    })?;
+        started => started?,
+    };
     let held = started["held"].as_array().cloned().unwrap_or_default();
     let output = ran(job::started(admin, started, run.wait).await?);
     Ok(match held.first() {

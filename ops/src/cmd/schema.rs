@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command as Process;
 
-use ::schema::adopt::{self, Adoption, Proposal, Role};
+use ::schema::adopt::{self, Adoption, Facts, Proposal, Role};
 use ::schema::apply::{Limits, advance};
 use ::schema::lint::{Finding, Known, Level, Rule, lint};
 use ::schema::migration::{Migration, read_directory};
@@ -187,6 +187,19 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// Counts each table's rows, where they are to be had.
+    fn count(&self, facts: &mut Facts) -> Result<()> {
+        let (Self::Database(dsn), Some(query)) = (self, facts.counting()) else {
+            return Ok(());
+        };
+        let answer = ran(
+            Process::new("psql").args(["-XAtq", "--dbname", dsn, "--command", &query]),
+            "psql",
+        )?;
+        facts.counted(&answer);
+        Ok(())
+    }
+
     /// Rows of the tables that all tenants share, as statements; none of a dump's file,
     /// which has the schema alone.
     fn rows(&self, tables: &[&str]) -> Result<Option<String>> {
@@ -202,16 +215,18 @@ impl<'a> Source<'a> {
 }
 
 fn dump(dsn: &str, arguments: &[&str]) -> Result<String> {
-    let dump = Process::new("pg_dump")
-        .args(arguments)
-        .args(["--dbname", dsn])
-        .output()
-        .map_err(error::io("run pg_dump"))?;
-    match dump.status.success() {
-        true => Ok(String::from_utf8_lossy(&dump.stdout).into_owned()),
+    let mut dump = Process::new("pg_dump");
+    ran(dump.args(arguments).args(["--dbname", dsn]), "pg_dump")
+}
+
+/// What one of Postgres' own clients has printed.
+fn ran(client: &mut Process, name: &str) -> Result<String> {
+    let done = client.output().map_err(error::io(format!("run {name}")))?;
+    match done.status.success() {
+        true => Ok(String::from_utf8_lossy(&done.stdout).into_owned()),
         false => Err(Error::Supervisor(format!(
-            "pg_dump failed: {}",
-            String::from_utf8_lossy(&dump.stderr).trim()
+            "{name} failed: {}",
+            String::from_utf8_lossy(&done.stderr).trim()
         ))),
     }
 }
@@ -273,9 +288,10 @@ async fn on_scratch(
     let make = Migration::parse(MAKE, sql)?;
     write(folder, MAKE, sql)?;
     apply(&mut client, &make).await?;
-    let facts = adopt::facts(&client)
+    let mut facts = adopt::facts(&client)
         .await
         .map_err(failed("to read its schema"))?;
+    source.count(&mut facts)?;
     let adoption = adopt::propose(&facts);
     remarks.extend(adoption.remarks.iter().cloned());
     let distribute = Migration::parse(DISTRIBUTE, &adoption.sql)?;
@@ -294,9 +310,21 @@ async fn on_scratch(
     let catalog = ::schema::introspect::load(&client, &schemas)
         .await
         .map_err(|error| Error::Supervisor(format!("the scratch server: {error}")))?;
+    for table in &facts.tables {
+        let proposal = adoption.tables.iter();
+        let ignored = proposal.filter(|of| of.role == Role::Ignore);
+        let mut ignored = ignored.map(|of| &of.table);
+        let is_ignored = ignored.any(|name| *name == table.name.to_string());
+        if !is_ignored && !catalog.relations.contains_key(&table.name) {
+            remarks.push(format!(
+                "{} would not be served: once its shards are made, `ringfence doctor` says why",
+                table.name
+            ));
+        }
+    }
     let served = catalog.relations.len();
     remarks.push(format!(
-        "tried on a scratch server: the API would serve {served} tables and views, by routers whose schemas are {}",
+        "tried on a scratch server: the API would serve {served} tables and views, by routers whose `api.schemas` are {}",
         schemas.join(", ")
     ));
     Ok(adoption)
