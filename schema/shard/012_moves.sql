@@ -17,7 +17,7 @@ grant select, insert, delete on ringfence.move_marker to ringfence_mover;
 create or replace function ringfence.move_name(name text) returns text
 language plpgsql immutable set search_path = pg_catalog, pg_temp as $$
 begin
-  if name !~ '^ringfence_move_[0-9a-f]{32}(_[0-9]{1,3})?(_back)?(_mark)?$' then
+  if name !~ '^ringfence_move_[0-9a-f]{32}(_b?[0-9]{1,3})?(_back)?(_mark)?$' then
     raise exception using errcode = 'RF014', message = format('"%s" is no name of a move', name);
   end if;
   return name;

@@ -55,6 +55,8 @@ pub fn made<'a>(files: impl IntoIterator<Item = &'a Migration>) -> Vec<Made> {
 /// What the statement makes, where it fails on one that is there.
 fn name(stmt: &ast::Stmt) -> Option<String> {
     let (name, passes_by) = match stmt {
+        // It is in a schema of the session's own.
+        _ if is_temporary(stmt) => return None,
         ast::Stmt::CreateTable(create) => (
             text(create.table_name()?.syntax()),
             create.if_not_exists().is_some(),
@@ -81,6 +83,17 @@ fn name(stmt: &ast::Stmt) -> Option<String> {
     (!passes_by).then_some(name)
 }
 
+fn is_temporary(stmt: &ast::Stmt) -> bool {
+    let persistence = match stmt {
+        ast::Stmt::CreateTable(create) => create.persistence(),
+        ast::Stmt::CreateTableAs(create) => create.persistence(),
+        ast::Stmt::CreateView(create) => create.persistence(),
+        ast::Stmt::CreateSequence(create) => create.persistence(),
+        _ => None,
+    };
+    matches!(persistence, Some(ast::Persistence::Temp(_)))
+}
+
 /// What it makes or removes can't be told from the statement.
 fn is_unseen(stmt: &ast::Stmt) -> bool {
     matches!(
@@ -105,7 +118,9 @@ mod tests {
             .zip([
                 "create table a (id int);\ncreate table if not exists b (id int);\n\
                  create type app.mood as enum ('good');\ncreate or replace view v as select 1;\n\
-                 create view \"W\" as select 1;",
+                 create view \"W\" as select 1;\ncreate temp table x (id int);\n\
+                 create temporary table y as select 1 as id;\ncreate temp view z as select 1;\n\
+                 create temp sequence q;",
                 "-- ringfence: phase contract\ndrop table c;\nalter table d rename to e;\n\
                  create table c (id int);\ncreate table d (id int);\ncreate table a (id int);",
                 "create sequence s;\ndo $$ begin null; end $$;\ncreate table f (id int);",

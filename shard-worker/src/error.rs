@@ -23,6 +23,9 @@ pub enum Error {
     /// As many watch jobs as may.
     #[error("too many requests watch jobs")]
     TooManyWatchers,
+    /// What was asked for ended half-way, by a fault of ours.
+    #[error("it ended half-way")]
+    Ended(#[from] tokio::task::JoinError),
     /// There is no such route.
     #[error("there is no such route")]
     NoRoute,
@@ -53,6 +56,7 @@ impl Error {
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::BadRequest(_) => StatusCode::BAD_REQUEST,
             Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::Ended(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::TooManyWatchers | Self::TooManyArchives => StatusCode::SERVICE_UNAVAILABLE,
             Self::Import(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Archive(error) => match error {
@@ -102,6 +106,7 @@ impl Error {
             Self::BadRequest(_) => "RF401",
             Self::NoRoute => "RF402",
             Self::TooManyWatchers => "RF403",
+            Self::Ended(_) => "RF404",
             Self::Control(error) => match error {
                 ControlError::Unreachable(_) | ControlError::Dsn(_) => "RF410",
                 ControlError::Postgres(error) if is_lost(error) => "RF415",
@@ -125,6 +130,7 @@ impl Error {
             Self::Control(ControlError::Postgres(error)) if is_lost(error) => Some(
                 "The control database went away meanwhile: it may have been done. Look, once it is back.",
             ),
+            Self::Ended(_) => Some("A part may have been done: the audit log has it."),
             Self::Migration(stop) => Some(stop.hint()),
             Self::Shard(_) => Some("What was begun is finished by itself once the shard is back."),
             _ => None,

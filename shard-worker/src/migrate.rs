@@ -287,3 +287,37 @@ async fn failed(
 fn matrix(shards: &[ShardRun]) -> Value {
     json!({ "shards": shards })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_for_a_run_sees_what_it_waits_for() {
+        let plan = Plan {
+            directory: "app".into(),
+            last: 1,
+            parallel: 1,
+            canary: None,
+            baseline: false,
+        };
+        let away = Away {
+            shard: "s3".into(),
+            why: "no primary".into(),
+        };
+        let checking = Migrate::Checking {
+            plan: plan.clone(),
+            tries: 1,
+            away: vec![away],
+        };
+        assert_eq!(checking.waits(), ["shard s3 can't be reached: no primary"]);
+        let mut shards = ["s1", "s2", "s3"].map(|id| ShardRun::of(id.into()));
+        shards[0].done = true;
+        shards[1].note = Some("a lock is held".into());
+        let running = Migrate::Running {
+            plan,
+            shards: shards.to_vec(),
+        };
+        assert_eq!(running.waits(), ["shard s2: a lock is held"]);
+    }
+}

@@ -78,9 +78,12 @@ const AGAIN_FIRST: Duration = Duration::from_millis(500);
 const AGAIN_MAX: Duration = Duration::from_secs(30);
 /// Most tenants of one stream.
 pub const TENANTS_MAX: usize = 1_000;
-/// Most publications of one stream and direction: up to so many tenants have each its
-/// own, more are bundled.
-const PUBLICATIONS_MAX: usize = 20;
+/// Publications of one stream and direction: up to so many tenants have each its own,
+/// more are bundled.
+const PUBLICATIONS: usize = 20;
+/// Most tenants of a bundle, though there be more publications: a group that is cut over
+/// at once has several bundles, and where it takes too long each goes by itself.
+const BUNDLE_MAX: usize = 25;
 /// A cut-over holds requests for so long at most, unless said otherwise, ms. It
 /// leaves room for a lease's end (253 ms), which is waited for where another
 /// worker captures the source.
@@ -323,7 +326,7 @@ impl Plan {
         };
         Self {
             tenants: tenants.iter().map(moving).collect(),
-            bundle: tenants.len().div_ceil(PUBLICATIONS_MAX),
+            bundle: tenants.len().div_ceil(PUBLICATIONS).min(BUNDLE_MAX),
             from: from.into(),
             to: to.into(),
             budget_ms,
@@ -383,13 +386,14 @@ impl Move {
         let bundles = self.plan.tenants.chunks(self.plan.bundle());
         let numbers = 0..bundles.len();
         numbers
-            .map(|number| names::bundle(id, number, way))
+            .map(|number| names::bundle(id, number, self.plan.bundle(), way))
             .collect()
     }
 
     /// The one of them that has this tenant's.
     fn publication(&self, id: Uuid, index: usize, way: Way) -> String {
-        names::bundle(id, index / self.plan.bundle(), way)
+        let size = self.plan.bundle();
+        names::bundle(id, index / size, size, way)
     }
 
     /// What can't be given up does not end by an error either: tenants would stay
@@ -679,8 +683,13 @@ mod tests {
             let tenants: Vec<TenantInfo> = (0..count).map(tenant).collect();
             Plan::new(&tenants, "s1", "s2", BUDGET_MS, 0)
         };
-        for (count, bundle, publications) in [(1, 1, 1), (20, 1, 20), (21, 2, 11), (1_000, 50, 20)]
-        {
+        for (count, bundle, publications) in [
+            (1, 1, 1),
+            (20, 1, 20),
+            (21, 2, 11),
+            (500, 25, 20),
+            (1_000, 25, 40),
+        ] {
             let job = Move::of(plan(count));
             assert_eq!(job.plan.bundle(), bundle);
             let names = job.publications(Uuid::nil(), Way::Back);
@@ -690,6 +699,11 @@ mod tests {
         }
         assert_eq!(plan(30).together(1), 2);
         assert_eq!(plan(30).together(51), 50);
+        // Even of the largest a group that takes too long is made smaller.
+        assert_eq!(
+            (plan(1_000).together(1), plan(1_000).together(50)),
+            (25, 50)
+        );
         // One of a version that knew no bundles.
         let old = Plan {
             bundle: 0,

@@ -33,7 +33,9 @@ pub(super) async fn fix(
     State(app): State<Arc<App>>,
     Caller(actor): Caller,
 ) -> Result<Json<Fixed>, Error> {
-    Ok(Json(doctor::fix(&app, &actor).await?))
+    // It goes on though the caller hangs up.
+    let fixing = tokio::spawn(async move { doctor::fix(&app, &actor).await });
+    Ok(Json(fixing.await??))
 }
 
 #[derive(Deserialize)]

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use serde::Serialize;
+use serde_json::{Value, json};
 use tenancy::control::{Actor, ShardInfo, write_audit};
 use tenancy::{chain, control::ControlError};
 use tokio::time::Instant;
@@ -25,6 +26,8 @@ use crate::tenant_delete;
 
 /// Nothing is begun any longer after this: who asks waits for a minute.
 const FIX_MAX: Duration = Duration::from_secs(40);
+/// Why something is left that may be deleted.
+const TIME_IS_OVER: &str = "time is over: ask again";
 
 /// What was done.
 #[derive(Debug, Default, Serialize)]
@@ -66,7 +69,11 @@ pub async fn fix(app: &App, actor: &Actor) -> Result<Fixed, Error> {
     let shards = app.control.shards().await?;
     let mut fixed = Fixed::default();
     for shard in shards.iter().filter(|shard| shard.state != "preparing") {
-        if let Err(error) = of_shard(app, actor, &shards, shard, until, &mut fixed).await {
+        let outcome = match Instant::now() < until {
+            true => of_shard(app, actor, &shards, shard, until, &mut fixed).await,
+            false => Err(Error::BadRequest(TIME_IS_OVER.into())),
+        };
+        if let Err(error) = outcome {
             fixed.left.push(Kept {
                 shard: shard.id.clone(),
                 name: String::new(),
@@ -87,12 +94,17 @@ async fn of_shard(
 ) -> Result<(), Error> {
     let nodes = reconcile::addresses(shard);
     let mut client = app.logins.as_mover(&shard.id, &nodes).await?;
+    let found = unserved_rows(&client).await;
+    if found.map_err(ShardError::Postgres)?.is_empty() {
+        return Ok(());
+    }
     let mut control = app.control.client().await?;
     let transaction = control
         .transaction()
         .await
         .map_err(ControlError::Postgres)?;
-    // Whoever starts a job waits for this transaction's end.
+    // Whoever starts a job waits for this transaction's end. What was begun before it
+    // may have made rows meanwhile, or fences.
     store::lock_starts(&transaction).await?;
     let unserved = unserved_rows(&client).await.map_err(ShardError::Postgres)?;
     let busy = open(app).await?.tenants;
@@ -102,20 +114,29 @@ async fn of_shard(
         let name = named(*tenant, known);
         let why = match known {
             _ if busy.contains(tenant) => Some("a job is about it".to_owned()),
-            _ if Instant::now() >= until => Some("time is over: ask again".to_owned()),
+            _ if Instant::now() >= until => Some(TIME_IS_OVER.to_owned()),
             None => Some("the control database does not know the tenant".to_owned()),
             Some(home) => not_served(app, shards, shard, home, *tenant).await?,
         };
         let Some(why) = why else {
-            let rows = delete(&mut client, &transaction, *tenant, until).await?;
-            let after = Some(serde_json::json!({ "shard": shard.id, "rows": rows }));
-            let action = "doctor.fix";
-            write_audit(&transaction, actor, action, &name, None, after, "done").await?;
+            audit(app, actor, &name, json!({ "shard": shard.id }), "begun").await?;
+            let mut rows = 0;
+            let outcome = delete(&mut client, &transaction, *tenant, until, &mut rows).await;
+            let result = if outcome.is_ok() { "done" } else { "failed" };
+            let after = json!({ "shard": shard.id, "rows": rows });
             fixed.deleted.push(Deleted {
                 shard: shard.id.clone(),
-                name,
+                name: name.clone(),
                 rows,
             });
+            audit(app, actor, &name, after, result).await?;
+            if !outcome? {
+                fixed.left.push(Kept {
+                    shard: shard.id.clone(),
+                    name,
+                    why: TIME_IS_OVER.into(),
+                });
+            }
             continue;
         };
         fixed.left.push(Kept {
@@ -124,6 +145,33 @@ async fn of_shard(
             why,
         });
     }
+    Ok(transaction.commit().await.map_err(ControlError::Postgres)?)
+}
+
+/// Written at once, whatever becomes of the rest.
+async fn audit(
+    app: &App,
+    actor: &Actor,
+    tenant: &str,
+    after: Value,
+    result: &str,
+) -> Result<(), Error> {
+    let mut control = app.control.client().await?;
+    let transaction = control
+        .transaction()
+        .await
+        .map_err(ControlError::Postgres)?;
+    let after = Some(after);
+    write_audit(
+        &transaction,
+        actor,
+        "doctor.fix",
+        tenant,
+        None,
+        after,
+        result,
+    )
+    .await?;
     Ok(transaction.commit().await.map_err(ControlError::Postgres)?)
 }
 
@@ -147,21 +195,23 @@ async fn not_served(
     })
 }
 
-/// Deletes a tenant's rows for as long as no job can begin; what is left is for the
-/// next time.
+/// Deletes a tenant's rows for as long as no job can begin, and counts them, though it
+/// fails half-way. False: time is over, what is left is for the next time.
 async fn delete(
     client: &mut Client,
     no_starts: &Transaction<'_>,
     tenant: Uuid,
     until: Instant,
-) -> Result<i64, Error> {
+    rows: &mut i64,
+) -> Result<bool, Error> {
     let job = Uuid::new_v4();
-    let mut rows = 0;
+    let mut is_whole = true;
     let tables = tenant_tables(client).await.map_err(ShardError::Postgres)?;
     for table in &tables {
         for leaf in &table.leaves {
             loop {
                 if Instant::now() >= until {
+                    is_whole = false;
                     break;
                 }
                 // It fails where the lock on starts is lost.
@@ -169,7 +219,7 @@ async fn delete(
                 alive.map_err(ControlError::Postgres)?;
                 let batch = tenant_delete::batch(client, job, table, leaf, &[tenant]).await;
                 let batch = batch.map_err(of_job)?;
-                rows += batch;
+                *rows += batch;
                 if batch < tenant_delete::BATCH {
                     break;
                 }
@@ -178,7 +228,7 @@ async fn delete(
     }
     let forgotten = tenant_delete::delete_marks(client, job).await;
     forgotten.map_err(of_job)?;
-    Ok(rows)
+    Ok(is_whole)
 }
 
 fn of_job(error: JobError) -> Error {

@@ -15,6 +15,7 @@ const RETRY: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct News {
     count: watch::Sender<u64>,
+    stop: CancellationToken,
 }
 
 impl News {
@@ -25,6 +26,7 @@ impl News {
             .application_name("ringfence-jobs");
         let news = Self {
             count: watch::Sender::new(0),
+            stop: stop.clone(),
         };
         let own = news.clone();
         tokio::spawn(async move {
@@ -43,10 +45,12 @@ impl News {
 
     /// A job's time comes then: whoever looks for jobs looks at once.
     pub(super) fn again_in(&self, wait: Duration) {
-        let count = self.count.clone();
+        let (count, stop) = (self.count.clone(), self.stop.clone());
         tokio::spawn(async move {
-            tokio::time::sleep(wait).await;
-            count.send_modify(|count| *count += 1);
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(wait) => count.send_modify(|count| *count += 1),
+            }
         });
     }
 

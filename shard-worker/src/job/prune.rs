@@ -22,7 +22,10 @@ pub async fn run(app: Arc<App>, stop: CancellationToken) {
         match prune(&app.control, app.jobs.keep_days).await {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "jobs that ended long ago are forgotten"),
-            Err(error) => tracing::debug!(error = %chain(&error), "ended jobs not forgotten"),
+            Err(error) => tracing::warn!(
+                error = chain(&error),
+                "jobs that ended long ago are not forgotten"
+            ),
         }
         tokio::select! {
             () = stop.cancelled() => return,

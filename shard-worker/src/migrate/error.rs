@@ -92,7 +92,7 @@ pub enum Stop {
 /// What shards have of a file that one of them refused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reach {
-    /// Another shard has it whole.
+    /// Another shard has it, or a part of it.
     pub elsewhere: bool,
     /// This one may have a part: its statements commit one by one.
     pub in_part: bool,

@@ -79,7 +79,7 @@ impl ShardRun {
     }
 }
 
-/// Whether a shard has the file at which `run` stopped.
+/// Whether another shard has the file at which `run` stopped, or a part of it.
 pub(super) fn has_past(shards: &[ShardRun], run: &ShardRun) -> bool {
     let number =
         |file: &Option<String>| -> Option<u32> { file.as_deref()?.split('_').next()?.parse().ok() };
@@ -87,7 +87,10 @@ pub(super) fn has_past(shards: &[ShardRun], run: &ShardRun) -> bool {
         shards.iter().filter(|o| o.shard != run.shard),
         number(&run.file),
     );
-    let mut past = others.filter(|o| o.done || number(&o.file) > at);
+    let mut past = others.filter(|o| {
+        let is_within = o.file == run.file && o.step > 0;
+        o.done || is_within || number(&o.file) > at
+    });
     past.next().is_some()
 }
 
@@ -405,7 +408,11 @@ mod tests {
         assert_eq!(run.at().as_deref(), Some(wanted));
         let mut other = ShardRun::of("s1".into());
         assert!(!has_past(&[run.clone(), other.clone()], &run));
-        other.file = Some("003_more.sql".into());
+        other.file = run.file.clone();
+        assert!(!has_past(&[run.clone(), other.clone()], &run));
+        other.step = 1;
+        assert!(has_past(&[run.clone(), other.clone()], &run));
+        (other.file, other.step) = (Some("003_more.sql".into()), 0);
         assert!(has_past(&[run.clone(), other.clone()], &run));
         (other.file, other.done) = (None, true);
         assert!(has_past(&[run.clone(), other], &run));

@@ -74,16 +74,18 @@ pub async fn sweep(app: &App, suspects: &mut Suspects) -> Result<Vec<(String, Le
             Err(error) => outcome = Err(error),
         }
     }
-    let orphans = copies::orphans(&shown);
+    // A shard that was not seen may have the subscription.
+    let orphans = match outcome {
+        Ok(()) => copies::orphans(&shown),
+        Err(_) => Suspects::new(),
+    };
     for (shard, slot) in orphans.intersection(suspects) {
         if let Some(info) = shards.iter().find(|info| info.id == *shard) {
-            let client = app
-                .logins
-                .as_mover(shard, &reconcile::addresses(info))
-                .await?;
-            let gone = timeout(SHARD_MAX, copies::remove(&client, slot)).await;
-            gone.map_err(|_| ShardError::Slow)?
-                .map_err(ShardError::Postgres)?;
+            let gone = timeout(SHARD_MAX, remove_copy(app, info, slot)).await;
+            if let Err(error) = gone.unwrap_or(Err(Error::Shard(ShardError::Slow))) {
+                outcome = Err(error);
+                continue;
+            }
             let left = Leftover {
                 kind: Left::Slot,
                 name: slot.clone(),
@@ -96,6 +98,13 @@ pub async fn sweep(app: &App, suspects: &mut Suspects) -> Result<Vec<(String, Le
         tracing::warn!(shard, ?left, "removed what no move owns");
     }
     outcome.map(|()| removed)
+}
+
+async fn remove_copy(app: &App, shard: &ShardInfo, slot: &str) -> Result<(), Error> {
+    let nodes = reconcile::addresses(shard);
+    let client = app.logins.as_mover(&shard.id, &nodes).await?;
+    let gone = copies::remove(&client, slot).await;
+    Ok(gone.map_err(ShardError::Postgres)?)
 }
 
 type Swept = (Vec<Leftover>, copies::Shows);
@@ -198,7 +207,7 @@ mod tests {
         };
         let of = |id| {
             [
-                left(Left::Publication, &names::bundle(id, 3, Way::Back)),
+                left(Left::Publication, &names::bundle(id, 3, 2, Way::Back)),
                 left(Left::Slot, &names::stream(id, Way::Forward)),
                 left(Left::Subscription, &names::stream(id, Way::Back)),
                 left(Left::Publication, &names::markers(id, Way::Forward)),

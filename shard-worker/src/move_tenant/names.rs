@@ -18,9 +18,12 @@ pub fn markers(job: Uuid, way: Way) -> String {
     format!("{}_mark", stream(job, way))
 }
 
-/// The publication of a bundle of tenants' rows, on the sending shard.
-pub fn bundle(job: Uuid, number: usize, way: Way) -> String {
-    format!("{PREFIX}{}_{number}{}", job.simple(), suffix(way))
+/// The publication of a bundle of so many tenants' rows, on the sending shard. One of
+/// several has a name that the version before bundles does not ask for: it would take
+/// it for a single tenant's.
+pub fn bundle(job: Uuid, number: usize, tenants: usize, way: Way) -> String {
+    let mark = if tenants > 1 { "b" } else { "" };
+    format!("{PREFIX}{}_{mark}{number}{}", job.simple(), suffix(way))
 }
 
 /// The temporary slot of what is written meanwhile; each watch has its own.
@@ -54,9 +57,16 @@ mod tests {
         let longest = [
             stream(job, Way::Back),
             markers(job, Way::Back),
-            bundle(job, 199, Way::Back),
+            bundle(job, 999, 2, Way::Back),
             watch(job, job),
         ];
         assert!(longest.iter().all(|name| name.len() <= 63), "{longest:?}");
+    }
+
+    #[test]
+    fn a_bundle_is_never_taken_for_a_single_tenant() {
+        let name = |tenants| bundle(Uuid::nil(), 7, tenants, Way::Back);
+        assert!(name(1).ends_with("_7_back"), "{}", name(1));
+        assert!(name(2).ends_with("_b7_back"), "{}", name(2));
     }
 }

@@ -229,6 +229,16 @@ async fn looks(stage: &Stage, shard: &str) {
     assert_eq!(status, StatusCode::OK, "{fixed}");
     let deleted = json!([{ "shard": other(&home), "name": "globex", "rows": 1 }]);
     assert_eq!(fixed["deleted"], deleted, "{fixed}");
+    let log = stage.get("audit?action=doctor.fix").await["items"].clone();
+    let log = log.as_array().unwrap().iter().rev();
+    let log: Vec<_> = log
+        .map(|line| (&line["object"], &line["result"], &line["after"]["rows"]))
+        .collect();
+    let (globex, begun, done) = (json!("globex"), json!("begun"), json!("done"));
+    assert_eq!(
+        log,
+        [(&globex, &begun, &Value::Null), (&globex, &done, &json!(1))]
+    );
     let left = &fixed["left"][0];
     assert_eq!(
         (&left["shard"], &left["name"]),
