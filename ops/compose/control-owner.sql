@@ -6,7 +6,8 @@ declare
   found record;
 begin
   if not exists (select from pg_roles where rolname = 'ringfence_owner') then
-    -- Makes the roles that routers and workers are; no others come of it.
+    -- Makes the roles that routers and workers are; no others come of it. It could
+    -- make itself as much as a superuser on PostgreSQL 15; from 16 on it can't.
     create role ringfence_owner login createrole;
   end if;
   execute format('alter database %I owner to ringfence_owner', current_database());

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -97,7 +98,9 @@ impl Load {
 fn logged(cluster: &Cluster) -> Vec<Value> {
     let log = cluster.path().join("nodes/nginx/access.log");
     let text = std::fs::read_to_string(log).unwrap();
-    text.lines()
+    // The last line may be half written.
+    text.split_inclusive('\n')
+        .filter(|line| line.ends_with('\n'))
         .map(|line| serde_json::from_str(line).unwrap())
         .collect()
 }
@@ -119,6 +122,12 @@ async fn logged_as(cluster: &Cluster, id: &str) -> Value {
 fn began(line: &Value) -> f64 {
     let number = |name: &str| line[name].as_str().unwrap().parse::<f64>().unwrap();
     number("time") - number("request_time")
+}
+
+/// In seconds since 1970.
+fn now() -> f64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.unwrap().as_secs_f64()
 }
 
 /// What Nginx and the routers logged of requests that failed.
@@ -198,17 +207,14 @@ async fn nginx_balances_releases_and_restarts_unnoticed() {
     let canary = ["router-2".to_owned()];
     let mut seen = Vec::new();
     for percent in [10, 100, 0] {
-        cluster.direct(&canary, percent).await.unwrap();
-        // A reload leaves the old processes the requests that they have; what
-        // began a moment later is the new ones'.
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        let from = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        directed(&cluster, &canary, percent).await;
+        let from = now();
         let while_load_goes_on = tokio::time::sleep(Duration::from_secs(2));
         let sent = tenants_at_the_canary(&cluster, percent);
         let (sent, ()) = tokio::join!(sent, while_load_goes_on);
         let to_canary = |line: &Value| line["release"] == "canary";
         let mut lines = logged(&cluster);
-        lines.retain(|line| began(line) > from.as_secs_f64());
+        lines.retain(|line| began(line) > from);
         let port = |url: String| url.rsplit(':').next().unwrap().to_owned();
         let new = port(cluster.router_url(1));
         for line in &lines {
@@ -220,7 +226,7 @@ async fn nginx_balances_releases_and_restarts_unnoticed() {
             let tenants = lines.iter().filter(|l| to_canary(l) == release);
             tenants
                 .map(|l| l["tenant"].to_string())
-                .collect::<std::collections::BTreeSet<_>>()
+                .collect::<BTreeSet<_>>()
         };
         let (new, old) = (of(true), of(false));
         assert!(new.is_disjoint(&old), "{percent}");
@@ -300,6 +306,34 @@ async fn nginx_balances_releases_and_restarts_unnoticed() {
     cluster.down().await;
 }
 
+/// Sends so many tenants to these routers, and returns once the processes of Nginx
+/// that knew it otherwise are gone: what begins from now on is not theirs.
+async fn directed(cluster: &Cluster, canary: &[String], percent: u8) {
+    let before = nginx_workers(cluster);
+    assert!(!before.is_empty(), "Nginx has no processes");
+    cluster.direct(canary, percent).await.unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !nginx_workers(cluster).is_disjoint(&before) {
+        assert!(Instant::now() < deadline, "{before:?} are not gone");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The processes that Nginx' first one has started.
+fn nginx_workers(cluster: &Cluster) -> BTreeSet<u32> {
+    let first = std::fs::read_to_string(cluster.path().join("nodes/nginx/nginx.pid")).unwrap();
+    let processes = std::fs::read_dir("/proc").unwrap();
+    let ids = processes.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    ids.filter(|id: &u32| {
+        // It may be gone by now.
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
+        let mut lines = status.lines();
+        let parent = lines.find_map(|line| line.strip_prefix("PPid:"));
+        parent.is_some_and(|parent| parent.trim() == first.trim())
+    })
+    .collect()
+}
+
 /// How many of two hundred tenants, whom Nginx tells by their keys alone, are sent to
 /// the canary; each of them twice, and both times to the same release.
 async fn tenants_at_the_canary(cluster: &Cluster, percent: u8) -> usize {
@@ -318,9 +352,22 @@ async fn tenants_at_the_canary(cluster: &Cluster, percent: u8) -> usize {
             assert_eq!(answer.unwrap().status(), StatusCode::UNAUTHORIZED);
         }
     }
-    logged_as(cluster, &id(199, 1)).await;
-    let lines = logged(cluster);
-    let of = |id: String| lines.iter().find(|line| line["request_id"] == id).unwrap();
+    let ours = format!("canary-{percent}-");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let lines = loop {
+        let lines = logged(cluster).into_iter().filter_map(|line| {
+            let id = line["request_id"].as_str()?.to_owned();
+            id.starts_with(&ours).then_some((id, line))
+        });
+        let lines: BTreeMap<String, Value> = lines.collect();
+        if lines.len() == 400 {
+            break lines;
+        }
+        let count = lines.len();
+        assert!(Instant::now() < deadline, "{count} of 400 are logged");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    let of = |id: String| &lines[&id];
     let sent = (0..200).filter(|tenant| {
         let [first, second] = [0, 1].map(|time| of(id(*tenant, time)));
         assert_eq!(first["tenant"], format!("{tenant:022}"));
@@ -360,6 +407,7 @@ async fn the_end_of_a_router_is_not_noticed(cluster: &Cluster) {
     // For longer than Nginx keeps a connection that nothing uses.
     let mut ending = Own::start(cluster, "router-1", "\n[limits]\ndrain_lag_ms = 5500\n").await;
     let client = Client::new();
+    let since = now();
     let over = std::sync::atomic::AtomicBool::new(false);
     let ask = |method: reqwest::Method, query: &str| {
         let request = client.request(method, format!("{http}/rest/v1/companies{query}"));
@@ -393,12 +441,13 @@ async fn the_end_of_a_router_is_not_noticed(cluster: &Cluster) {
         }
     });
     let end = async {
-        // Both routers have had some.
+        // Both routers have had some of these.
         for router in [0, 1] {
             let url = cluster.router_url(router);
             let mut tries = 0;
             while !logged(cluster).iter().any(|line| {
                 line["request_method"] == "POST"
+                    && began(line) > since
                     && url.ends_with(line["upstream"].as_str().unwrap())
             }) {
                 tries += 1;
@@ -586,7 +635,7 @@ async fn dashboards(cluster: &Cluster) {
         async { request.await.unwrap().json::<Value>().await.unwrap() }
     };
     let mut queries = 0;
-    let mut moving = std::collections::BTreeSet::<&str>::new();
+    let mut moving = BTreeSet::<&str>::new();
     for file in std::fs::read_dir(root().join("ops/grafana/dashboards")).unwrap() {
         let path = file.unwrap().path();
         let board: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();

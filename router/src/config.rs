@@ -377,8 +377,8 @@ pub struct Limits {
     /// Largest body of an answer: it is held in memory until it is sent. A write that
     /// would answer more is undone.
     pub response_bytes_max: usize,
-    /// Bytes of all answers that clients have yet to take, but for small ones and those
-    /// out of memory. A read beyond them is refused.
+    /// Bytes of all answers that clients have yet to take, but for those below
+    /// 16 KiB. A read beyond them is refused, unless its answer is in memory.
     pub answers_bytes_max: usize,
     /// How long the answer to a write with an Idempotency-Key is kept.
     pub idempotency_seconds: u32,

@@ -159,23 +159,23 @@ async fn spare(
 }
 
 /// The answer, counted until its client has taken it. There is no room for a read's?
-/// Then it is refused, unless it is the memory's own, which holds it anyway.
+/// Then it is refused, unless it comes out of memory, where it was already.
 fn outgoing(
     app: &App,
     method: &Method,
     seen: &mut Seen,
-    response: http::Response<Bytes>,
+    mut response: http::Response<Bytes>,
 ) -> http::Response<Bytes> {
-    if seen.from == Source::Memory {
-        return response;
-    }
     let beyond = match *method {
-        Method::GET | Method::HEAD => Beyond::Refused,
+        Method::GET | Method::HEAD if seen.from != Source::Memory => Beyond::Refused,
         _ => Beyond::Given,
     };
-    let (head, body) = response.into_parts();
+    let body = std::mem::take(response.body_mut());
     match app.outgoing.hold(body, beyond) {
-        Some(body) => http::Response::from_parts(head, body),
+        Some(body) => {
+            *response.body_mut() = body;
+            response
+        }
         None => {
             app.events.metrics.shed.increment(1);
             let error = Error::Overloaded;

@@ -20,7 +20,7 @@ pub struct Outgoing {
 pub enum Beyond {
     /// It is not given.
     Refused,
-    /// It is counted all the same: what it tells of was done.
+    /// It is counted all the same: what it tells of was done, or it was in memory.
     Given,
 }
 
