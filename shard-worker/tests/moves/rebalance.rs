@@ -39,7 +39,9 @@ async fn a_shard_is_drained_under_writes_and_removed() {
     let orphan = "ringfence_move_00000000000040008000000000000007";
     let shard = stage.shard("s2").await;
     for sql in [
-        format!("select ringfence.move_publish('{orphan}_0', array[gen_random_uuid()], true)"),
+        format!(
+            "select ringfence.move_publish('{orphan}_b0', array[gen_random_uuid(), gen_random_uuid()], true)"
+        ),
         format!("select pg_create_logical_replication_slot('{orphan}', 'pgoutput')"),
     ] {
         shard.batch_execute(&sql).await.unwrap();
