@@ -159,6 +159,11 @@ async fn an_applications_dump_becomes_everyones() {
     assert_eq!(status["folder"]["pending"], json!(["004_germany.sql"]));
     assert_eq!(status["shards"][0]["state"], "behind", "{status}");
     done(&cluster, &["migrate", "apply", "--dir", dir, "--wait"]);
+    // What waits for its phase is no failure of a release that says the same again.
+    let later = "-- ringfence: phase contract\ndrop table bookings;\n";
+    std::fs::write(by_address.join("005_later.sql"), later).unwrap();
+    let waits = done(&cluster, &["migrate", "apply", "--dir", dir, "--wait"]);
+    assert_eq!(waits["code"], "RF518", "{waits}");
     let mut keys = Vec::new();
     let mut tenants = Vec::new();
     for tenant in ["red", "blue"] {

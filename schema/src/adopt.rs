@@ -465,8 +465,9 @@ const NOT_THE_APPLICATIONS: &str = "n.nspname !~ '^pg_' and n.nspname not in (
 const PERSONAL: &str = "'(^|_)(e?mail|password|passwd|pass|secret|token|hash|salt|otp|phone|mobile|fax|iban|ssn\
     |birth(day|date)?|first_?name|last_?name|sur_?name|user_?name|login|address|street)s?(_|$)'";
 
-/// Reads the facts of the application's schemas, but for how many rows there are: all but Postgres' own, those
-/// of Supabase's services, and what extensions bring.
+/// Reads the facts of the application's schemas: all but Postgres' own, those of
+/// Supabase's services, and what extensions bring. How many rows there are is asked
+/// elsewhere ([`Facts::counting`]).
 pub async fn facts(client: &Client) -> Result<Facts, Error> {
     let own = NOT_THE_APPLICATIONS;
     let relations = format!(

@@ -78,10 +78,9 @@ fn a_stall_shows_in_the_percentiles_as_computed() {
     assert!((480.0..=540.0).contains(&latency.p95), "{latency:?}");
     assert!(latency.p50 < 20.0, "{latency:?}");
     assert!((980.0..=1_060.0).contains(&latency.max), "{latency:?}");
-    // All but the 64 connections' own requests were sent late, and say so; what else
-    // the machine does makes some more of them late, but not most.
+    // All but the 64 connections' own requests were sent late, and say so.
     assert!(
-        (400..=2_500).contains(&report.arrivals.late),
+        (400..=700).contains(&report.arrivals.late),
         "{:?}",
         report.arrivals
     );

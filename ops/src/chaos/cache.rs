@@ -66,7 +66,7 @@ impl Break {
     /// those that are held for longer than they wait (`router/src/hold.rs`). Whatever
     /// else breaks costs time, and no request: Redis 50 ms a request
     /// (`router/src/cache/shared.rs`), the worker and its stream the caches alone, for
-    /// as long as there is no lease (`router/src/coherence/lease.rs`).
+    /// as long as there is no lease (`router/src/coherence/cells.rs`).
     fn fails_requests(self) -> bool {
         matches!(
             self,

@@ -262,7 +262,7 @@ async fn apply(admin: &Admin, directory: &Directory, run: Run, no_input: bool) -
             );
             return Ok(Output {
                 text: "nothing was to be done\n".into(),
-                json: json!({ "held": message }),
+                json: json!({ "code": code, "message": message }),
                 note: Some(then),
                 failed: None,
             });

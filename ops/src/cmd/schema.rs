@@ -1,5 +1,6 @@
 //! `ringfence schema`.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command as Process;
 
@@ -310,19 +311,15 @@ async fn on_scratch(
     let catalog = ::schema::introspect::load(&client, &schemas)
         .await
         .map_err(|error| Error::Supervisor(format!("the scratch server: {error}")))?;
-    for table in &facts.tables {
-        let proposal = adoption.tables.iter();
-        let ignored = proposal.filter(|of| of.role == Role::Ignore);
-        let mut ignored = ignored.map(|of| &of.table);
-        let is_ignored = ignored.any(|name| *name == table.name.to_string());
-        if !is_ignored && !catalog.relations.contains_key(&table.name) {
+    let names: BTreeSet<String> = catalog.relations.keys().map(ToString::to_string).collect();
+    for Proposal { table, role, .. } in &adoption.tables {
+        if *role != Role::Ignore && !names.contains(table) {
             remarks.push(format!(
-                "{} would not be served: once its shards are made, `ringfence doctor` says why",
-                table.name
+                "{table} would not be served: once the files are applied, `ringfence doctor` says why"
             ));
         }
     }
-    let served = catalog.relations.len();
+    let served = names.len();
     remarks.push(format!(
         "tried on a scratch server: the API would serve {served} tables and views, by routers whose `api.schemas` are {}",
         schemas.join(", ")

@@ -142,7 +142,7 @@ pub(super) fn at_once(
     seen.from = hit.level.into();
     seen.rows = u64::try_from(hit.entry.row.page).unwrap_or(0);
     let head = front.head(&hit.entry);
-    let mut answer = match head {
+    let answer = match head {
         Some((status, headers)) => {
             let body = match front.plan.body {
                 true => hit.entry.row.body.clone(),
@@ -164,9 +164,6 @@ pub(super) fn at_once(
             made
         }
     };
-    if hit.old.is_some() {
-        label::put(answer.headers_mut(), hit.level, hit.old);
-    }
     seen.stages.mark(Stage::Cache);
     Some(answer)
 }

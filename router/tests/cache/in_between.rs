@@ -191,6 +191,28 @@ async fn those_who_wait_for_an_answer_that_changes_meanwhile_share_the_next() {
     assert!(longest > held / 2.0, "{longest} ms of {held} ms");
 }
 
+/// What a router answers to who takes old answers, when its connection to the shard is
+/// lost while the read waits for a lock; and who holds the lock.
+async fn answer_without_a_connection(
+    service: &Service,
+    router: usize,
+    path: &str,
+) -> (tokio_postgres::Client, reqwest::Response) {
+    let locker = service.locker("companies").await;
+    let request = service
+        .get(router, path)
+        .header("cache-control", "stale-if-error=3600");
+    let asked = tokio::spawn(request.send());
+    service.waiting_for_a_lock(1).await;
+    let kill = "select pg_terminate_backend(pid) from pg_stat_activity
+                where wait_event_type = 'Lock' and application_name like 'ringfence-router%'";
+    service.shard.query(kill, &[]).await.unwrap();
+    let Ok(answer) = tokio::time::timeout(PATIENCE, asked).await else {
+        panic!("it waits for the lock again");
+    };
+    (locker, answer.unwrap().unwrap())
+}
+
 #[tokio::test]
 async fn an_old_answer_stands_in_for_a_connection_that_is_lost() {
     let service = Service::start(None).await;
@@ -210,20 +232,7 @@ async fn an_old_answer_stands_in_for_a_connection_that_is_lost() {
     let answer = service.get(0, other).send().await.unwrap();
     let tag = answer.headers()["etag"].clone();
     unchanged_without_the_shard(&service, other, &tag).await;
-    let locker = service.locker("companies").await;
-    let request = service
-        .get(0, path)
-        .header("cache-control", "stale-if-error=3600");
-    let asked = tokio::spawn(request.send());
-    service.waiting_for_a_lock(1).await;
-    let kill = "select pg_terminate_backend(pid) from pg_stat_activity
-                where wait_event_type = 'Lock' and application_name like 'ringfence-router%'";
-    service.shard.query(kill, &[]).await.unwrap();
-    let answer = tokio::time::timeout(PATIENCE, asked).await;
-    let answer = answer
-        .expect("it waits for the lock again")
-        .unwrap()
-        .unwrap();
+    let (locker, answer) = answer_without_a_connection(&service, 0, path).await;
     let status = answer.headers()["cache-status"].to_str().unwrap();
     assert!(status.contains("l1-old"), "{status}");
     assert_eq!(taken(answer).await, ("l1".to_owned(), old));
@@ -251,19 +260,7 @@ pub(crate) async fn an_old_answer_of_redis_stands_in_for_a_connection_that_is_lo
         assert!(begun.elapsed() < PATIENCE, "nothing comes to Redis");
     };
     service.insert(0, "Newest").await;
-    let locker = service.locker("companies").await;
-    let request = service
-        .get(1, &path)
-        .header("cache-control", "stale-if-error=3600");
-    let asked = tokio::spawn(request.send());
-    service.waiting_for_a_lock(1).await;
-    let kill = "select pg_terminate_backend(pid) from pg_stat_activity
-                where wait_event_type = 'Lock' and application_name like 'ringfence-router%'";
-    service.shard.query(kill, &[]).await.unwrap();
-    let Ok(answer) = tokio::time::timeout(PATIENCE, asked).await else {
-        panic!("it waits for the lock again");
-    };
-    let answer = answer.unwrap().unwrap();
+    let (locker, answer) = answer_without_a_connection(service, 1, &path).await;
     let status = answer.headers()["cache-status"].to_str().unwrap();
     assert!(status.contains("l2-old"), "{status}");
     assert!(answer.headers().contains_key("age"));

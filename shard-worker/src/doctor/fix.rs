@@ -69,15 +69,18 @@ pub async fn fix(app: &App, actor: &Actor) -> Result<Fixed, Error> {
     let shards = app.control.shards().await?;
     let mut fixed = Fixed::default();
     for shard in shards.iter().filter(|shard| shard.state != "preparing") {
-        let outcome = match Instant::now() < until {
-            true => of_shard(app, actor, &shards, shard, until, &mut fixed).await,
-            false => Err(Error::BadRequest(TIME_IS_OVER.into())),
+        let why = match Instant::now() < until {
+            true => {
+                let done = of_shard(app, actor, &shards, shard, until, &mut fixed).await;
+                done.err().map(|error| chain(&error))
+            }
+            false => Some(TIME_IS_OVER.to_owned()),
         };
-        if let Err(error) = outcome {
+        if let Some(why) = why {
             fixed.left.push(Kept {
                 shard: shard.id.clone(),
                 name: String::new(),
-                why: chain(&error),
+                why,
             });
         }
     }
