@@ -179,7 +179,7 @@ async fn run(args: Args) -> Result<bool, Failure> {
         "FAULT",
         "REQUESTS",
         "FAILED",
-        "OF THEM UNKNOWN",
+        "UNKNOWN WRITES",
         "LONGEST",
         "SECONDS WITH FAILURES",
         "WRITES AGAIN",
