@@ -17,6 +17,7 @@ mod postgres;
 mod process;
 mod prometheus;
 mod redis;
+mod roll;
 mod secrets;
 mod service;
 pub mod supervisor;
@@ -27,6 +28,7 @@ use std::process::Child;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 pub use self::authority::Authority;
@@ -209,6 +211,8 @@ pub struct Cluster {
     secrets: Secrets,
     postgres: Postgres,
     nursery: Nursery,
+    /// Asks nodes, on a connection of its own each time.
+    http: reqwest::Client,
     content: Content,
     fsync: bool,
     caches: bool,
@@ -316,6 +320,7 @@ impl Cluster {
             keys: Mutex::default(),
             secrets: Secrets::open(&folder.secrets())?,
             postgres,
+            http: service::client()?,
             nursery: Nursery::new().map_err(io("start a thread"))?,
             content: options.content,
             fsync: options.fsync,
@@ -480,41 +485,6 @@ impl Cluster {
         Ok(())
     }
 
-    /// Restarts all routers, then all workers, one after another, each once its
-    /// requests are answered: nobody notices.
-    ///
-    /// # Errors
-    /// One does not end or not come back; those after it are left as they are.
-    pub async fn roll(&self) -> Result<()> {
-        let nginx = self.state("nginx", &[NodeState::Up])?;
-        for node in &self.nodes {
-            match node.role {
-                Role::Router { admin_port } => {
-                    (self.report)(&format!("restarting {}", node.name));
-                    let out = nginx::out_file(&self.folder, nginx, &node.name);
-                    std::fs::write(&out, "").map_err(io(format!("write {}", out.display())))?;
-                    let restarted = async {
-                        service::idle(admin_port, STOP).await;
-                        self.shut_down(&node.name).await?;
-                        self.start_node(&node.name).await
-                    };
-                    // Whatever came of it: nobody else would ever let it in again.
-                    let restarted = restarted.await;
-                    let removed = std::fs::remove_file(&out);
-                    restarted?;
-                    removed.map_err(io(format!("remove {}", out.display())))?;
-                }
-                Role::Worker { .. } => {
-                    (self.report)(&format!("restarting {}", node.name));
-                    self.shut_down(&node.name).await?;
-                    self.start_node(&node.name).await?;
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
     fn traffic(&self) -> Traffic {
         let traffic = self.traffic.lock();
         traffic.unwrap_or_else(PoisonError::into_inner).clone()
@@ -559,7 +529,11 @@ impl Cluster {
     ///
     /// # Errors
     /// An unknown node, one that is not up or no replica, or Postgres' refusal.
-    pub async fn promote(&self, node: &str) -> Result<()> {
+    pub fn promote<'a>(&'a self, node: &'a str) -> BoxFuture<'a, Result<()>> {
+        Box::pin(self.make_primary(node))
+    }
+
+    async fn make_primary(&self, node: &str) -> Result<()> {
         let node = self.state(node, &[NodeState::Up])?;
         let Role::Replica { shard } = &node.role else {
             return Err(Error::NodeState {

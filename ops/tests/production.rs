@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ops::local::{Balance, Cluster, Content, Options};
@@ -22,8 +23,12 @@ fn root() -> PathBuf {
         .to_owned()
 }
 
+/// What the cluster has said that it does.
+static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
 async fn cluster(nginx: Balance) -> Cluster {
     let cluster = Cluster::start(Options {
+        report: |what| SAID.lock().unwrap().push(what.to_owned()),
         shards: Some(2),
         replicas: Some(1),
         routers: Some(2),
@@ -118,6 +123,24 @@ async fn logged_as(cluster: &Cluster, id: &str) -> Value {
     }
 }
 
+/// The lines of so many requests by their ids, which begin so, once they are there.
+async fn all_logged(cluster: &Cluster, ids: &str, count: usize) -> BTreeMap<String, Value> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let lines = logged(cluster).into_iter().filter_map(|line| {
+            let id = line["request_id"].as_str()?.to_owned();
+            id.starts_with(ids).then_some((id, line))
+        });
+        let lines: BTreeMap<String, Value> = lines.collect();
+        if lines.len() == count {
+            return lines;
+        }
+        let there = lines.len();
+        assert!(Instant::now() < deadline, "{there} of {count} are logged");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// When a logged request began, in seconds since 1970.
 fn began(line: &Value) -> f64 {
     let number = |name: &str| line[name].as_str().unwrap().parse::<f64>().unwrap();
@@ -199,11 +222,16 @@ async fn nginx_balances_releases_and_restarts_unnoticed() {
     what_is_of_one_client_alone_reaches_a_router(&cluster).await;
     the_log_is_replayed(&cluster);
 
-    // Rolling restart of both routers and the worker; then a release for a
+    // Rolling restart of the worker and both routers; then a release for a
     // share of the tenants, promoted, rolled back.
     let load = Load::start(&cluster, 22);
     tokio::time::sleep(Duration::from_secs(4)).await;
+    SAID.lock().unwrap().clear();
     cluster.roll().await.unwrap();
+    all_hear_of_all_shards(&cluster).await;
+    // What a new router needs of the shards its workers have brought before.
+    let order = ["worker-1", "router-1", "router-2"].map(|name| format!("restarting {name}"));
+    assert_eq!(*SAID.lock().unwrap(), order);
     let canary = ["router-2".to_owned()];
     let mut seen = Vec::new();
     for percent in [10, 100, 0] {
@@ -247,6 +275,7 @@ async fn nginx_balances_releases_and_restarts_unnoticed() {
     let (requests, failed, violations) = load.end();
     assert!(requests > 1_000, "{requests}");
     assert_eq!((failed, violations), (0, 0), "{:#?}", failures(&cluster));
+    each_way_to_balance(&cluster).await;
 
     // A router dies with reads and writes under way: no read fails, and no write is
     // sent again that it may have begun.
@@ -306,22 +335,44 @@ async fn nginx_balances_releases_and_restarts_unnoticed() {
     cluster.down().await;
 }
 
+/// It is not found out by waiting: who is restarted next has been waited for.
+async fn all_hear_of_all_shards(cluster: &Cluster) {
+    for router in [0, 1] {
+        let caches = format!("{}/cache", cluster.router_admin_url(router));
+        let caches: Value = reqwest::get(caches).await.unwrap().json().await.unwrap();
+        let shards = caches["shards"].as_array().unwrap();
+        let heard = shards.iter().filter(|shard| shard["heard"] == true);
+        assert_eq!(heard.count(), 2, "router {router}: {caches}");
+    }
+}
+
 /// Sends so many tenants to these routers, and returns once the processes of Nginx
 /// that knew it otherwise are gone: what begins from now on is not theirs.
 async fn directed(cluster: &Cluster, canary: &[String], percent: u8) {
     let before = nginx_workers(cluster);
-    assert!(!before.is_empty(), "Nginx has no processes");
     cluster.direct(canary, percent).await.unwrap();
+    ended(cluster, &before).await;
+}
+
+/// Returns once these processes of Nginx are gone.
+async fn ended(cluster: &Cluster, before: &BTreeSet<u32>) {
+    assert!(!before.is_empty(), "Nginx has no processes");
     let deadline = Instant::now() + Duration::from_secs(60);
-    while !nginx_workers(cluster).is_disjoint(&before) {
+    while !nginx_workers(cluster).is_disjoint(before) {
         assert!(Instant::now() < deadline, "{before:?} are not gone");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
+/// Nginx' first process.
+fn nginx_pid(cluster: &Cluster) -> String {
+    let pid = std::fs::read_to_string(cluster.path().join("nodes/nginx/nginx.pid")).unwrap();
+    pid.trim().to_owned()
+}
+
 /// The processes that Nginx' first one has started.
 fn nginx_workers(cluster: &Cluster) -> BTreeSet<u32> {
-    let first = std::fs::read_to_string(cluster.path().join("nodes/nginx/nginx.pid")).unwrap();
+    let first = nginx_pid(cluster);
     let processes = std::fs::read_dir("/proc").unwrap();
     let ids = processes.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
     ids.filter(|id: &u32| {
@@ -329,7 +380,7 @@ fn nginx_workers(cluster: &Cluster) -> BTreeSet<u32> {
         let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
         let mut lines = status.lines();
         let parent = lines.find_map(|line| line.strip_prefix("PPid:"));
-        parent.is_some_and(|parent| parent.trim() == first.trim())
+        parent.is_some_and(|parent| parent.trim() == first)
     })
     .collect()
 }
@@ -352,21 +403,7 @@ async fn tenants_at_the_canary(cluster: &Cluster, percent: u8) -> usize {
             assert_eq!(answer.unwrap().status(), StatusCode::UNAUTHORIZED);
         }
     }
-    let ours = format!("canary-{percent}-");
-    let deadline = Instant::now() + Duration::from_secs(20);
-    let lines = loop {
-        let lines = logged(cluster).into_iter().filter_map(|line| {
-            let id = line["request_id"].as_str()?.to_owned();
-            id.starts_with(&ours).then_some((id, line))
-        });
-        let lines: BTreeMap<String, Value> = lines.collect();
-        if lines.len() == 400 {
-            break lines;
-        }
-        let count = lines.len();
-        assert!(Instant::now() < deadline, "{count} of 400 are logged");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    };
+    let lines = all_logged(cluster, &format!("canary-{percent}-"), 400).await;
     let of = |id: String| &lines[&id];
     let sent = (0..200).filter(|tenant| {
         let [first, second] = [0, 1].map(|time| of(id(*tenant, time)));
@@ -397,6 +434,61 @@ async fn both_are_of_one_release_again(cluster: &Cluster) {
         }
         assert!(Instant::now() < deadline, "{line}");
     }
+}
+
+/// The other ways to choose a router, as their files have them.
+async fn each_way_to_balance(cluster: &Cluster) {
+    let address = |router| {
+        let url = cluster.router_url(router);
+        url.strip_prefix("http://").unwrap().to_owned()
+    };
+    let servers = [0, 1].map(|router| format!("  server {};", address(router)));
+    let both = BTreeSet::from([address(0), address(1)]);
+    for way in ["least-conn", "ip-hash", "tenant-hash"] {
+        let file = root().join(format!("ops/nginx/balance/{way}.conf"));
+        let block = std::fs::read_to_string(file).unwrap();
+        let block = block.replace("@NAME@", "stable");
+        let block = block.replace("@SERVERS@", &servers.join("\n"));
+        let before = nginx_workers(cluster);
+        let site = cluster.path().join("nodes/nginx/site");
+        std::fs::write(site.join("routers.conf"), block).unwrap();
+        run(Command::new("kill").args(["-HUP", &nginx_pid(cluster)]));
+        ended(cluster, &before).await;
+        let by_tenant = routers_of_tenants(cluster, way).await;
+        let used: BTreeSet<String> = by_tenant.values().flatten().cloned().collect();
+        match way {
+            // All of them come from one address.
+            "ip-hash" => assert_eq!(used.len(), 1, "{used:?}"),
+            _ => assert_eq!(used, both, "{way}"),
+        }
+        if way == "tenant-hash" {
+            let astray = by_tenant.iter().find(|(_, routers)| routers.len() > 1);
+            assert!(astray.is_none(), "{astray:?}");
+        }
+    }
+    directed(cluster, &[], 0).await;
+}
+
+/// The routers that had requests of each of forty tenants, three each.
+async fn routers_of_tenants(cluster: &Cluster, way: &str) -> BTreeMap<String, BTreeSet<String>> {
+    let (_, _, http) = cluster.nginx().unwrap();
+    let (url, client) = (format!("{http}/rest/v1/companies"), Client::new());
+    for n in 0..120 {
+        let request = client
+            .get(&url)
+            .header("x-request-id", format!("{way}-{n}"));
+        let request = request.header("apikey", format!("rf_{:022}_", n % 40));
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
+    }
+    let mut by_tenant = BTreeMap::<String, BTreeSet<String>>::new();
+    for line in all_logged(cluster, &format!("{way}-"), 120).await.values() {
+        let text = |name: &str| line[name].as_str().unwrap().to_owned();
+        let routers = by_tenant.entry(text("tenant")).or_default();
+        routers.insert(text("upstream"));
+    }
+    assert_eq!(by_tenant.len(), 40);
+    by_tenant
 }
 
 /// A router that is told to end, as Compose and Swarm tell it, while rows are made and

@@ -513,6 +513,8 @@ impl<F: Clone + Send + Sync + 'static> Cache<F> {
                     shard: shard.id.clone(),
                     generation: view.as_ref().map(|view| view.generation.to_string()),
                     watermark: view.as_ref().map(|v| v.heard.watermark().to_string()),
+                    heard: shard.is_heard(),
+                    wanted: shard.is_wanted(now),
                     leased: lease.is_some_and(|lease| lease.holds(now)),
                 }
             })
@@ -570,6 +572,10 @@ pub struct ShardReport {
     pub generation: Option<String>,
     /// What is applied.
     pub watermark: Option<String>,
+    /// A worker tells of its changes now.
+    pub heard: bool,
+    /// It has cached traffic, so that a lease is asked for.
+    pub wanted: bool,
     /// Answers may come from the caches now.
     pub leased: bool,
 }

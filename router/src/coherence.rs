@@ -159,8 +159,13 @@ impl Followed {
         })
     }
 
+    /// A worker tells of the shard's changes.
+    pub fn is_heard(&self) -> bool {
+        self.follow().source().is_some()
+    }
+
     /// Somebody has asked for a lease of late.
-    fn is_wanted(&self, now: Boot) -> bool {
+    pub fn is_wanted(&self, now: Boot) -> bool {
         let last = self.wanted.load(Ordering::Relaxed);
         last != 0 && now.since(Boot::from_nanos(last)) <= DEMAND
     }

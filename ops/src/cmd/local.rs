@@ -106,7 +106,7 @@ enum Command {
         #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
         percent: u8,
     },
-    /// Restart all routers and workers, one after another, unnoticed
+    /// Restart all workers, then all routers, one after another, unnoticed
     ///
     /// Each router is left out by Nginx until it is back. Needs `up --nginx`.
     Roll,

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
-use futures_util::future::{try_join, try_join_all, try_join3};
+use futures_util::future::{BoxFuture, try_join, try_join_all, try_join3};
 use serde_json::{Value, json};
 
 use super::folder::write_private;
@@ -29,7 +29,13 @@ impl Cluster {
     ///
     /// # Errors
     /// What failed, by name, with the end of its log.
-    pub async fn bring_up(&self) -> Result<()> {
+    // Boxed, so that it is compiled here: what a future does is otherwise compiled
+    // anew into each program that waits for it, and every test does.
+    pub fn bring_up(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(self.bring_all_up())
+    }
+
+    async fn bring_all_up(&self) -> Result<()> {
         (self.report)("starting control database and shards");
         let control = self.find("control")?;
         let shards = self.shards();
@@ -175,8 +181,12 @@ impl Cluster {
         self.start_and_wait(node).await
     }
 
-    /// Starts a node's process and waits until it answers.
-    pub(super) async fn start_and_wait(&self, node: &Node) -> Result<()> {
+    /// Starts a node's process and waits until it answers. Boxed as all is.
+    pub(super) fn start_and_wait<'a>(&'a self, node: &'a Node) -> BoxFuture<'a, Result<()>> {
+        Box::pin(self.start_one(node))
+    }
+
+    async fn start_one(&self, node: &Node) -> Result<()> {
         let command = match node.role {
             Role::Control | Role::Primary { .. } | Role::Replica { .. } => {
                 self.postgres
@@ -257,11 +267,7 @@ impl Cluster {
             if let Role::Redis { .. } = node.role {
                 return redis::probe(node, self.secrets.redis()).await;
             }
-            let client = reqwest::Client::builder()
-                .no_proxy()
-                .build()
-                .map_err(|e| e.to_string())?;
-            match client.get(service::ready_url(node)).send().await {
+            match self.http.get(service::ready_url(node)).send().await {
                 Ok(response) if response.status().is_success() => Ok(()),
                 Ok(response) => Err(format!(
                     "{}: {}",

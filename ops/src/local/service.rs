@@ -142,11 +142,17 @@ pub(crate) fn ready_url(node: &Node) -> String {
     }
 }
 
+/// Asks nodes. To make one takes longer than most answers.
+pub(crate) fn client() -> Result<reqwest::Client> {
+    let client = reqwest::Client::builder().no_proxy();
+    let client = client.pool_max_idle_per_host(0).build();
+    client.map_err(|error| Error::Usage(format!("no HTTP client can be made: {error}")))
+}
+
 /// Waits until a router has had no request in flight for a moment.
-pub(crate) async fn idle(admin_port: u16, within: Duration) {
+pub(crate) async fn idle(client: &reqwest::Client, admin_port: u16, within: Duration) {
     let deadline = Instant::now() + within;
     let url = format!("http://127.0.0.1:{admin_port}/metrics");
-    let client = reqwest::Client::new();
     let in_flight = || async {
         let text = client.get(&url).timeout(LOOK_MAX).send().await.ok()?;
         let text = text.text().await.ok()?;

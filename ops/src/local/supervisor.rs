@@ -52,7 +52,7 @@ pub enum Order {
     Heal(String),
     /// Send so many of a hundred tenants to these routers.
     Direct(Vec<String>, u8),
-    /// Restart routers and workers, one after another.
+    /// Restart workers, then routers, one after another.
     Roll,
     /// Stop everything, and end.
     Down,
