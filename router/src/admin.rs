@@ -1,11 +1,14 @@
 //! The admin port: `/live`, `/ready`, `/metrics`, `/usage`, `/cache` and
 //! `/debug/pprof/profile`.
 
+mod access;
+
 use std::fmt::Write as _;
 use std::sync::Arc;
 
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
+use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -16,21 +19,24 @@ use tenancy::id::TenantId;
 use tenancy::usage::{By, Totals, Usages};
 use uuid::Uuid;
 
+pub use self::access::Access;
 use crate::app::App;
 use crate::cache::Report;
 use crate::quota::RECENT;
 
 /// Routes of the admin port.
-pub fn routes(app: Arc<App>, metrics: PrometheusHandle) -> Router {
+pub fn routes(app: Arc<App>, access: Arc<Access>, metrics: PrometheusHandle) -> Router {
+    let purge = post(purge).layer(from_fn_with_state(access.clone(), access::purge));
+    let profile = from_fn_with_state(access, access::profile);
     Router::new()
         .route("/live", get(|| async { "live\n" }))
         .route("/ready", get(ready))
         .route("/metrics", get(render))
         .route("/usage", get(usage))
         .route("/cache", get(cache))
-        .route("/cache/purge", post(purge))
+        .route("/cache/purge", purge)
         .with_state(Admin { app, metrics })
-        .merge(telemetry::profile::routes())
+        .merge(telemetry::profile::routes().layer(profile))
 }
 
 #[derive(Clone)]

@@ -35,6 +35,10 @@ pub struct Config {
     /// Where `/live`, `/ready` and `/metrics` are served.
     #[serde(default = "default_admin_listen")]
     pub admin_listen: SocketAddr,
+    /// Who shows it there may take CPU profiles; `RINGFENCE_ROUTER_ADMIN_TOKEN` overrides it.
+    /// Without one, whoever asks may where `admin_listen` is loopback, else nobody.
+    #[serde(default)]
+    pub admin_token_file: Option<PathBuf>,
     /// Base address under which others reach `admin_listen`, where that is not
     /// its own; `RINGFENCE_ADVERTISE` overrides it.
     #[serde(default)]
@@ -797,6 +801,14 @@ impl Config {
             false => Ok(secret.expose().into()),
         });
         found.transpose()
+    }
+
+    /// The token of who may take CPU profiles.
+    pub fn admin_token(&self) -> Result<Option<Secret>, ConfigError> {
+        secret(
+            "RINGFENCE_ROUTER_ADMIN_TOKEN",
+            self.admin_token_file.as_deref(),
+        )
     }
 
     /// What the workers' stream of changes is opened with.

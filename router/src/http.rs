@@ -18,7 +18,7 @@ use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tower::util::MapResponse;
 use tower::{BoxError, Service};
@@ -35,8 +35,6 @@ use paced::Paced;
 /// Largest request head, which has room for the longest URL and as many bytes of
 /// headers; longer ones are answered 431 by hyper.
 const HEAD_BYTES_MAX: usize = 128 << 10;
-/// From a connection's coming until a thread has read of it, and then some.
-const FIRST_READ: Duration = Duration::from_millis(20);
 /// Bytes from which a body is compressed; smaller ones fit one packet anyway.
 const COMPRESSED_BYTES_MIN: u16 = 1 << 10;
 
@@ -64,6 +62,9 @@ pub struct Bounds {
     pub headers_max: Duration,
     /// And one that takes nothing of an answer for so long.
     pub send_max: Duration,
+    /// Who is connected when the listener closes has so long to begin a request: it was
+    /// told of no end, and would not know whether what it sent was done.
+    pub silent_max: Duration,
 }
 
 /// Opens a listening socket, or says which one could not be opened.
@@ -106,15 +107,18 @@ where
         .keep_alive_interval(Some(Duration::from_secs(30)))
         .max_concurrent_streams(250);
     let graceful = GracefulShutdown::new();
+    // Held by each connection until something of it was read.
+    let (silent, mut all_heard) = mpsc::channel::<Infallible>(1);
     let take = |stream: std::net::TcpStream, place: Option<OwnedSemaphorePermit>| {
         let (builder, answers, watcher) = (builder.clone(), answers.clone(), graceful.watcher());
+        let silent = silent.clone();
         threads.spawn(async move {
             // From here on this thread's runtime watches it.
             let stream = match TcpStream::from_std(stream) {
                 Ok(stream) => stream,
                 Err(error) => return tracing::warn!(%error, "can't serve a connection"),
             };
-            let stream = Paced::new(stream, bounds.headers_max, bounds.send_max);
+            let stream = Paced::new(stream, bounds.headers_max, bounds.send_max, silent);
             let service = TowerToHyperService::new(answers);
             let (stream, service) = raw_target::accept(stream, service);
             let connection = builder.serve_connection(TokioIo::new(stream), service);
@@ -155,9 +159,10 @@ where
             }
         }
     }
+    drop(silent);
     let finished = async {
         // A connection is cut off where nothing of it was read.
-        tokio::time::sleep(FIRST_READ).await;
+        let _ = tokio::time::timeout(bounds.silent_max, all_heard.recv()).await;
         graceful.shutdown().await;
     };
     tokio::time::timeout(drain, finished).await.is_ok()
@@ -242,6 +247,7 @@ mod tests {
         connections_max: 100,
         headers_max: Duration::from_secs(10),
         send_max: Duration::from_secs(10),
+        silent_max: Duration::from_secs(60),
     };
 
     async fn answer(body_bytes: usize, accept_encoding: &str) -> reqwest::Response {
@@ -295,6 +301,7 @@ mod tests {
             connections_max: places,
             headers_max: Duration::from_millis(200),
             send_max: Duration::from_millis(200),
+            silent_max: Duration::ZERO,
         };
         let large = || async { vec![b'a'; LARGE] };
         let routes = Router::new()
@@ -369,6 +376,28 @@ mod tests {
         let read = idle.read_to_end(&mut taken);
         let read = tokio::time::timeout(Duration::from_secs(10), read).await;
         assert!(read.is_ok() && taken.len() < LARGE);
+    }
+
+    /// A proxy that has connected may need a while until it sends.
+    #[tokio::test]
+    async fn who_is_connected_when_the_listener_closes_is_answered() {
+        let listener = listen(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let mut late = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let (routes, stop) = (
+            Router::new().fallback(|| async { "here" }),
+            CancellationToken::new(),
+        );
+        stop.cancel();
+        let drain = Duration::from_secs(60);
+        let server = serve(listener, routes, BOUNDS, Threads::here(), stop, drain);
+        let server = tokio::spawn(server);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        late.write_all(REQUEST).await.unwrap();
+        let answer = heard(&mut late, Duration::from_secs(60)).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(server.await.unwrap());
     }
 
     /// HTTP/2 without a word of HTTP/1 before.

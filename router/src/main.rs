@@ -27,6 +27,9 @@ use tracing_subscriber::util::SubscriberInitExt;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Longest wait at the end for who is connected and has sent nothing yet: a proxy sends
+/// its request as soon as it is, but both may wait for a processor meanwhile.
+const SILENT_MAX: Duration = Duration::from_millis(500);
 /// Longest wait at the end for spans and reports to be sent.
 const LAST_SPANS_MAX: Duration = Duration::from_secs(2);
 
@@ -91,7 +94,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         connections_max: config.limits.connections_max,
         headers_max: Duration::from_millis(config.limits.headers_ms_max),
         send_max: Duration::from_millis(config.limits.send_ms_max),
+        silent_max: SILENT_MAX,
     };
+    let access = admin::Access::new(&config)?;
     let app = App::start(config, events, stop.clone()).await?;
 
     let upkeep = tokio::spawn({
@@ -109,7 +114,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let admin_stop = CancellationToken::new();
     let admin = tokio::spawn(http::serve(
         admin_listener,
-        admin::routes(app.clone(), rendered),
+        admin::routes(app.clone(), access, rendered),
         bounds,
         Threads::here(),
         admin_stop.clone(),

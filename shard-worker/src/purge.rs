@@ -59,7 +59,8 @@ async fn tell(app: &App, router: &Member, of: &Of) -> Result<Option<u64>, String
     if let Some(table) = &of.table {
         url.query_pairs_mut().append_pair("table", table);
     }
-    let answer = app.http.post(url).timeout(ANSWER_MAX).send().await;
+    let request = app.http.post(url).bearer_auth(app.keys.purge_token());
+    let answer = request.timeout(ANSWER_MAX).send().await;
     let answer = answer.map_err(|error| tenancy::chain(&error))?;
     let status = answer.status();
     match status.is_success() {

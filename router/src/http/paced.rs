@@ -1,12 +1,14 @@
 //! A client's socket with two clocks, for what hyper has none: until it is known
 //! which HTTP is spoken, and while the client takes nothing of what it is sent.
 
+use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep, sleep};
 
 /// What a client that speaks HTTP/2 sends first (RFC 9113, section 3.4).
@@ -20,6 +22,8 @@ pub(super) struct Paced<S> {
     greeted: Option<usize>,
     greeting: Clock,
     sending: Clock,
+    /// Goes once something was read, or with the connection.
+    silent: Option<mpsc::Sender<Infallible>>,
 }
 
 /// Runs while something is waited for.
@@ -56,8 +60,14 @@ impl Clock {
 
 impl<S> Paced<S> {
     /// The client has `greeting_max` from now on to say which HTTP it speaks, and
-    /// never takes longer than `send_max` until it takes more of an answer.
-    pub(super) fn new(stream: S, greeting_max: Duration, send_max: Duration) -> Self {
+    /// never takes longer than `send_max` until it takes more of an answer. `silent` is
+    /// held until then.
+    pub(super) fn new(
+        stream: S,
+        greeting_max: Duration,
+        send_max: Duration,
+        silent: mpsc::Sender<Infallible>,
+    ) -> Self {
         let mut greeting = Clock::new(greeting_max);
         greeting.running = true;
         Self {
@@ -65,6 +75,7 @@ impl<S> Paced<S> {
             greeted: Some(0),
             greeting,
             sending: Clock::new(send_max),
+            silent: Some(silent),
         }
     }
 
@@ -106,6 +117,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Paced<S> {
         match read {
             Poll::Pending => this.greeting.wait(context),
             read => {
+                this.silent = None;
                 this.heard(into.filled().get(before..).unwrap_or_default());
                 read
             }

@@ -129,6 +129,15 @@ pub(crate) async fn what_is_purged_is_gone(service: &Service) {
     for router in [0, 1] {
         service.cached(router, path).await;
     }
+    // A router takes it from workers alone.
+    let url = format!("{}/cache/purge", service.cluster.router_admin_url(0));
+    let request = service
+        .http
+        .post(url)
+        .bearer_auth(service.cluster.admin_token());
+    let refused = request.send().await.unwrap().status();
+    assert_eq!(refused, reqwest::StatusCode::UNAUTHORIZED);
+    assert!(service.cached_bytes(0, &tenant).await > 0);
     let url = format!("{}/admin/v1/cache/purge", service.cluster.admin_url());
     let request = service.http.post(url).json(&json!({ "tenant": "acme" }));
     let request = request.bearer_auth(service.cluster.admin_token());

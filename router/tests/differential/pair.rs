@@ -333,6 +333,7 @@ async fn serve(cluster: &Cluster, stop: CancellationToken) -> String {
         connections_max: 64,
         headers_max: Duration::from_secs(10),
         send_max: Duration::from_secs(10),
+        silent_max: Duration::ZERO,
     };
     tokio::spawn(router::http::serve(
         listener,

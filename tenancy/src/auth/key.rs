@@ -62,6 +62,11 @@ impl KeyRing {
         key
     }
 
+    /// What workers show to routers that are to forget answers.
+    pub fn purge_token(&self) -> String {
+        URL_SAFE_NO_PAD.encode(self.derive("purge"))
+    }
+
     /// Whether the text has the form of a key; says nothing of its worth.
     pub fn looks_like_key(text: &str) -> bool {
         text.starts_with(PREFIX)
