@@ -6,10 +6,10 @@ use serde::Serialize;
 use squawk_syntax::ast::{self, AstNode};
 
 use crate::lint::canonical;
-use crate::migration::{Migration, line_of, start_of, text};
+use crate::migration::{Migration, last_part, start_of, text};
 use crate::removal::{self, Found};
 
-/// A table, view, sequence or type that a file makes.
+/// A table, view, sequence, index or type that a file makes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Made {
     /// Its name, `schema.name`.
@@ -25,7 +25,9 @@ pub struct Made {
 /// themselves, and all behind a statement that nobody can look into.
 pub fn made<'a>(files: impl IntoIterator<Item = &'a Migration>) -> Vec<Made> {
     let mut made: Vec<Made> = Vec::new();
+    let mut names = BTreeSet::new();
     let mut room = BTreeSet::new();
+    let mut indexes_go = false;
     for file in files {
         for stmt in file.tree().tree().stmts() {
             if is_unseen(&stmt) {
@@ -37,14 +39,18 @@ pub fn made<'a>(files: impl IntoIterator<Item = &'a Migration>) -> Vec<Made> {
                     room.extend(whole.filter_map(|r| Some(canonical(&r.relation?))));
                 }
             }
-            let Some(name) = name(&stmt).map(|name| canonical(&name)) else {
+            // They go with what they are of, which does not name them.
+            indexes_go |= takes_indexes(&stmt);
+            let index = || index_name(&stmt).filter(|_| !indexes_go);
+            let Some(name) = name(&stmt).or_else(index) else {
                 continue;
             };
-            if !room.contains(&name) && !made.iter().any(|made| made.name == name) {
+            let name = canonical(&name);
+            if !room.contains(&name) && names.insert(name.clone()) {
                 made.push(Made {
                     name,
                     file: file.file(),
-                    line: line_of(&file.text, start_of(stmt.syntax())),
+                    line: file.line_of(start_of(stmt.syntax())),
                 });
             }
         }
@@ -81,6 +87,39 @@ fn name(stmt: &ast::Stmt) -> Option<String> {
         _ => return None,
     };
     (!passes_by).then_some(name)
+}
+
+/// The index that the statement makes, where it fails on one that is there. It is in its
+/// table's schema.
+fn index_name(stmt: &ast::Stmt) -> Option<String> {
+    let ast::Stmt::CreateIndex(create) = stmt else {
+        return None;
+    };
+    let table = text(create.table_relation_name()?.table_name_ref()?.syntax());
+    let schema = table.strip_suffix(last_part(&table))?;
+    let name = text(create.index()?.syntax());
+    (create.if_not_exists().is_none()).then(|| format!("{schema}{name}"))
+}
+
+/// Whether an index that is there may go, or get another name.
+fn takes_indexes(stmt: &ast::Stmt) -> bool {
+    use ast::AlterTableAction as Action;
+    match stmt {
+        ast::Stmt::DropIndex(_)
+        | ast::Stmt::AlterIndex(_)
+        | ast::Stmt::DropTable(_)
+        | ast::Stmt::DropMaterializedView(_) => true,
+        ast::Stmt::AlterTable(alter) => alter.actions().any(|action| {
+            matches!(
+                action,
+                Action::DropColumn(_)
+                    | Action::DropConstraint(_)
+                    | Action::RenameConstraint(_)
+                    | Action::SetSchema(_)
+            )
+        }),
+        _ => false,
+    }
 }
 
 fn is_temporary(stmt: &ast::Stmt) -> bool {
@@ -140,5 +179,33 @@ mod tests {
                 "public.s 003_t.sql:1",
             ]
         );
+    }
+
+    #[test]
+    fn an_index_may_not_be_there_unless_one_may_have_gone() {
+        let names = |text: &str| {
+            let file = Migration::parse("001_t.sql", text).unwrap();
+            let names = made([&file]).into_iter().map(|made| made.name);
+            names.collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(
+            names(
+                "create index a on t (x);\ncreate unique index \"B\" on app.t (x);\n\
+                 create index if not exists c on t (x);\ncreate index on t (x);\n\
+                 alter table t add constraint k unique (x);\n\
+                 create index d on only \"a.b\" (x);"
+            ),
+            "public.a app.B public.d"
+        );
+        for gone in [
+            "drop index a",
+            "alter index a rename to b",
+            "alter table t drop constraint a",
+            "alter table t drop column x",
+            "drop table t",
+        ] {
+            let text = format!("-- ringfence: phase contract\n{gone};\ncreate index a on t (x);");
+            assert_eq!(names(&text), "", "{gone}");
+        }
     }
 }

@@ -5,7 +5,7 @@
 use serde::Serialize;
 
 use crate::lint::{self, Rule};
-use crate::migration::{Migration, StatementKind};
+use crate::migration::{Migration, StatementKind, table_of, validates};
 
 /// What one statement does to a table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -76,12 +76,14 @@ impl Does {
 
 /// What a file's statements do to whole tables; what takes a moment is left out.
 pub fn works(file: &Migration) -> Vec<Work> {
-    let broken = lint::unpermitted(file);
+    let mut broken = lint::unpermitted(file);
+    broken.sort_by_key(|found| found.line);
     let mut works = Vec::new();
-    for (place, statement) in file.statements.iter().enumerate() {
+    let stmts = file.tree().tree().stmts();
+    for (place, (statement, stmt)) in file.statements.iter().zip(stmts).enumerate() {
         let next = file.statements.get(place + 1);
         let end = next.map_or(u32::MAX, |next| next.line);
-        let Some(table) = file.table(place) else {
+        let Some(table) = table_of(&stmt) else {
             continue;
         };
         let mut add = |does, blocks| {
@@ -97,15 +99,15 @@ pub fn works(file: &Migration) -> Vec<Work> {
             StatementKind::Backfill(_) => add(Does::Fills, Blocks::Nobody),
             StatementKind::Dml => add(Does::Changes, Blocks::Rows),
             StatementKind::Ddl | StatementKind::OutsideTransaction => {
-                let own = broken
-                    .iter()
-                    .filter(|found| (statement.line..end).contains(&found.line));
+                let first = broken.partition_point(|found| found.line < statement.line);
+                let own = broken.iter().skip(first);
                 let worst = own
+                    .take_while(|found| found.line < end)
                     .filter_map(|found| of_rule(found.rule))
                     .max_by_key(|(does, _)| *does == Does::Rewrites);
                 if let Some((does, blocks)) = worst {
                     add(does, blocks);
-                } else if file.validates(place) {
+                } else if validates(&stmt) {
                     add(Does::Scans, Blocks::Nobody);
                 }
             }

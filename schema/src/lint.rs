@@ -19,7 +19,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 use squawk_syntax::SyntaxNode;
 
-use crate::migration::{Migration, line_of, start_of};
+use crate::migration::{Migration, start_of};
 
 pub(crate) use known::canonical;
 pub use known::{Known, RelationKind};
@@ -97,7 +97,7 @@ fn lint_file(file: &Migration, known: &mut Known, owners: &mut Owners) -> Vec<Fi
         // What can't be parsed can't be judged by any other rule.
         let finding = |error: &squawk_syntax::syntax_error::SyntaxError| Finding {
             file: file.file(),
-            line: line_of(&file.text, error.range().start().into()),
+            line: file.line_of(error.range().start().into()),
             rule: Rule::Syntax,
             level: Level::Error,
             what: error.message().to_owned(),
@@ -187,7 +187,7 @@ impl Report<'_> {
     fn finding(&self, rule: Rule, node: &SyntaxNode, what: String) -> Finding {
         Finding {
             file: self.file.file(),
-            line: line_of(&self.file.text, start_of(node)),
+            line: self.file.line_of(start_of(node)),
             rule,
             level: rule.level(),
             what,

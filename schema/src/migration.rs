@@ -17,6 +17,7 @@
 //! statement is then run in chunks by primary key.
 
 mod header;
+mod lines;
 mod nesting;
 
 use std::fmt;
@@ -29,6 +30,7 @@ use squawk_syntax::ast::{self, AstNode};
 use squawk_syntax::{Parse, SourceFile};
 
 pub use header::Allowed;
+pub(crate) use lines::Lines;
 pub(crate) use nesting::too_deep;
 
 /// Largest file, in bytes: a migration is a change of the schema, not a load of data.
@@ -62,6 +64,7 @@ pub struct Migration {
     /// Its statements, in order.
     pub statements: Vec<Statement>,
     tree: Parse<SourceFile>,
+    lines: Lines,
 }
 
 /// What a file says of itself.
@@ -211,8 +214,9 @@ impl Migration {
         if text.len() as u64 > BYTES_MAX {
             return Err(MigrationError::TooLarge(file.to_owned()));
         }
+        let lines = Lines::of(text);
         if let Some(at) = too_deep(text) {
-            let line = line_of(text, at);
+            let line = lines.line(at);
             let file = file.to_owned();
             return Err(MigrationError::Nested { file, line });
         }
@@ -226,10 +230,9 @@ impl Migration {
         let mut end_before = 0;
         for stmt in &stems {
             let start = start_of(stmt.syntax());
-            let line = line_of(text, start);
+            let line = lines.line(start);
             let above = text.get(end_before..start).unwrap_or_default();
-            let backfill =
-                header::backfill(file, line_of(text, end_before), above, first == start)?;
+            let backfill = header::backfill(file, lines.line(end_before), above, first == start)?;
             let kind = match backfill {
                 None => kind(stmt),
                 Some(rows) => {
@@ -269,6 +272,7 @@ impl Migration {
             text: text.to_owned(),
             statements,
             tree,
+            lines,
         })
     }
 
@@ -286,20 +290,9 @@ impl Migration {
         tables
     }
 
-    /// The table that the statement of that index changes or goes through, as
-    /// `schema.table`.
-    pub(crate) fn table(&self, statement: usize) -> Option<String> {
-        table_of(&self.tree.tree().stmts().nth(statement)?)
-    }
-
-    /// Whether the statement of that index looks through all rows for a constraint.
-    pub(crate) fn validates(&self, statement: usize) -> bool {
-        let stmt = self.tree.tree().stmts().nth(statement);
-        let Some(ast::Stmt::AlterTable(alter)) = stmt else {
-            return false;
-        };
-        let validates = |action| matches!(action, ast::AlterTableAction::ValidateConstraint(_));
-        alter.actions().any(validates)
+    /// The line, from 1, of a place in its text.
+    pub(crate) fn line_of(&self, at: usize) -> u32 {
+        self.lines.line(at)
     }
 
     /// Tables that its back-fills go through, as `schema.table`, one for each.
@@ -319,8 +312,17 @@ impl Migration {
     }
 }
 
-/// The table that a statement changes or goes through.
-fn table_of(stmt: &ast::Stmt) -> Option<String> {
+/// Whether a statement looks through all rows for a constraint.
+pub(crate) fn validates(stmt: &ast::Stmt) -> bool {
+    let ast::Stmt::AlterTable(alter) = stmt else {
+        return false;
+    };
+    let validates = |action| matches!(action, ast::AlterTableAction::ValidateConstraint(_));
+    alter.actions().any(validates)
+}
+
+/// The table that a statement changes or goes through, as `schema.table`.
+pub(crate) fn table_of(stmt: &ast::Stmt) -> Option<String> {
     let name = match stmt {
         ast::Stmt::AlterTable(alter) => altered(alter)?,
         ast::Stmt::CreateIndex(index) => {
@@ -471,12 +473,6 @@ pub(crate) fn start_of(node: &squawk_syntax::SyntaxNode) -> usize {
     .into()
 }
 
-/// The line, from 1, of a place in a text.
-pub(crate) fn line_of(text: &str, at: usize) -> u32 {
-    let before = text.as_bytes().get(..at).unwrap_or_default();
-    before.iter().filter(|b| **b == b'\n').count() as u32 + 1
-}
-
 fn kind(stmt: &ast::Stmt) -> StatementKind {
     match stmt {
         ast::Stmt::Insert(_)
@@ -582,7 +578,7 @@ fn ends_in_its_condition(before: &str) -> bool {
 }
 
 /// `"a.b"` of `public."a.b"`.
-fn last_part(name: &str) -> &str {
+pub(crate) fn last_part(name: &str) -> &str {
     let mut quoted = false;
     let dot = name.char_indices().filter(|(_, c)| {
         quoted ^= *c == '"';

@@ -8,7 +8,7 @@ use squawk_syntax::ast::{self, AstNode};
 
 use super::Cleaned;
 use super::names::{bodies, plain, qualified, without_psql};
-use crate::migration::{line_of, start_of, text, too_deep};
+use crate::migration::{Lines, start_of, text, too_deep};
 
 /// What begins a statement that is left out, and why a reader should know.
 const LEFT_OUT: &[(&str, Option<&str>)] = &[
@@ -115,7 +115,7 @@ grant usage on schema auth to anon, authenticated, service_role;
 pub(super) fn clean(dump: &str) -> Cleaned {
     let dump = without_psql(dump);
     if let Some(at) = too_deep(&dump) {
-        let line = line_of(&dump, at);
+        let line = Lines::of(&dump).line(at);
         return Cleaned {
             sql: String::new(),
             remarks: Vec::new(),
@@ -154,7 +154,7 @@ pub(super) fn clean(dump: &str) -> Cleaned {
     // Functions may read tables that come after them.
     sql.insert_str(0, "set local check_function_bodies = false;\n\n");
     let problem = parsed.errors().into_iter().next().map(|error| {
-        let line = line_of(&dump, error.range().start().into());
+        let line = Lines::of(&dump).line(error.range().start().into());
         format!("line {line}: {}", error.message())
     });
     Cleaned {

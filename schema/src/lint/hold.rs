@@ -8,7 +8,7 @@ use squawk_syntax::ast::{self, AstNode};
 
 use super::known::canonical;
 use super::{Known, Report, Rule};
-use crate::migration::{Phase, altered, line_of, start_of, text};
+use crate::migration::{Phase, altered, start_of, text};
 
 /// Types of columns that are filled row by row.
 const SERIAL: &[&str] = &[
@@ -150,7 +150,7 @@ impl Held {
         let may_be = |checked: &Option<&str>| {
             checked.is_none_or(|other| canonical(other) == canonical(column))
         };
-        let line = line_of(&report.file.text, start_of(node));
+        let line = report.file.line_of(start_of(node));
         let said = |found: &super::Finding| found.rule == Rule::SetNotNull && found.line == line;
         if !checked.is_empty() && !checked.iter().any(may_be) && !report.findings.iter().any(said) {
             let what = format!("what is validated before does not check {column}");

@@ -5,7 +5,7 @@ use squawk_linter::{Linter, Rule as Squawk};
 use squawk_syntax::{Parse, SourceFile};
 
 use super::{Finding, Rule};
-use crate::migration::{Migration, StatementKind, line_of};
+use crate::migration::{Migration, StatementKind};
 
 /// What squawk finds, and the rule that it is to us.
 const RULES: [(Squawk, Rule); 16] = [
@@ -44,7 +44,7 @@ pub(super) fn find(file: &Migration, tree: &Parse<SourceFile>) -> Vec<Finding> {
             let (_, rule) = RULES.iter().find(|(squawk, _)| *squawk == violation.code)?;
             let range = violation.text_range;
             let found = file.text.get(range.start().into()..range.end().into());
-            let line = line_of(&file.text, range.start().into());
+            let line = file.line_of(range.start().into());
             Some(finding(
                 file,
                 *rule,

@@ -6,7 +6,7 @@ use squawk_syntax::ast::{self, AstNode};
 
 use super::known::canonical;
 use super::{Known, RelationKind, Report, Rule};
-use crate::migration::{altered, line_of, start_of, text};
+use crate::migration::{altered, start_of, text};
 
 const TENANT: &str = "tenant_id";
 
@@ -21,7 +21,7 @@ pub(super) fn find(stmt: &ast::Stmt, known: &mut Known, report: &mut Report<'_>)
         }
         ast::Stmt::CreateTableAs(create) => {
             if let Some(table) = create.table_name().map(|name| text(name.syntax())) {
-                let line = line_of(&report.file.text, start_of(node));
+                let line = report.file.line_of(start_of(node));
                 known.create(&table, &report.file.file(), line);
                 not_logged(create.persistence(), node, &table, report);
             }
@@ -30,7 +30,7 @@ pub(super) fn find(stmt: &ast::Stmt, known: &mut Known, report: &mut Report<'_>)
             let into = select.into_clause();
             let name = into.as_ref().and_then(|into| into.table_name());
             if let Some(table) = name.map(|name| text(name.syntax())) {
-                let line = line_of(&report.file.text, start_of(node));
+                let line = report.file.line_of(start_of(node));
                 known.create(&table, &report.file.file(), line);
                 not_logged(
                     into.and_then(|into| into.persistence()),
@@ -122,7 +122,7 @@ fn create_table(
     let node = create.syntax();
     // A partition is what its table is.
     if create.partition_of().is_none() {
-        let line = line_of(&report.file.text, start_of(node));
+        let line = report.file.line_of(start_of(node));
         known.create(table, &report.file.file(), line);
     }
     not_logged(create.persistence(), node, table, report);

@@ -286,6 +286,7 @@ async fn answer(
         .query(
             "select n.nspname || '.' || c.relname from pg_class c join pg_namespace n on n.oid = c.relnamespace
              where n.nspname || '.' || c.relname = any($1)
+               and not exists (select from pg_index i where i.indexrelid = c.oid and not i.indisvalid)
              union select n.nspname || '.' || t.typname from pg_type t join pg_namespace n on n.oid = t.typnamespace
              where n.nspname || '.' || t.typname = any($1)",
             &[&names],
