@@ -11,7 +11,7 @@ use tenancy::members::Members;
 use tokio::sync::Semaphore;
 use tokio::sync::watch;
 
-use crate::admins::Admins;
+use crate::admins::{Admins, Strangers};
 use crate::capture::Capture;
 use crate::config::Jobs;
 use crate::failpoint::Failpoints;
@@ -29,7 +29,9 @@ pub struct App {
     /// This process, as the owner of leases: the name, and what no other process has.
     pub owner: String,
     /// Who may use the admin API.
-    pub admins: Admins,
+    pub admins: watch::Receiver<Admins>,
+    /// Who tried to without being one of them.
+    pub strangers: Strangers,
     /// The control database.
     pub control: Control,
     /// Shards' logins.

@@ -292,7 +292,11 @@ impl Config {
 const ADMIN: &str = "admin";
 
 impl Config {
-    fn admins(&self) -> anyhow::Result<Admins> {
+    /// Reads who may use the admin API, by which tokens.
+    ///
+    /// # Errors
+    /// A file that can't be read, no token at all, or such as would not tell who it is.
+    pub fn admins(&self) -> anyhow::Result<Admins> {
         let unnamed = secret("RINGFENCE_ADMIN_TOKEN", self.admin_token_file.as_deref())?;
         let mut tokens: Vec<_> = unnamed
             .map(|token| (ADMIN.to_owned(), token))

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Parser;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
+use shard_worker::admins::{self, Strangers};
 use shard_worker::app::App;
 use shard_worker::capture::{Capture, RouterListener, describe_metrics};
 use shard_worker::config::{Config, LogFormat, Secrets};
@@ -111,6 +112,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
     upgrade_control(&control_config, &control_tls, &secrets).await?;
 
     let members = watch::Sender::<Arc<Members>>::default();
+    let admins = watch::Sender::new(secrets.admins);
     let stop = CancellationToken::new();
     let app = Arc::new(App {
         members: members.subscribe(),
@@ -130,7 +132,8 @@ async fn run(args: Args) -> anyhow::Result<()> {
             roles: secrets.roles,
         },
         keys: KeyRing::new(&secrets.key_secret),
-        admins: secrets.admins,
+        admins: admins.subscribe(),
+        strangers: Strangers::new(),
         job_news: News::listen(control_config.clone(), control_tls.clone(), stop.clone()),
         job_watchers: Arc::new(Semaphore::new(config.jobs.watchers_max)),
         archives: Arc::new(Semaphore::new(archive::AT_ONCE_MAX)),
@@ -162,6 +165,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
             .clone()
             .run(app.control.clone(), app.logins.clone(), app.name.clone());
     tasks.spawn(capture);
+    tasks.spawn(admins::follow(config.clone(), admins, stop.clone()));
     tasks.spawn(reconcile::run(app.clone(), stop.clone()));
     tasks.spawn(job::run(app.clone(), stop.clone()));
     tasks.spawn(job::prune::run(app.clone(), stop.clone()));
@@ -195,6 +199,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         }
     }
     let stopped = stop.clone().cancelled_owned();
+    let routes = routes.into_make_service_with_connect_info::<SocketAddr>();
     let server = axum::serve(listener, routes).with_graceful_shutdown(stopped);
     servers.spawn(async move { server.await });
     tracing::info!(listen = %config.listen, "serving the admin API");

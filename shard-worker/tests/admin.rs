@@ -94,6 +94,16 @@ async fn tenants_keys_and_bad_input() {
         let answer = admin.http.get(url).bearer_auth("guess").send().await;
         assert_eq!(answer.unwrap().status(), StatusCode::UNAUTHORIZED);
     }
+    let metrics = format!("{}/metrics", admin.cluster.admin_url());
+    let metrics = admin.http.get(metrics).send().await.unwrap();
+    let metrics = metrics.text().await.unwrap();
+    assert!(metrics.contains("ringfence_admin_refused_total 2\n"));
+    let said = std::fs::read_to_string(admin.cluster.log("worker-1")).unwrap();
+    let mut said = said.lines();
+    let line = said.find(|line| line.contains("no known admin token"));
+    let line = line.unwrap();
+    let about = ["/tenants", "127.0.0.1"];
+    assert!(about.iter().all(|what| line.contains(what)) && !line.contains("guess"));
     let (status, error) = admin.get("nowhere").await;
     assert_eq!(
         (status, &error["code"]),
@@ -205,7 +215,35 @@ async fn tenants_keys_and_bad_input() {
     let (_, log) = admin.get("audit?action=plan&object=gold").await;
     assert_eq!(log["items"].as_array().unwrap().len(), 1, "{log}");
     assert_eq!(log["items"][0]["actor"], "admin (says: alice@laptop)");
+    a_token_is_changed_without_a_restart(&admin).await;
     admin.cluster.down().await;
+}
+
+/// A file that is empty for a moment locks nobody out.
+async fn a_token_is_changed_without_a_restart(admin: &Admin) {
+    let file = admin.cluster.path().join("secrets/admin-token");
+    let url = format!("{}/admin/v1/tenants", admin.cluster.admin_url());
+    let by = async |token: &str| {
+        let answer = admin.http.get(&url).bearer_auth(token).send().await;
+        answer.unwrap().status()
+    };
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let until = async |done: &dyn Fn() -> bool| {
+        while !done() {
+            assert!(Instant::now() < deadline, "the file is not read");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let log = admin.cluster.log("worker-1");
+    let says = |what: &str| std::fs::read_to_string(&log).unwrap().contains(what);
+    std::fs::write(&file, "").unwrap();
+    until(&|| says("admin tokens stay as they were")).await;
+    assert_eq!(by(admin.cluster.admin_token()).await, StatusCode::OK);
+    std::fs::write(&file, "another\n").unwrap();
+    until(&|| says("admin tokens have changed")).await;
+    assert_eq!(by("another").await, StatusCode::OK);
+    let old = by(admin.cluster.admin_token()).await;
+    assert_eq!(old, StatusCode::UNAUTHORIZED);
 }
 
 #[tokio::test]

@@ -2,9 +2,10 @@
 //! such, what the caller says of itself besides.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use axum::extract::{FromRequestParts, Request, State};
+use axum::extract::{ConnectInfo, FromRequestParts, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
@@ -33,14 +34,18 @@ pub(super) async fn authorize(
         .headers()
         .get(header::AUTHORIZATION)
         .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
-    let Some(name) = given.and_then(|token| app.admins.name_of(token)) else {
+    let name = given.and_then(|token| app.admins.borrow().name_of(token).map(str::to_owned));
+    let Some(name) = name else {
+        let from = request.extensions().get::<ConnectInfo<SocketAddr>>();
+        let (method, path) = (request.method().as_str(), request.uri().path());
+        app.strangers.refuse(from.map(|from| from.0), method, path);
         return Error::Unauthorized.into_response();
     };
     match claim(request.headers()) {
         Ok(claim) => {
             let actor = match claim {
                 Some(claim) => format!("{name} (says: {claim})"),
-                None => name.to_owned(),
+                None => name,
             };
             request.extensions_mut().insert(Caller(Actor(actor)));
             next.run(request).await
