@@ -35,6 +35,7 @@ use crate::pool::{NodeAddress, PoolSettings, Pools};
 use crate::quota::{self, Quotas};
 use crate::retry::RetryBudget;
 use crate::shards::{Listed, Shards, Watching};
+use crate::threads::Threads;
 
 /// A router that starts is not ready before it has read all shards' schemas, for
 /// so long at most: one that is down must not keep it from the others' tenants.
@@ -101,13 +102,15 @@ pub struct App {
 }
 
 impl App {
-    /// Loads the placements, and begins to watch them and the shards.
+    /// Loads the placements, and begins to watch them and the shards, for requests
+    /// that are answered on `threads`.
     ///
     /// Fails where the configuration is wrong, or where there is neither a
     /// control database nor a file copy to start from.
     pub async fn start(
         config: Config,
         events: Events,
+        threads: &Threads,
         stop: CancellationToken,
     ) -> anyhow::Result<Arc<Self>> {
         let events = Arc::new(events);
@@ -145,7 +148,7 @@ impl App {
         let cache = Cache::new(
             config.cache.clone(),
             coherence.clone(),
-            shared_cache(&config, stop.child_token())?,
+            shared_cache(&config, threads, stop.child_token())?,
             CacheMetrics::new(),
         );
         let app = Arc::new(Self {
@@ -364,7 +367,11 @@ impl App {
 }
 
 /// The cache's second level, where one is configured.
-fn shared_cache(config: &Config, stop: CancellationToken) -> anyhow::Result<Option<Arc<Shared>>> {
+fn shared_cache(
+    config: &Config,
+    threads: &Threads,
+    stop: CancellationToken,
+) -> anyhow::Result<Option<Arc<Shared>>> {
     let urls = &config.cache.redis_urls;
     if urls.is_empty() || !config.cache.enabled {
         return Ok(None);
@@ -376,7 +383,9 @@ fn shared_cache(config: &Config, stop: CancellationToken) -> anyhow::Result<Opti
             .with_context(|| format!("can't read Redis' authority {}", path.display()))
     });
     let metrics = SharedMetrics::new();
-    let shared = Shared::start(urls, password, authority.transpose()?, metrics, stop);
+    let runtimes = threads.runtimes().collect();
+    let authority = authority.transpose()?;
+    let shared = Shared::start(urls, password, authority, runtimes, metrics, stop);
     shared
         .map(Some)
         .context("the addresses of Redis, or its authority, can't be used")

@@ -30,7 +30,7 @@ use tenancy::quota;
 
 use self::control::Control;
 use self::entry::Entry;
-use self::fill::Fills;
+use self::fill::{Fills, Part};
 use self::key::Key;
 use self::local::Local;
 use self::shared::{FillLease, Patience, PurgeError, Shared};
@@ -98,6 +98,8 @@ pub struct Cache<F> {
     pub coherence: Arc<Coherence>,
     /// Fills under way.
     pub fills: Arc<Fills<F>>,
+    /// Looks into Redis under way.
+    looks: Arc<Fills<Option<Arc<Entry>>>>,
     local: Local,
     shared: Option<Arc<Shared>>,
     worth: Worth,
@@ -146,6 +148,7 @@ impl<F: Clone + Send + Sync + 'static> Cache<F> {
         Self {
             coherence,
             fills: Fills::new(),
+            looks: Fills::new(),
             local: Local::new(bytes, share),
             shared,
             worth: Worth::default(),
@@ -317,6 +320,11 @@ impl<F: Clone + Send + Sync + 'static> Cache<F> {
         self.worth.allows(question.table)
     }
 
+    /// Whether a request that was planned before is worth a look into Redis.
+    pub fn is_worth_a_look(&self, question: &Question) -> bool {
+        self.shared.is_some() && self.worth.pays(question.table)
+    }
+
     /// Counts a fill that was found nowhere, so that it asks the shard.
     pub fn fills_from_shard(&self, question: &Question) {
         self.worth.fill(question.table);
@@ -374,18 +382,20 @@ impl<F: Clone + Send + Sync + 'static> Cache<F> {
     }
 
     /// An entry of Redis that may answer, or that another router is about to put
-    /// there. None: this router is to read.
-    pub async fn shared(&self, question: &Question, patience: Patience) -> Option<Hit> {
+    /// there. `looked`: there was none just now. None: this router is to read.
+    pub async fn shared(
+        &self,
+        question: &Question,
+        patience: Patience,
+        looked: bool,
+    ) -> Option<Hit> {
         let shared = self.shared.as_ref()?;
-        // Each entry under a lease that was loaded after it was found: one that
-        // ends while Redis is asked must not spoil it.
-        let fits = |entry: &Entry| {
-            let under = self.under_lease_of_schema(&question.shard, question.schema);
-            let under = under.ok().flatten();
-            under.is_some_and(|under| self.judge(question, &under, None, entry).is_ok())
-        };
+        let fits = |entry: &Entry| self.fits(question, question.schema, entry);
         let (tenant, key) = (question.tenant, &question.key);
-        let found = shared.get(tenant, key, patience).await;
+        let found = match looked {
+            true => None,
+            false => shared.get(tenant, key, patience).await,
+        };
         let entry = match found.filter(fits) {
             Some(entry) => entry,
             None if shared.lease(key, patience).await == FillLease::Theirs => {
@@ -403,6 +413,46 @@ impl<F: Clone + Send + Sync + 'static> Cache<F> {
             level: Level::Shared,
             old: None,
         })
+    }
+
+    /// An entry of Redis that may answer a request whose plan is known, by a schema
+    /// model that was loaded then. Who asks for the same meanwhile shares the look,
+    /// and judges for itself what it found.
+    pub async fn look(
+        &self,
+        question: &Question,
+        loaded: Option<Place>,
+        patience: Patience,
+    ) -> Option<Hit> {
+        let shared = self.shared.as_ref()?;
+        let (tenant, key) = (question.tenant, question.key);
+        let begin = || {
+            let shared = shared.clone();
+            async move { shared.get(tenant, &key, patience).await.map(Arc::new) }
+        };
+        let (part, found) = self.looks.run(key, || true, begin).await?;
+        let entry = found.flatten()?;
+        if !self.fits(question, loaded, &entry) {
+            return None;
+        }
+        self.metrics.hit(Level::Shared);
+        self.worth.hit(question.table);
+        if part == Part::Started {
+            self.hold(question, &entry);
+        }
+        Some(Hit {
+            entry,
+            level: Level::Shared,
+            old: None,
+        })
+    }
+
+    /// Whether an entry of Redis may answer: under a lease that is loaded now, for
+    /// one that ended while Redis was asked must not spoil it.
+    fn fits(&self, question: &Question, loaded: Option<Place>, entry: &Entry) -> bool {
+        let under = self.under_lease_of_schema(&question.shard, loaded);
+        let under = under.ok().flatten();
+        under.is_some_and(|under| self.judge(question, &under, None, entry).is_ok())
     }
 
     /// Counts an answer that came from the shard.

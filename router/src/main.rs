@@ -97,7 +97,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         silent_max: SILENT_MAX,
     };
     let access = admin::Access::new(&config)?;
-    let app = App::start(config, events, stop.clone()).await?;
+    let served = CancellationToken::new();
+    let threads = Threads::start(&served).context("can't start the threads that serve")?;
+    let app = App::start(config, events, &threads, stop.clone()).await?;
 
     let upkeep = tokio::spawn({
         let rendered = rendered.clone();
@@ -109,8 +111,6 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             }
         }
     });
-    let served = CancellationToken::new();
-    let threads = Threads::start(&served).context("can't start the threads that serve")?;
     let admin_stop = CancellationToken::new();
     let admin = tokio::spawn(http::serve(
         admin_listener,

@@ -30,6 +30,7 @@ use tokio::time::{Instant as Deadline, timeout_at};
 use crate::app::{Admission, App};
 use crate::cache::control::Control;
 use crate::cache::key::Key;
+use crate::cache::shared::Patience;
 use crate::cache::{Level, label};
 use crate::config::{Api, Limits};
 use crate::error::{Error, Hidden, Refusal};
@@ -149,7 +150,8 @@ async fn spare(
 ) -> Result<http::Response<Bytes>, Error> {
     if admission == Admission::FromMemory && cached::may_be_at_once(app, incoming) {
         let (tenant, own) = authenticate(app, incoming, seen).await?;
-        if let Some(hit) = cached::at_once(app, incoming, &tenant, &own, seen) {
+        let known = cached::known(app, incoming, &tenant, &own, seen);
+        if let Some(hit) = known.and_then(|known| cached::at_once(app, &known, seen)) {
             app.events.metrics.spared.increment(1);
             return Ok(hit);
         }
@@ -209,20 +211,28 @@ async fn answer(
 ) -> Result<http::Response<Bytes>, Error> {
     app.retries.earn();
     let (tenant, own) = authenticate(app, incoming, seen).await?;
-    if let Some(hit) = cached::at_once(app, incoming, &tenant, &own, seen) {
-        return Ok(hit);
+    let mut looked = None;
+    // Boxed: their state is large, and what memory answers need not carry it about.
+    if let Some(known) = cached::known(app, incoming, &tenant, &own, seen) {
+        if let Some(hit) = cached::at_once(app, &known, seen) {
+            return Ok(hit);
+        }
+        match Box::pin(cached::from_redis(app, &known, seen)).await {
+            Ok(hit) => return Ok(hit),
+            Err(asked) => looked = asked,
+        }
     }
-    // Boxed: its state is large, and what memory answers need not carry it about.
-    Box::pin(planned(app, incoming, body, &tenant, own, seen)).await
+    Box::pin(planned(app, incoming, body, (&tenant, own), looked, seen)).await
 }
 
-/// The stages from the request's parsing on.
+/// The stages from the request's parsing on. `looked`: what is left of its wait for
+/// Redis, where that was asked in vain.
 async fn planned(
     app: &Arc<App>,
     incoming: &Incoming<'_>,
     body: Body,
-    tenant: &TenantContext,
-    own: quota::Limits,
+    (tenant, own): (&TenantContext, quota::Limits),
+    mut looked: Option<Patience>,
     seen: &mut Seen,
 ) -> Result<http::Response<Bytes>, Error> {
     let request = ApiRequest::parse(&incoming.parts(), &app.config.api)?;
@@ -299,6 +309,7 @@ async fn planned(
             deadline: statement_deadline(&own, incoming.deadline),
             answer_max,
             application,
+            looked: looked.take(),
         };
         let done = match request.method.reads() {
             true => read(&work, incoming, &request, &plan, &loaded, &own, seen).await,
@@ -903,8 +914,8 @@ impl Stages {
         for (name, spent) in self.all() {
             let comma = if text.is_empty() { "" } else { ", " };
             // Milliseconds, in whole microseconds: formatting floats is slow.
-            let micros = spent.as_micros();
-            let (whole, part) = (micros / 1_000, micros % 1_000);
+            let whole = spent.as_secs() * 1_000 + u64::from(spent.subsec_millis());
+            let part = spent.subsec_micros() % 1_000;
             let _ = write!(text, "{comma}{name};dur={whole}.{part:03}");
         }
         let headers = response.headers_mut();

@@ -19,7 +19,8 @@ pub async fn identify(
 ) -> Result<TenantContext, Error> {
     match once(app, headers) {
         Err(Error::Auth(AuthError::KeyUnknown { url })) => {
-            app.issuers.ask(&url, until).await;
+            // Boxed: it is rare, and each request's state would have room for it.
+            Box::pin(app.issuers.ask(&url, until)).await;
             once(app, headers)
         }
         known => known,

@@ -6,8 +6,8 @@
 //! more, and a request goes on wherever there is time; for requests as short as a
 //! small read those wake-ups cost more than the waiting that they save.
 //!
-//! What no client waits for (placements, nodes, changes, Redis) runs elsewhere, on
-//! the process' own runtime.
+//! What no client waits for (placements, nodes, changes) runs elsewhere, on the
+//! process' own runtime.
 
 use std::io;
 use std::num::NonZero;
@@ -48,6 +48,11 @@ impl Threads {
             Ok(thread)
         });
         Ok(Self(threads.collect::<io::Result<_>>()?))
+    }
+
+    /// Their runtimes.
+    pub fn runtimes(&self) -> impl Iterator<Item = Handle> {
+        self.0.iter().map(|thread| thread.runtime.clone())
     }
 
     /// Runs `connection` on the thread that has the fewest.

@@ -1,6 +1,6 @@
 //! One fill a key and router: the first who misses starts it, in a task of its
 //! own, and whoever comes meanwhile waits for its end. A caller that gives up
-//! stops nothing, and starts nothing again.
+//! stops nothing, and starts nothing again. Looks into Redis are shared alike.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};

@@ -6,18 +6,25 @@
 //! settings, and with tight ones it goes on asking the frozen node after another
 //! took over: a timeout makes it look at nothing anew. So no request waits here
 //! longer than [`WAIT_MAX`], what keeps failing is left alone for a while by
-//! groups of slots, and a watchdog builds a new client when commands fail.
+//! groups of slots, and a watchdog connects anew when commands fail.
+//!
+//! Each runtime that serves has connections of its own ([`crate::threads`]): an
+//! answer that comes on another one costs two wake-ups of a thread, which is more
+//! than all else that it costs.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::ArcSwap;
+use futures_util::future::join_all;
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
-use redis::cluster_routing::{RoutingInfo, SingleNodeRoutingInfo};
-use redis::{FromRedisValue, RedisError, RedisResult, TlsCertificates, Value};
+use redis::cluster_routing::{Route, RoutingInfo, SingleNodeRoutingInfo, SlotAddr};
+use redis::{Cmd, FromRedisValue, RedisError, RedisResult, TlsCertificates, Value};
 use tenancy::id::TenantId;
+use tokio::runtime::{self, Handle};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -56,10 +63,11 @@ const CONNECT_MAX: Duration = Duration::from_secs(2);
 const REBUILD_FIRST: Duration = Duration::from_millis(250);
 const REBUILD_MAX: Duration = Duration::from_secs(4);
 
-/// The connection to Redis Cluster.
+/// The connections to Redis Cluster.
 pub struct Shared {
     client: ClusterClient,
-    connection: ArcSwapOption<ClusterConnection>,
+    runtimes: Vec<Handle>,
+    connections: ArcSwap<Connections>,
     groups: [Group; GROUPS],
     writes: Arc<Semaphore>,
     /// A command failed: the watchdog is to look.
@@ -67,6 +75,9 @@ pub struct Shared {
     metrics: SharedMetrics,
     started: Instant,
 }
+
+/// By the runtime that watches their sockets.
+type Connections = HashMap<runtime::Id, ClusterConnection>;
 
 /// Slots are judged by groups: a lost master must not take the others' away.
 const GROUPS: usize = 64;
@@ -104,8 +115,9 @@ pub enum FillLease {
 }
 
 impl Shared {
-    /// Connects in the background, and again whenever commands fail. `authority`
-    /// signs the nodes' certificates, where the web's do not.
+    /// Connects in the background, and again whenever commands fail, each of
+    /// `runtimes` for what is asked there. `authority` signs the nodes'
+    /// certificates, where the web's do not.
     ///
     /// # Errors
     /// The addresses are none, or the authority is no certificate.
@@ -113,6 +125,7 @@ impl Shared {
         urls: &[String],
         password: Option<&str>,
         authority: Option<Vec<u8>>,
+        runtimes: Vec<Handle>,
         metrics: SharedMetrics,
         stop: CancellationToken,
     ) -> RedisResult<Arc<Self>> {
@@ -134,7 +147,8 @@ impl Shared {
         }
         let shared = Arc::new(Self {
             client: builder.build()?,
-            connection: ArcSwapOption::empty(),
+            runtimes,
+            connections: ArcSwap::default(),
             groups: std::array::from_fn(|_| Group::default()),
             writes: Arc::new(Semaphore::new(WRITES_MAX)),
             failed: Notify::new(),
@@ -147,7 +161,14 @@ impl Shared {
 
     /// Whether there is a connection.
     pub fn is_connected(&self) -> bool {
-        self.connection.load().is_some()
+        !self.connections.load().is_empty()
+    }
+
+    /// This runtime's connection, or another's where it has none.
+    fn connection(&self) -> Option<ClusterConnection> {
+        let all = self.connections.load();
+        let own = all.get(&Handle::current().id());
+        own.or_else(|| all.values().next()).cloned()
     }
 
     /// The tenant's entry of that key, whatever it is worth.
@@ -155,7 +176,7 @@ impl Shared {
         let name = name(tenant, key);
         let mut command = redis::cmd("GET");
         command.arg(&name);
-        let value: Option<Vec<u8>> = self.ask(&name, &command, patience).await?;
+        let value: Option<Vec<u8>> = self.ask(&name, command, patience).await?;
         let entry = value.and_then(|value| Entry::decode(key, &value));
         match entry {
             Some(_) => self.metrics.found.increment(1),
@@ -188,12 +209,12 @@ impl Shared {
                 let mut command = redis::cmd("SET");
                 let kept = u64::try_from(KEPT.as_millis()).unwrap_or(u64::MAX);
                 command.arg(&name).arg(value).arg("PX").arg(kept);
-                let _: Option<()> = shared.ask(&name, &command, Patience::begin()).await;
+                let _: Option<()> = shared.ask(&name, command, Patience::begin()).await;
             }
             let lease = lease_name(&key);
             let mut command = redis::cmd("DEL");
             command.arg(&lease);
-            let _: Option<()> = shared.ask(&lease, &command, Patience::begin()).await;
+            let _: Option<()> = shared.ask(&lease, command, Patience::begin()).await;
         });
     }
 
@@ -210,9 +231,7 @@ impl Shared {
     async fn purge_whole(&self, tenant: Option<TenantId>) -> Result<u64, PurgeError> {
         let all = u32::try_from(WRITES_MAX).unwrap_or(u32::MAX);
         drop(self.writes.acquire_many(all).await);
-        let connection = self.connection.load_full();
-        let connection = connection.ok_or(PurgeError::NotConnected)?;
-        let mut connection = ClusterConnection::clone(&connection);
+        let mut connection = self.connection().ok_or(PurgeError::NotConnected)?;
         let pattern = match tenant {
             Some(tenant) => format!("{}*", tenants(tenant)),
             None => format!("{ENTRIES}*"),
@@ -249,7 +268,7 @@ impl Shared {
         let mut command = redis::cmd("SET");
         let kept = u64::try_from(LEASE.as_millis()).unwrap_or(u64::MAX);
         command.arg(&name).arg(1).arg("NX").arg("PX").arg(kept);
-        let answer: Option<Option<String>> = self.ask(&name, &command, patience).await;
+        let answer: Option<Option<String>> = self.ask(&name, command, patience).await;
         match answer {
             Some(None) => FillLease::Theirs,
             Some(Some(_)) | None => FillLease::Ours,
@@ -282,24 +301,30 @@ impl Shared {
     async fn ask<T: FromRedisValue>(
         &self,
         name: &str,
-        command: &redis::Cmd,
+        command: Cmd,
         patience: Patience,
     ) -> Option<T> {
         let begun = Instant::now();
         if begun >= patience.0 {
             return None;
         }
-        let group = &self.groups[usize::from(slot(name.as_bytes())) * GROUPS / SLOTS];
+        let slot = slot(name.as_bytes());
+        let group = &self.groups[usize::from(slot) * GROUPS / SLOTS];
         if !group.allows(self.now()) {
             self.metrics.skipped.increment(1);
             return None;
         }
-        let Some(connection) = self.connection.load_full() else {
+        let Some(mut connection) = self.connection() else {
             group.gave_up();
             return None;
         };
-        let mut connection = ClusterConnection::clone(&connection);
-        match timeout_at(patience.0, command.query_async(&mut connection)).await {
+        let master = SingleNodeRoutingInfo::SpecificNode(Route::new(slot, SlotAddr::Master));
+        let answer = async {
+            let answer = connection.route_command(command, RoutingInfo::SingleNode(master));
+            let answer = answer.await?.extract_error()?;
+            Ok::<T, RedisError>(redis::from_redis_value(answer)?)
+        };
+        match timeout_at(patience.0, answer).await {
             Ok(Ok(answer)) => {
                 group.succeeded();
                 Some(answer)
@@ -324,20 +349,11 @@ impl Shared {
         }
     }
 
-    /// Builds a client at the start and after commands failed, for as long as
-    /// they do. The old one serves until then.
+    /// Connects at the start and after commands failed, for as long as they do.
     async fn watch(self: Arc<Self>) {
         let mut pause = REBUILD_FIRST;
         loop {
-            let connected = timeout(CONNECT_MAX, self.client.get_async_connection()).await;
-            match connected {
-                Ok(Ok(connection)) => {
-                    self.connection.store(Some(Arc::new(connection)));
-                    self.metrics.connected.increment(1);
-                }
-                Ok(Err(error)) => tracing::debug!(%error, "no connection to Redis"),
-                Err(_) => tracing::debug!("Redis does not answer"),
-            }
+            self.connect().await;
             sleep(pause).await;
             if self.is_connected() {
                 let quiet = timeout(REBUILD_MAX, self.failed.notified()).await.is_err();
@@ -349,6 +365,30 @@ impl Shared {
             }
             pause = (pause * 2).min(REBUILD_MAX);
         }
+    }
+
+    /// Builds a new client for each runtime. The old ones serve until then.
+    async fn connect(&self) {
+        let connecting = self.runtimes.iter().map(|runtime| {
+            let client = self.client.clone();
+            // There, for it is where the client's tasks will run.
+            let connected = runtime
+                .spawn(async move { timeout(CONNECT_MAX, client.get_async_connection()).await });
+            async move { (runtime.id(), connected.await) }
+        });
+        let mut connections = Connections::clone(&self.connections.load());
+        for (runtime, connected) in join_all(connecting).await {
+            match connected {
+                Ok(Ok(Ok(connection))) => {
+                    connections.insert(runtime, connection);
+                    self.metrics.connected.increment(1);
+                }
+                Ok(Ok(Err(error))) => tracing::debug!(%error, "no connection to Redis"),
+                Ok(Err(_)) => tracing::debug!("Redis does not answer"),
+                Err(error) => tracing::debug!(%error, "nobody connects to Redis"),
+            }
+        }
+        self.connections.store(Arc::new(connections));
     }
 
     fn now(&self) -> u64 {
@@ -440,10 +480,12 @@ fn lease_name(key: &Key) -> String {
 
 /// With the key in hexadecimal.
 fn named(mut name: String, key: &Key) -> String {
-    use std::fmt::Write;
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |nibble: u8| char::from(DIGITS[usize::from(nibble)]);
     name.reserve_exact(64);
     for byte in key.bytes() {
-        let _ = write!(name, "{byte:02x}");
+        name.push(digit(byte >> 4));
+        name.push(digit(byte & 15));
     }
     name
 }
@@ -453,13 +495,30 @@ const SLOTS: usize = 16_384;
 /// Redis Cluster's slot of a key without braces: CRC16 (XMODEM), modulo 16,384.
 fn slot(key: &[u8]) -> u16 {
     let crc = key.iter().fold(0_u16, |crc, byte| {
-        (0..8).fold(crc ^ u16::from(*byte) << 8, |crc, _| match crc & 0x8000 {
-            0 => crc << 1,
-            _ => crc << 1 ^ 0x1021,
-        })
+        crc << 8 ^ CRC16[usize::from(crc >> 8) ^ usize::from(*byte)]
     });
     crc % 16_384
 }
+
+/// What each byte does to a CRC.
+const CRC16: [u16; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let mut crc = (byte as u16) << 8;
+        let mut bit = 0;
+        while bit < 8 {
+            crc = match crc & 0x8000 {
+                0 => crc << 1,
+                _ => crc << 1 ^ 0x1021,
+            };
+            bit += 1;
+        }
+        table[byte] = crc;
+        byte += 1;
+    }
+    table
+};
 
 #[cfg(test)]
 mod tests {

@@ -47,14 +47,19 @@ impl Worth {
         self.at(table).hits.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether a miss is worth a fill.
-    pub fn allows(&self, table: Cell) -> bool {
+    /// Whether answers of the table are worth keeping, as far as is known.
+    pub fn pays(&self, table: Cell) -> bool {
         let count = self.at(table);
         let fills = count.fills.load(Ordering::Relaxed);
-        if fills < FIRST || count.hits.load(Ordering::Relaxed) >= fills {
+        fills < FIRST || count.hits.load(Ordering::Relaxed) >= fills
+    }
+
+    /// Whether a miss is worth a fill.
+    pub fn allows(&self, table: Cell) -> bool {
+        if self.pays(table) {
             return true;
         }
-        let skipped = count.skipped.fetch_add(1, Ordering::Relaxed);
+        let skipped = self.at(table).skipped.fetch_add(1, Ordering::Relaxed);
         skipped.is_multiple_of(TRY_EVERY)
     }
 

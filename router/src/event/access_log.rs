@@ -126,8 +126,8 @@ fn is_itself_in_json(byte: u8) -> bool {
 
 /// In whole microseconds: formatting floats is slow.
 fn add_milliseconds(text: &mut String, time: Duration) {
-    let micros = time.as_micros();
-    let _ = write!(text, "{}.{:03}", micros / 1_000, micros % 1_000);
+    let whole = time.as_secs() * 1_000 + u64::from(time.subsec_millis());
+    let _ = write!(text, "{whole}.{:03}", time.subsec_micros() % 1_000);
 }
 
 #[cfg(test)]

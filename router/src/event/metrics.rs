@@ -471,7 +471,7 @@ impl SharedMetrics {
         );
         metrics::describe_counter!(
             "ringfence_cache_redis_connects_total",
-            "Clients built for Redis: one at the start, others when commands fail."
+            "Clients built for Redis: one for each thread at the start, others when commands fail."
         );
         let of = |result: &'static str| metrics::counter!("ringfence_cache_redis_total", "result" => result);
         Self {

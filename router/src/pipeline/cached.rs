@@ -18,8 +18,9 @@ use crate::cache::entry::Entry;
 use crate::cache::fill::Part;
 use crate::cache::key::Key;
 use crate::cache::shared::Patience;
-use crate::cache::validity::Written;
-use crate::cache::{Hit, Level, Question, StaleModel, label, made_of};
+use crate::cache::validity::{UnderLease, Written};
+use crate::cache::{Front, Hit, Level, Question, StaleModel, label, made_of};
+use crate::coherence::Place;
 use crate::config::{TableCache, TableCacheName};
 use crate::execute::{ExecuteError, Guard};
 use crate::freshness::Wanted;
@@ -99,15 +100,27 @@ pub(super) fn may_be_at_once(app: &App, incoming: &Incoming<'_>) -> bool {
     reads && app.cache.is_on() && !incoming.headers.contains_key(crate::token::HEADER)
 }
 
-/// The answer of a request that was planned before and is in this process's
-/// memory: no stage but authentication and placement runs again.
-pub(super) fn at_once(
+/// A read that was planned before, whose plan holds: no stage but authentication
+/// and placement need run again.
+pub(super) struct Known {
+    front: Arc<Front>,
+    under: UnderLease,
+    /// Of its schema model.
+    loaded: Option<Place>,
+    /// Bytes at most of its answer's body.
+    answer_max: usize,
+    /// An answer up to so old will do.
+    longest: Option<Duration>,
+}
+
+/// What is known of a request before it is planned.
+pub(super) fn known(
     app: &App,
     incoming: &Incoming<'_>,
     tenant: &TenantContext,
     own: &quota::Limits,
     seen: &mut Seen,
-) -> Option<Response<bytes::Bytes>> {
+) -> Option<Known> {
     if !may_be_at_once(app, incoming) {
         return None;
     }
@@ -133,15 +146,57 @@ pub(super) fn at_once(
     if !under.knows_schema(loaded.since) {
         return None;
     }
-    let hit = app.cache.local(&front.question, &under, None)?;
-    let max = answer_max(&app.config.limits, own, front.plan.form);
-    if hit.entry.row.body.len() > max {
+    seen.shard = Some(target.shard.id.clone());
+    Some(Known {
+        under,
+        loaded: loaded.since,
+        answer_max: answer_max(&app.config.limits, own, front.plan.form),
+        longest: longest(&control, &front.question, front.request.wanted()),
+        front,
+    })
+}
+
+/// Its answer, if it is in this process's memory.
+pub(super) fn at_once(app: &App, known: &Known, seen: &mut Seen) -> Option<Response<bytes::Bytes>> {
+    let hit = app.cache.local(&known.front.question, &known.under, None)?;
+    answered(app, known, &hit, seen)
+}
+
+/// Its answer, if it is in Redis; else what is left of the request's wait for that,
+/// if it was asked.
+pub(super) async fn from_redis(
+    app: &App,
+    known: &Known,
+    seen: &mut Seen,
+) -> Result<Response<bytes::Bytes>, Option<Patience>> {
+    // Who takes old answers takes one of this process's memory first.
+    if known.longest.is_some() || !app.cache.is_worth_a_look(&known.front.question) {
+        return Err(None);
+    }
+    let patience = Patience::begin();
+    let question = &known.front.question;
+    let hit = app.cache.look(question, known.loaded, patience).await;
+    seen.stages.mark(Stage::Cache);
+    let answer = hit.and_then(|hit| answered(app, known, &hit, seen));
+    answer.ok_or(Some(patience))
+}
+
+/// The answer that an entry makes for the request.
+fn answered(
+    app: &App,
+    known: &Known,
+    hit: &Hit,
+    seen: &mut Seen,
+) -> Option<Response<bytes::Bytes>> {
+    let Known { front, .. } = known;
+    if hit.entry.row.body.len() > known.answer_max {
         return None;
     }
-    seen.shard = Some(target.shard.id.clone());
     seen.from = hit.level.into();
     seen.rows = u64::try_from(hit.entry.row.page).unwrap_or(0);
-    let head = front.head(&hit.entry);
+    // What was just found in Redis has been in no answer yet.
+    let in_memory = hit.level == Level::Local;
+    let head = in_memory.then(|| front.head(&hit.entry)).flatten();
     let answer = match head {
         Some((status, headers)) => {
             let body = match front.plan.body {
@@ -158,9 +213,11 @@ pub(super) fn at_once(
             let made = response::build(&app.config.api, &front.request, &front.plan, row);
             let mut made = made.ok()?;
             let headers = made.headers_mut();
-            app.cache.name(headers, tenant.tenant(), &front.plan);
+            app.cache.name(headers, front.question.tenant, &front.plan);
             label::put(headers, hit.level, None);
-            front.keep_head(&hit.entry, made.status(), made.headers());
+            if in_memory {
+                front.keep_head(&hit.entry, made.status(), made.headers());
+            }
             made
         }
     };
@@ -189,12 +246,12 @@ pub(super) async fn read(
             None
         }
     };
-    let patience = Patience::begin();
+    let patience = work.looked.unwrap_or_else(Patience::begin);
     if !reads_past {
         let current = under
             .as_ref()
             .and_then(|under| cache.local(question, under, token));
-        let longest = control.longest(question.max_age).or(work.wanted.stale_max);
+        let longest = longest(control, question, work.wanted);
         let found = match current.or_else(|| cache.local_old(question, longest, token)) {
             Some(hit) => Some(hit),
             None => cache.shared_old(question, longest, token, patience).await,
@@ -243,6 +300,11 @@ pub(super) async fn read(
     }
 }
 
+/// How old an answer may be, whatever was written since.
+fn longest(control: &Control, question: &Question, wanted: Wanted) -> Option<Duration> {
+    control.longest(question.max_age).or(wanted.stale_max)
+}
+
 /// Errors that `stale-if-error` is for: the answer was not to be had, or not in
 /// time. What the statement itself was refused with is the answer.
 fn is_the_shards_fault(failed: &Failed) -> bool {
@@ -282,9 +344,9 @@ async fn joined(
 ) -> Result<Got, Failed> {
     let cache = &work.app.cache;
     for asked in 0..JOINED_MAX {
-        let patience = match asked {
-            0 => first,
-            _ => Patience::begin(),
+        let (patience, looked) = match asked {
+            0 => (first, work.looked.is_some()),
+            _ => (Patience::begin(), false),
         };
         // Asked of who would begin one, and of nobody who finds one: of a thousand
         // who come at once one makes a fill, and the others its hits.
@@ -292,7 +354,7 @@ async fn joined(
         let run = cache.fills.run(question.key, begin, || {
             let owned = Owned::of(work);
             let question = question.clone();
-            async move { fill(&question, &owned, patience).await }
+            async move { fill(&question, &owned, patience, looked).await }
         });
         let Ok(run) = timeout_at(work.deadline, run).await else {
             return Err(Failed::Execute(ExecuteError::Deadline));
@@ -360,9 +422,9 @@ async fn joined(
     direct(work, stages, Level::Missed).await
 }
 
-/// A fill, in a task of its own.
-async fn fill(question: &Arc<Question>, owned: &Owned, patience: Patience) -> Filled {
-    if let Some(hit) = from_caches(question, owned, patience).await {
+/// A fill, in a task of its own. `looked`: Redis has nothing.
+async fn fill(question: &Arc<Question>, owned: &Owned, patience: Patience, looked: bool) -> Filled {
+    if let Some(hit) = from_caches(question, owned, patience, looked).await {
         return Filled {
             brought: Ok(brought(hit)),
             busy: Duration::ZERO,
@@ -378,7 +440,12 @@ async fn fill(question: &Arc<Question>, owned: &Owned, patience: Patience) -> Fi
 }
 
 /// What another fill, here or elsewhere, has brought meanwhile.
-async fn from_caches(question: &Question, owned: &Owned, patience: Patience) -> Option<Hit> {
+async fn from_caches(
+    question: &Question,
+    owned: &Owned,
+    patience: Patience,
+    looked: bool,
+) -> Option<Hit> {
     let cache = &owned.app.cache;
     let under = cache.under_lease_of_schema(&question.shard, question.schema);
     // Another fill may have ended between its caller's look and this one.
@@ -386,7 +453,7 @@ async fn from_caches(question: &Question, owned: &Owned, patience: Patience) -> 
     let here = under.and_then(|under| cache.local(question, &under, None));
     match here {
         Some(hit) => Some(hit),
-        None => cache.shared(question, patience).await,
+        None => cache.shared(question, patience, looked).await,
     }
 }
 
@@ -487,6 +554,7 @@ impl Owned {
             deadline: self.deadline,
             answer_max: self.answer_max,
             application: self.application.clone(),
+            looked: None,
         }
     }
 }

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Stage, Stages};
 use crate::app::App;
+use crate::cache::shared::Patience;
 use crate::event::{Event, FallBack, NodeRole};
 use crate::execute::{self, Access, Answer, ExecuteError, Guard, Text};
 use crate::freshness::{self, Known, Needed, NoSource, Source, Wanted};
@@ -50,6 +51,8 @@ pub(super) struct Work<'a> {
     pub(super) answer_max: usize,
     /// What Postgres calls the connection meanwhile, where it is a traced request's.
     pub(super) application: Option<Arc<str>>,
+    /// What is left of its wait for Redis, where that was asked in vain already.
+    pub(super) looked: Option<Patience>,
 }
 
 /// What came of it.

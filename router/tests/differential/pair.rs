@@ -323,7 +323,10 @@ async fn serve(cluster: &Cluster, stop: CancellationToken) -> String {
     };
     let (metrics, _) = Metrics::install().unwrap();
     let events = Events::new(metrics, RequestLog::Errors).unwrap();
-    let app = App::start(config, events, stop.clone()).await.unwrap();
+    let threads = router::threads::Threads::here();
+    let app = App::start(config, events, &threads, stop.clone())
+        .await
+        .unwrap();
     let listener = router::http::listen(([127, 0, 0, 1], 0).into())
         .await
         .unwrap();
@@ -339,7 +342,7 @@ async fn serve(cluster: &Cluster, stop: CancellationToken) -> String {
         listener,
         answers,
         bounds,
-        router::threads::Threads::here(),
+        threads,
         stop,
         Duration::ZERO,
     ));

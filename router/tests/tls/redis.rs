@@ -136,6 +136,7 @@ impl Redis {
             &urls.collect::<Vec<_>>(),
             Some(&self.password),
             Some(std::fs::read(authority).unwrap()),
+            vec![tokio::runtime::Handle::current()],
             SharedMetrics::new(),
             stop.clone(),
         );
