@@ -34,6 +34,7 @@ use crate::cache::shared::Patience;
 use crate::cache::{Level, label};
 use crate::config::{Api, Limits};
 use crate::error::{Error, Hidden, Refusal};
+use crate::event::access_log::add_milliseconds;
 use crate::event::{Did, Event, HoldReason, KeyUse, RequestDone, Route, Slow, Source};
 use crate::execute::ExecuteError;
 use crate::guard::{self, Visible};
@@ -909,14 +910,13 @@ impl Stages {
     }
 
     fn finish(&self, response: &mut http::Response<Bytes>, request_id: &str) {
-        use std::fmt::Write;
         let mut text = String::with_capacity(96);
         for (name, spent) in self.all() {
             let comma = if text.is_empty() { "" } else { ", " };
-            // Milliseconds, in whole microseconds: formatting floats is slow.
-            let whole = spent.as_secs() * 1_000 + u64::from(spent.subsec_millis());
-            let part = spent.subsec_micros() % 1_000;
-            let _ = write!(text, "{comma}{name};dur={whole}.{part:03}");
+            for part in [comma, name, ";dur="] {
+                text.push_str(part);
+            }
+            add_milliseconds(&mut text, spent);
         }
         let headers = response.headers_mut();
         if let Ok(value) = HeaderValue::try_from(text) {

@@ -371,6 +371,7 @@ async fn an_old_copy_of_redis_and_its_loss_spoil_no_answer() {
     let shared = service.metric(1, "ringfence_cache_redis_total").await;
     assert!(shared["found"] > 0.0, "{shared:?}");
     second_level::old_answers_are_found_by_a_router_that_never_had_them(&service).await;
+    second_level::a_plan_that_is_known_finds_what_another_router_has_filled(&service).await;
     in_between::an_old_answer_of_redis_stands_in_for_a_connection_that_is_lost(&service).await;
     second_level::what_is_purged_is_gone(&service).await;
     second_level::a_deleted_tenant_leaves_no_answer(&service).await;

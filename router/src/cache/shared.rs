@@ -72,6 +72,8 @@ pub struct Shared {
     writes: Arc<Semaphore>,
     /// A command failed: the watchdog is to look.
     failed: Notify,
+    /// A command was answered since clients were built last.
+    answered: AtomicBool,
     metrics: SharedMetrics,
     started: Instant,
 }
@@ -152,6 +154,7 @@ impl Shared {
             groups: std::array::from_fn(|_| Group::default()),
             writes: Arc::new(Semaphore::new(WRITES_MAX)),
             failed: Notify::new(),
+            answered: AtomicBool::new(false),
             metrics,
             started: Instant::now(),
         });
@@ -327,6 +330,10 @@ impl Shared {
         match timeout_at(patience.0, answer).await {
             Ok(Ok(answer)) => {
                 group.succeeded();
+                // Looked at first: all threads would write to it all the time.
+                if !self.answered.load(Ordering::Relaxed) {
+                    self.answered.store(true, Ordering::Relaxed);
+                }
                 Some(answer)
             }
             Ok(Err(error)) => {
@@ -367,8 +374,10 @@ impl Shared {
         }
     }
 
-    /// Builds a new client for each runtime. The old ones serve until then.
+    /// Builds a new client for each runtime. The old ones serve until then, while
+    /// anybody answers them.
     async fn connect(&self) {
+        let answered = self.answered.swap(false, Ordering::Relaxed);
         let connecting = self.runtimes.iter().map(|runtime| {
             let client = self.client.clone();
             // There, for it is where the client's tasks will run.
@@ -383,7 +392,14 @@ impl Shared {
                     connections.insert(runtime, connection);
                     self.metrics.connected.increment(1);
                 }
-                Ok(Ok(Err(error))) => tracing::debug!(%error, "no connection to Redis"),
+                Ok(Ok(Err(error))) => {
+                    tracing::debug!(%error, "no connection to Redis");
+                    // One that reaches nobody may try without a pause, on a thread
+                    // that serves.
+                    if !answered {
+                        connections.remove(&runtime);
+                    }
+                }
                 Ok(Err(_)) => tracing::debug!("Redis does not answer"),
                 Err(error) => tracing::debug!(%error, "nobody connects to Redis"),
             }

@@ -108,7 +108,9 @@ fn add_slow(text: &mut String, slow: &Slow<'_>) {
 
 /// A member of the line's object.
 fn add(text: &mut String, name: &str, value: Option<&str>) {
-    let _ = write!(text, ",\"{name}\":");
+    for part in [",\"", name, "\":"] {
+        text.push_str(part);
+    }
     match value {
         None => text.push_str("null"),
         Some(value) if value.bytes().all(is_itself_in_json) => {
@@ -124,10 +126,15 @@ fn is_itself_in_json(byte: u8) -> bool {
     byte >= b' ' && byte != b'"' && byte != b'\\'
 }
 
-/// In whole microseconds: formatting floats is slow.
-fn add_milliseconds(text: &mut String, time: Duration) {
+/// In whole microseconds, digit by digit: each request does so some six times, and
+/// formatting floats, or with zeros before, is slow.
+pub(crate) fn add_milliseconds(text: &mut String, time: Duration) {
     let whole = time.as_secs() * 1_000 + u64::from(time.subsec_millis());
-    let _ = write!(text, "{whole}.{:03}", time.subsec_micros() % 1_000);
+    let _ = write!(text, "{whole}.");
+    let micros = time.subsec_micros();
+    for digit in [micros / 100 % 10, micros / 10 % 10, micros % 10] {
+        text.extend(char::from_digit(digit, 10));
+    }
 }
 
 #[cfg(test)]

@@ -121,6 +121,31 @@ pub(crate) async fn old_answers_are_found_by_a_router_that_never_had_them(servic
     }
 }
 
+/// A request that was planned before is not planned again for what Redis has, and
+/// sees what was written since.
+pub(crate) async fn a_plan_that_is_known_finds_what_another_router_has_filled(service: &Service) {
+    let begun = Instant::now();
+    for n in 0.. {
+        let path = format!("companies?select=id&name=eq.Refilled&limit={}", 600 + n);
+        let before = count(&service.cached(1, &path).await);
+        service.insert(0, "Refilled").await;
+        service.cached(0, &path).await;
+        let answer = service.get(1, &path).send().await.unwrap();
+        let timing = answer.headers()["server-timing"].to_str().unwrap();
+        let planned = timing.contains("plan;");
+        let (from, body) = taken(answer).await;
+        assert_eq!(count(&body), before + 1);
+        if from == "l2" && !planned {
+            break;
+        }
+        // It had not come to Redis yet, or there was no lease just then.
+        assert!(
+            begun.elapsed() < PATIENCE,
+            "a known plan asks Redis nothing"
+        );
+    }
+}
+
 pub(crate) async fn what_is_purged_is_gone(service: &Service) {
     let tenant = service.tenant().await;
     let key = service.cluster.key("acme").unwrap();
