@@ -101,11 +101,16 @@ impl Load {
 
 /// The upstream and release of each logged request, and its status.
 fn logged(cluster: &Cluster) -> Vec<Value> {
+    logged_with(cluster, "")
+}
+
+/// Of those that hold this text: the log is long, and read again and again.
+fn logged_with(cluster: &Cluster, what: &str) -> Vec<Value> {
     let log = cluster.path().join("nodes/nginx/access.log");
     let text = std::fs::read_to_string(log).unwrap();
     // The last line may be half written.
     text.split_inclusive('\n')
-        .filter(|line| line.ends_with('\n'))
+        .filter(|line| line.ends_with('\n') && line.contains(what))
         .map(|line| serde_json::from_str(line).unwrap())
         .collect()
 }
@@ -114,7 +119,7 @@ fn logged(cluster: &Cluster) -> Vec<Value> {
 async fn logged_as(cluster: &Cluster, id: &str) -> Value {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
-        let mut lines = logged(cluster).into_iter();
+        let mut lines = logged_with(cluster, id).into_iter();
         if let Some(line) = lines.find(|line| line["request_id"] == id) {
             return line;
         }
@@ -127,7 +132,7 @@ async fn logged_as(cluster: &Cluster, id: &str) -> Value {
 async fn all_logged(cluster: &Cluster, ids: &str, count: usize) -> BTreeMap<String, Value> {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
-        let lines = logged(cluster).into_iter().filter_map(|line| {
+        let lines = logged_with(cluster, ids).into_iter().filter_map(|line| {
             let id = line["request_id"].as_str()?.to_owned();
             id.starts_with(ids).then_some((id, line))
         });
