@@ -139,31 +139,40 @@ begin
 end
 $$;
 
+-- What is called often, or while requests are held, is plpgsql: it keeps its plans, SQL
+-- makes them anew with each call.
+
 -- How far a subscription is: its tables, how many of them are copied, rows copied
 -- by those under way, and errors so far.
 create or replace function ringfence.move_progress(
   name text, out tables bigint, out ready bigint, out rows bigint, out errors bigint
-) language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+) language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
   select count(r.srrelid), count(*) filter (where r.srsubstate = 'r'),
     coalesce(sum((select sum(c.tuples_processed) from pg_stat_progress_copy c
       where c.relid = r.srrelid and c.datname = current_database())), 0)::bigint,
     coalesce(max(e.apply_error_count + e.sync_error_count), 0)
+  into tables, ready, rows, errors
   from pg_subscription s
   left join pg_subscription_rel r on r.srsubid = s.oid
   left join pg_stat_subscription_stats e on e.subid = s.oid
   where s.subname = move_progress.name
-    and s.subdbid = (select d.oid from pg_database d where d.datname = current_database())
+    and s.subdbid = (select d.oid from pg_database d where d.datname = current_database());
+end
 $$;
 
 -- Where all sequences of the application are, that have given a number.
 create or replace function ringfence.move_sequences() returns table (name text, last bigint)
-language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
-  select format('%I.%I', n.nspname, c.relname), l.last
-  from pg_class c
-  join pg_namespace n on n.oid = c.relnamespace
-  cross join lateral pg_sequence_last_value(c.oid) l(last)
-  where c.relkind = 'S' and c.relpersistence = 'p' and l.last is not null
-    and n.nspname not in ('pg_catalog', 'information_schema', 'ringfence')
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  return query
+    select format('%I.%I', n.nspname, c.relname), l.number
+    from pg_class c
+    join pg_namespace n on n.oid = c.relnamespace
+    cross join lateral pg_sequence_last_value(c.oid) l(number)
+    where c.relkind = 'S' and c.relpersistence = 'p' and l.number is not null
+      and n.nspname not in ('pg_catalog', 'information_schema', 'ringfence');
+end
 $$;
 
 -- What the cut-over asks of a primary. `writers`: transactions that began to
@@ -172,7 +181,8 @@ drop function if exists ringfence.move_look();
 create or replace function ringfence.move_look(
   out version integer, out writers bigint, out slots_left bigint, out captured boolean, out bypasses boolean,
   out system text, out timeline integer, out lsn bigint, out workers_left bigint
-) language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
+) language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
   select current_setting('server_version_num')::integer,
     (select count(*) from pg_stat_activity a
       where a.backend_type = 'client backend' and a.backend_xid is not null
@@ -186,6 +196,8 @@ create or replace function ringfence.move_look(
     -- Each subscription that is on has one, of whatever database.
     least(current_setting('max_logical_replication_workers')::bigint, current_setting('max_worker_processes')::bigint)
       - (select count(*) from pg_subscription s where s.subenabled)
+  into version, writers, slots_left, captured, bypasses, system, timeline, lsn, workers_left;
+end
 $$;
 
 -- How busy a primary is: bytes that the slowest of its standbys has still to
@@ -307,12 +319,16 @@ begin
 end
 $$;
 
--- Physical standbys that stream, and have not got the log up to there on disk.
-create or replace function ringfence.standbys_behind(lsn pg_lsn) returns bigint
-language sql volatile security definer set search_path = pg_catalog, pg_temp as $$
-  select count(*) from pg_stat_replication r
-  where r.state = 'streaming' and (r.flush_lsn is null or r.flush_lsn < lsn)
-    and not exists (select from pg_replication_slots s where s.active_pid = r.pid and s.slot_type = 'logical')
+-- Up to where all physical standbys that stream have the log on disk; null: there are
+-- none.
+drop function if exists ringfence.standbys_behind(pg_lsn);
+create or replace function ringfence.move_standbys() returns pg_lsn
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+begin
+  return (select min(coalesce(r.flush_lsn, '0/0'::pg_lsn)) from pg_stat_replication r
+    where r.state = 'streaming'
+      and not exists (select from pg_replication_slots s where s.active_pid = r.pid and s.slot_type = 'logical'));
+end
 $$;
 
 -- Rows that came in are on disk some time after they are there; where standbys wait
@@ -320,7 +336,7 @@ $$;
 create or replace function ringfence.move_flush() returns void
 language plpgsql as $$
 begin
-  if ringfence.standbys_behind('FFFFFFFF/FFFFFFFF') > 0 then
+  if ringfence.move_standbys() is not null then
     perform ringfence.move_durable();
     perform pg_logical_emit_message(true, 'ringfence', 'flush');
   end if;
@@ -335,7 +351,7 @@ declare
   lsn pg_lsn := pg_current_wal_flush_lsn();
   began timestamptz := clock_timestamp();
 begin
-  while ringfence.standbys_behind(lsn) > 0 loop
+  while ringfence.move_standbys() < lsn loop
     if clock_timestamp() - began >= wait_ms * interval '1 millisecond' then
       return false;
     end if;
@@ -397,7 +413,7 @@ revoke all on function ringfence.move_publish(text, uuid[], boolean), ringfence.
   ringfence.move_close(uuid[], bigint[], uuid, uuid, text, integer), ringfence.move_leave(uuid[], bigint[], text, text[]),
   ringfence.move_activate(uuid[], bigint[], boolean[], text[]), ringfence.move_arrived(uuid, integer),
   ringfence.move_flush(), ringfence.move_on_standbys(integer),
-  ringfence.standbys_behind(pg_lsn), ringfence.move_refusals(), ringfence.move_name(text), ringfence.move_published(boolean)
+  ringfence.move_standbys(), ringfence.move_refusals(), ringfence.move_name(text), ringfence.move_published(boolean)
   from public;
 grant execute on function ringfence.move_publish(text, uuid[], boolean), ringfence.move_publish_markers(text, uuid, text),
   ringfence.move_switch(text, boolean), ringfence.move_unpublish(text), ringfence.move_subscribe(text, text, text[], boolean),
@@ -406,5 +422,5 @@ grant execute on function ringfence.move_publish(text, uuid[], boolean), ringfen
   ringfence.move_close(uuid[], bigint[], uuid, uuid, text, integer), ringfence.move_leave(uuid[], bigint[], text, text[]),
   ringfence.move_activate(uuid[], bigint[], boolean[], text[]), ringfence.move_arrived(uuid, integer),
   ringfence.move_flush(), ringfence.move_on_standbys(integer),
-  ringfence.standbys_behind(pg_lsn), ringfence.move_refusals()
+  ringfence.move_standbys(), ringfence.move_refusals()
   to ringfence_mover;

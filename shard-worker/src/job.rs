@@ -193,6 +193,8 @@ pub enum Unit {
 pub enum Step<S> {
     /// This state, at once.
     Next(S),
+    /// This state, at once; it was written with what it tells of ([`Context::commit`]).
+    Written(S),
     /// This state, later: others run meanwhile.
     Later(S, Duration),
     /// Nothing: the job is over. The value is its result, for people and programs.

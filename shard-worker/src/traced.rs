@@ -118,9 +118,13 @@ impl<'a> Step<'a> {
     /// Without an outcome it was given up, since someone cancelled the job. One
     /// that found nothing to do yet is no span: some look for days.
     pub(crate) fn end<M: Machine>(self, outcome: Option<&Result<After<M>, JobError>>) {
+        let (id, ms) = (self.context.job().id, self.since.elapsed().as_millis());
+        tracing::debug!(%id, phase = self.phase, ms, "a job's step is done");
         let failed = match outcome {
             Some(Ok(After::Later(next, _))) if next.phase().0 == self.phase => return,
-            Some(Ok(After::Next(_) | After::Later(..) | After::End(..))) => None,
+            Some(Ok(
+                After::Next(_) | After::Written(_) | After::Later(..) | After::End(..),
+            )) => None,
             Some(Err(error)) => Some(error.code()),
             None => Some("cancelled"),
         };

@@ -210,7 +210,7 @@ impl Shard {
         if (serving.generation.system, serving.generation.timeline) != server {
             return;
         }
-        serving.barriers.insert(connection, id, lsn, now);
+        self.await_everywhere(serving, (connection, id), lsn, now);
         self.finish_barriers(serving, now);
         if !serving.barriers.is_empty() {
             self.wanted.notify_one();
@@ -232,7 +232,7 @@ impl Shard {
             && slowest.is_none_or(|slowest| slowest >= lsn);
         if !is_visible && serving.barriers.is_empty() {
             // Nobody is answered; it has the position published.
-            serving.barriers.insert(Connection::MAX, 0, lsn, now);
+            self.await_everywhere(serving, (Connection::MAX, 0), lsn, now);
             self.wanted.notify_one();
         }
         Some(is_visible)
@@ -409,6 +409,23 @@ impl Shard {
         }
     }
 
+    /// Somebody waits until all routers have a position. They may not have been told of
+    /// it, though it is published: a position alone tells them nothing that they miss.
+    fn await_everywhere(
+        &self,
+        serving: &mut Serving,
+        (connection, id): (Connection, u64),
+        lsn: Lsn,
+        now: Instant,
+    ) {
+        serving.barriers.insert(connection, id, lsn, now);
+        if serving.log.watermark() >= lsn {
+            for (outlet, _) in serving.followers.values() {
+                outlet.mark(&self.id);
+            }
+        }
+    }
+
     fn finish_barriers(&self, serving: &mut Serving, now: Instant) {
         if serving.barriers.is_empty() {
             return;
@@ -442,4 +459,48 @@ impl Shard {
 fn of_generation(state: &mut State, generation: Generation) -> Option<&mut Serving> {
     let serving = state.serving.as_mut()?;
     (serving.generation == generation).then_some(serving)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn who_waits_for_a_position_that_is_published_has_routers_told_of_it() {
+        let outlets = Arc::<Outlets>::default();
+        let shard = Shard::new(ShardId::from("s1"), outlets.clone());
+        let (system, timeline) = (7, 1);
+        let generation = Generation {
+            system,
+            timeline,
+            incarnation: 1,
+        };
+        shard.begin(generation, Lsn(10));
+        let (outlet, run) = (outlets.open().unwrap(), RouterRun(1));
+        shard.follow(&outlet, run, None);
+        shard.ping(&outlet, run, 1);
+        shard.applied(run, generation, Lsn(10));
+        let told = || outlet.take().now_or_never().is_some();
+        assert!(told());
+        // Nothing that a router misses.
+        shard.publish_position(Lsn(20));
+        assert!(!told());
+        shard.barrier(outlet.connection, 1, (system, timeline), Lsn(15));
+        assert!(told(), "a write's barrier");
+        shard.publish_position(Lsn(30));
+        assert!(told(), "the barrier waits still");
+        shard.applied(run, generation, Lsn(30));
+
+        let other = Shard::new(ShardId::from("s2"), outlets);
+        other.begin(generation, Lsn(10));
+        other.follow(&outlet, run, None);
+        other.ping(&outlet, run, 1);
+        assert!(told());
+        other.publish_position(Lsn(20));
+        assert!(!told());
+        assert_eq!(other.is_visible((system, timeline), Lsn(20)), Some(false));
+        assert!(told(), "a cut-over");
+    }
 }

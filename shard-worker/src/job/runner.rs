@@ -173,17 +173,16 @@ async fn steps<M: Machine>(context: &Context, mut state: M) -> Result<(), Failed
             }
             continue;
         };
+        if matches!(step, Ok(Step::Next(_) | Step::Written(_))) {
+            let metrics = context.app().job_metrics.of(context.job().kind);
+            metrics.steps.increment(1);
+        }
         match step {
             Ok(Step::Next(next)) => {
-                context
-                    .app()
-                    .job_metrics
-                    .of(context.job().kind)
-                    .steps
-                    .increment(1);
                 context.save(&next).await?;
                 state = next;
             }
+            Ok(Step::Written(next)) => state = next,
             Ok(Step::Later(next, wait)) => {
                 context.save(&next).await?;
                 written(context, Leave::Later(wait)).await;

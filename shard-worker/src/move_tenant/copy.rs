@@ -14,7 +14,8 @@ use crate::job::{Context, JobError, Step};
 
 /// A state's progress is written so often.
 const SHOWN: Duration = Duration::from_millis(1_500);
-const LOOK: Duration = Duration::from_millis(20);
+/// How often a copy is looked at.
+const LOOK: Duration = Duration::from_millis(50);
 /// A marker is written so often while no rows are copied.
 const MARK: Duration = Duration::from_millis(100);
 /// How often a copy that waits looks whether it may go on.

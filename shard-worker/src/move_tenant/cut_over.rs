@@ -30,6 +30,8 @@ use crate::shard::ShardError;
 const GROUP_MAX: usize = 50;
 /// A stream that takes longer for one marker is not quick enough.
 const QUICK: Duration = Duration::from_millis(150);
+/// No wait at all.
+const AT_ONCE: Duration = Duration::from_millis(1);
 /// Rows that are compared in a millisecond on both sides, where a cut-over is predicted.
 const ROWS_A_MS: usize = 50;
 /// Longest comparison of rows that were written to, before anybody is held.
@@ -167,7 +169,7 @@ pub(super) async fn cut_over(
                 context.app().move_metrics.crossed(pause);
             }
             next.state = State::cutting_over(way);
-            Step::Next(next.clone())
+            Step::Written(next.clone())
         }
         Tried::Undone { why, .. } => {
             tracing::info!(tenants = slugs(), why, tries, "cut-over undone");
@@ -302,7 +304,7 @@ pub(super) async fn undo(
             let transaction = client.transaction().await?;
             move_tenants(&transaction, &context.job().actor, &changed).await?;
             context.commit(transaction, &next).await?;
-            return Ok(Step::Next(next));
+            return Ok(Step::Written(next));
         }
     }
     Ok(job.next(State::CleaningUp {
@@ -340,12 +342,15 @@ async fn open<'a>(
     let id = context.job().id;
     let source = Side::open(context, from).await?;
     let target = Side::open(context, to).await?;
-    let (sends, receives) = tokio::try_join!(source.look(), target.look())?;
+    let (sends, receives, (), tables) = tokio::try_join!(
+        source.look(),
+        target.look(),
+        alike(&source, &target),
+        async { Ok(tenant_tables(&*source.client).await?) }
+    )?;
     let captured = sends.captured;
     let servers = Servers::new(way, sends.server, receives.server);
     let failed_over = job.servers.as_ref() != Some(&servers);
-    alike(&source, &target).await?;
-    let tables = tenant_tables(&*source.client).await?;
     let member = |index: &usize| Member {
         tenant: &job.plan.tenants[*index],
         out: job.publication(id, *index, way),
@@ -535,7 +540,9 @@ impl Crossing<'_> {
         // Of nobody: a session's first call of a function takes some milliseconds more.
         tokio::try_join!(
             self.source.leave(&[], &[], &self.target.shard, &[]),
-            self.target.activate(&[], &[], &[], &[])
+            self.target.activate(&[], &[], &[], &[]),
+            self.source.on_standbys(AT_ONCE),
+            self.target.on_standbys(AT_ONCE)
         )?;
         let marker = self.source.mark(context.job().id, names::way(way)).await?;
         let began = Instant::now();

@@ -196,8 +196,16 @@ pub(super) async fn same_tables(
     source: &Side,
     target: &Side,
 ) -> Result<(), JobError> {
-    for (side, way) in [(source, Way::Forward), (target, Way::Back)] {
-        if let Some(table) = side.published_otherwise(&job.publications(id, way)).await? {
+    let (out, back) = (
+        job.publications(id, Way::Forward),
+        job.publications(id, Way::Back),
+    );
+    let (sends, receives) = tokio::try_join!(
+        source.published_otherwise(&out),
+        target.published_otherwise(&back)
+    )?;
+    for (side, otherwise) in [(source, sends), (target, receives)] {
+        if let Some(table) = otherwise {
             return Err(JobError::Refused(format!(
                 "table {table} of shard {} came or went while the move was under way: start it again",
                 side.shard

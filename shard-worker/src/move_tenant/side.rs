@@ -410,15 +410,18 @@ impl Side {
             .unzip())
     }
 
-    /// Raises sequences so that none gives up a number up to these.
+    /// Raises sequences so that none gives up a number up to these. The disk is not
+    /// waited for: the tenants' activation is behind it in the log, and every try of a
+    /// cut-over begins with it.
     pub(super) async fn raise_sequences(
         &self,
         (names, past): &(Vec<String>, Vec<i64>),
     ) -> Result<(), JobError> {
         self.client
             .query_typed(
-                "select ringfence.raise_sequence(to_regclass(s.name), s.past)
-                 from unnest($1, $2) s (name, past) where to_regclass(s.name) is not null",
+                "with quick as materialized (select set_config('synchronous_commit', 'off', true))
+                 select ringfence.raise_sequence(to_regclass(s.name), s.past)
+                 from quick, unnest($1, $2) s (name, past) where to_regclass(s.name) is not null",
                 &[(names, Type::TEXT_ARRAY), (past, Type::INT8_ARRAY)],
             )
             .await?;

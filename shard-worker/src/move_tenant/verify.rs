@@ -530,8 +530,10 @@ pub(super) type Sides<'a> = (&'a Side, &'a Side, &'a [TenantTable]);
 
 /// Sets how values are printed, on both sides.
 pub(super) async fn alike(source: &Side, target: &Side) -> Result<(), JobError> {
-    source.client.batch_execute(ALIKE).await?;
-    target.client.batch_execute(ALIKE).await?;
+    tokio::try_join!(
+        source.client.batch_execute(ALIKE),
+        target.client.batch_execute(ALIKE)
+    )?;
     Ok(())
 }
 
