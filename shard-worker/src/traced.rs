@@ -122,9 +122,9 @@ impl<'a> Step<'a> {
         tracing::debug!(%id, phase = self.phase, ms, "a job's step is done");
         let failed = match outcome {
             Some(Ok(After::Later(next, _))) if next.phase().0 == self.phase => return,
-            Some(Ok(
-                After::Next(_) | After::Written(_) | After::Later(..) | After::End(..),
-            )) => None,
+            Some(Ok(After::Next(_) | After::Written(_) | After::Later(..) | After::End(..))) => {
+                None
+            }
             Some(Err(error)) => Some(error.code()),
             None => Some("cancelled"),
         };

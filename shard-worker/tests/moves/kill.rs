@@ -55,6 +55,15 @@ fn assert_come_to(stage: &Stage) {
     assert_eq!(left, "", "never come to");
 }
 
+/// Waits until they have been.
+async fn come_to(stage: &Stage) {
+    let deadline = Instant::now() + SOON;
+    while std::fs::read_to_string(failpoints(stage)).unwrap() != "" {
+        assert!(Instant::now() < deadline, "never come to");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 fn failpoints(stage: &Stage) -> PathBuf {
     stage.cluster.path().join("nodes/worker-1/failpoint")
 }
@@ -155,6 +164,28 @@ async fn a_worker_dies_or_a_step_fails_everywhere_and_nobody_notices() {
     wish(&stage, &id, "rollback").await;
     phase(&stage, &id, "rolled_back").await;
     assert_come_to(&stage);
+    let epoch = served_at(&stage, acme, &home).await;
+    assert_served_by(&stage, acme, &home, epoch).await;
+    assert_nothing_left(&stage).await;
+    assert!(stage.rows(away, acme).await.is_empty());
+    writers.more(20).await;
+
+    // And where one fails while it is undone: a write that does not end keeps each
+    // cut-over from its budget.
+    let endless = stage.shard(&home).await;
+    let write = format!("select pg_advisory_xact_lock_shared(uuid_hash_extended('{acme}', 0))");
+    endless
+        .batch_execute(&format!("begin; {write}"))
+        .await
+        .unwrap();
+    fail_at(&stage, &["taking_back"]);
+    let id = start(&stage, &["acme"], away).await;
+    come_to(&stage).await;
+    fail_at(&stage, &["undoing"]);
+    wish(&stage, &id, "cancel").await;
+    assert_eq!(stage.over(&id).await["status"], "cancelled");
+    assert_come_to(&stage);
+    endless.batch_execute("rollback").await.unwrap();
     let epoch = served_at(&stage, acme, &home).await;
     assert_served_by(&stage, acme, &home, epoch).await;
     assert_nothing_left(&stage).await;
