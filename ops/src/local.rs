@@ -458,7 +458,7 @@ impl Cluster {
     /// # Errors
     /// Nginx does not run, a router does not exist, or more than a hundred.
     pub async fn direct(&self, canary: &[String], percent: u8) -> Result<()> {
-        let node = self.state("nginx", &[NodeState::Up])?;
+        let node = self.nginx_up()?;
         for name in canary {
             self.router(name)?;
         }
@@ -479,10 +479,22 @@ impl Cluster {
             &traffic,
         )?;
         *self.traffic.lock().unwrap_or_else(PoisonError::into_inner) = traffic;
-        if let Some(process) = self.running().get_mut("nginx") {
-            process::signal(process.child.id(), rustix::process::Signal::HUP);
+        let master = self.running().get("nginx").map(|nginx| nginx.child.id());
+        if let Some(master) = master {
+            nginx::reload(master).await;
         }
         Ok(())
+    }
+
+    /// The Nginx that runs before the routers.
+    fn nginx_up(&self) -> Result<&Node> {
+        let is_nginx = |node: &Node| matches!(node.role, Role::Nginx { .. });
+        if !self.nodes.iter().any(is_nginx) {
+            return Err(Error::Usage(
+                "no Nginx stands before the routers: `ringfence local up --nginx` has one".into(),
+            ));
+        }
+        self.state("nginx", &[NodeState::Up])
     }
 
     fn traffic(&self) -> Traffic {

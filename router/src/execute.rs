@@ -561,7 +561,8 @@ fn shuts_down(code: &SqlState) -> bool {
 /// Types of `$1` to `$4`, declared because a text need not use them all.
 const GUARD_TYPES: [Type; 4] = [Type::UUID, Type::INT8, Type::TEXT, Type::TEXT_ARRAY];
 
-fn guarded_read(text: &str) -> String {
+/// A read as Postgres gets it.
+pub fn guarded_read(text: &str) -> String {
     format!(
         "with g as materialized (select ringfence.enter($1, $2, 'read', $3, $4) as tenant) \
          select q.* from g, lateral ({text} offset 0) q"

@@ -36,7 +36,7 @@ use crate::config::{Api, Limits};
 use crate::error::{Error, Hidden, Refusal};
 use crate::event::access_log::add_milliseconds;
 use crate::event::{Did, Event, HoldReason, KeyUse, RequestDone, Route, Slow, Source};
-use crate::execute::ExecuteError;
+use crate::execute::{ExecuteError, guarded_read};
 use crate::guard::{self, Visible};
 use crate::hold::Held;
 use crate::http::outgoing::Beyond;
@@ -327,7 +327,10 @@ async fn planned(
             },
         };
         if seen.recorded().is_some() || app.config.log.is_slow(seen.stages.total()) {
-            seen.statement = Some(statement.text);
+            seen.statement = Some(match plan.form {
+                Form::Read => guarded_read(&statement.text),
+                Form::ReadOnlyTransaction | Form::Write | Form::WriteAndRollBack => statement.text,
+            });
         }
         let why = match done {
             Ok(mut made) => {

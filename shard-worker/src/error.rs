@@ -132,6 +132,9 @@ impl Error {
             ),
             Self::Ended(_) => Some("A part may have been done: the audit log has it."),
             Self::Migration(stop) => Some(stop.hint()),
+            Self::Shard(ShardError::NotTaken { .. }) => Some(
+                "Nothing was changed. A shard that is in use gets nodes that answer, and are copies of it.",
+            ),
             Self::Shard(_) => Some("What was begun is finished by itself once the shard is back."),
             _ => None,
         }

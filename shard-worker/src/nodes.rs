@@ -6,12 +6,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tenancy::control::{Control, Observation, Seen};
+use futures_util::future::try_join_all;
+use tenancy::control::{Control, NewNode, Observation, Seen, ShardInfo};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
-use crate::shard::Logins;
+use crate::shard::{Logins, ShardError};
 use tenancy::chain;
 use tenancy::tls::Tls;
 
@@ -125,6 +126,45 @@ fn report(sightings: &Sightings, shards: &HashMap<&str, &str>) -> Vec<Observatio
         }
     };
     seen.drain().map(with_lag).collect()
+}
+
+/// Looks at nodes of a shard that is in use before routers are told of them: each that
+/// is new or has moved must answer, and be a copy of the shard's others.
+///
+/// # Errors
+/// [`ShardError::NotTaken`], of the first that can't be taken.
+pub async fn look_before_use(
+    logins: &Logins,
+    shard: &ShardInfo,
+    nodes: &[NewNode],
+) -> Result<(), ShardError> {
+    let is_known = |node: &NewNode| {
+        let mut known = shard.nodes.iter();
+        known.any(|k| k.name == node.name && k.host == node.host && k.port == node.port)
+    };
+    let system = shard.nodes.iter().find_map(|k| k.system_id.as_deref());
+    let looks = nodes
+        .iter()
+        .filter(|node| !is_known(node))
+        .map(async |node| {
+            let config = node_config(logins, &node.host, node.port);
+            let reason = match timeout(LOOK_MAX, look(&config, &logins.tls, &mut None)).await {
+                Ok(Ok(seen)) if system.is_none_or(|system| system == seen.system_id) => {
+                    return Ok(());
+                }
+                Ok(Ok(seen)) => format!("it is a copy of another server, {}", seen.system_id),
+                Ok(Err(error)) => chain(&error),
+                Err(_) => format!("no answer within {LOOK_MAX:?}"),
+            };
+            Err(ShardError::NotTaken {
+                shard: shard.id.clone(),
+                node: node.name.clone(),
+                host: node.host.clone(),
+                port: node.port,
+                reason,
+            })
+        });
+    try_join_all(looks).await.map(drop)
 }
 
 async fn watch(

@@ -60,6 +60,20 @@ pub enum ShardError {
         /// What the last node said.
         reason: String,
     },
+    /// Routers are not told of this server.
+    #[error("{host}:{port} can't be node {node} of shard {shard}: {reason}")]
+    NotTaken {
+        /// The shard.
+        shard: String,
+        /// The node's name.
+        node: String,
+        /// Where it would listen.
+        host: String,
+        /// TCP port.
+        port: u16,
+        /// What speaks against it.
+        reason: String,
+    },
     /// It refused a statement.
     #[error("the shard refused a statement")]
     Postgres(#[from] tokio_postgres::Error),

@@ -215,8 +215,29 @@ async fn tenants_keys_and_bad_input() {
     let (_, log) = admin.get("audit?action=plan&object=gold").await;
     assert_eq!(log["items"].as_array().unwrap().len(), 1, "{log}");
     assert_eq!(log["items"][0]["actor"], "admin (says: alice@laptop)");
+    a_node_that_does_not_answer_is_not_taken(&admin).await;
     a_token_is_changed_without_a_restart(&admin).await;
     admin.cluster.down().await;
+}
+
+/// Of a shard that is in use: its other node goes on being asked.
+async fn a_node_that_does_not_answer_is_not_taken(admin: &Admin) {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let node = json!({ "name": "s1-primary", "host": "127.0.0.1", "port": port });
+    let (_, before) = admin.get("shards").await;
+    let moved = json!({ "id": "s1", "nodes": [node] });
+    let (status, error) = admin.post("shards", moved).await;
+    assert_eq!(
+        (status, &error["code"]),
+        (StatusCode::BAD_GATEWAY, &json!("RF420"))
+    );
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("s1-primary") && message.contains("no answer"));
+    let (_, after) = admin.get("shards").await;
+    let address = |list: &Value| list["items"][0]["nodes"][0]["port"].clone();
+    assert_eq!(address(&after), address(&before));
+    assert_ne!(address(&after), json!(port));
 }
 
 /// A file that is empty for a moment locks nobody out.

@@ -6,16 +6,21 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use clap::ValueEnum;
+use rustix::process::Signal;
+use tokio::time::{Instant, sleep};
 
 use super::authority::Authority;
 use super::folder::{Folder, write_private};
 use super::layout::{Node, Role};
-use super::process::{Identity, command, on_path};
+use super::process::{self, Identity, POLL, command, on_path};
 use crate::error::{Error, Result, io};
 
 const CONF: &str = include_str!("../../nginx/nginx.conf");
+/// Longest wait until all goes by a new configuration.
+const RELOAD_MAX: Duration = Duration::from_secs(5);
 
 /// How Nginx chooses a router.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -38,6 +43,14 @@ impl Balance {
             Self::LeastConn => include_str!("../../nginx/balance/least-conn.conf"),
             Self::IpHash => include_str!("../../nginx/balance/ip-hash.conf"),
             Self::TenantHash => include_str!("../../nginx/balance/tenant-hash.conf"),
+        }
+    }
+
+    /// Whether Nginx takes servers that have requests only while all others fail.
+    fn has_backups(self) -> bool {
+        match self {
+            Self::RoundRobin | Self::LeastConn => true,
+            Self::IpHash | Self::TenantHash => false,
         }
     }
 }
@@ -141,6 +154,18 @@ pub(crate) fn direct(
     .map_err(io(format!("write {}", site.display())))
 }
 
+/// Has a running Nginx read its configuration again. Former workers end what they have
+/// begun by the old one, and are waited for, [`RELOAD_MAX`] at most: some answers are long.
+pub(crate) async fn reload(master: u32) {
+    let former = process::children(master);
+    process::signal(master, Signal::HUP);
+    let deadline = Instant::now() + RELOAD_MAX;
+    let is_former = |worker: &u32| former.contains(worker);
+    while process::children(master).iter().any(is_former) && Instant::now() < deadline {
+        sleep(POLL).await;
+    }
+}
+
 /// While this file is there, the router gets no requests.
 pub(crate) fn out_file(folder: &Folder, node: &Node, router: &str) -> PathBuf {
     folder.node(&node.name).join("out").join(router)
@@ -188,10 +213,16 @@ fn upstreams(routers: &BTreeMap<String, u16>, balance: Balance, traffic: &Traffi
                 .into_iter()
                 .find(|left| !left.is_empty())
                 .unwrap_or_default();
-            let servers: Vec<String> = left
-                .iter()
-                .map(|port| format!("  server 127.0.0.1:{port} max_fails=2 fail_timeout=5s;"))
-                .collect();
+            // Should all of a release fail, the other one serves its tenants.
+            let mut backups = others(&all);
+            backups.retain(|port| balance.has_backups() && !left.contains(port));
+            let server = |kind: &'static str| {
+                move |port: &u16| {
+                    format!("  server 127.0.0.1:{port} max_fails=2 fail_timeout=5s{kind};")
+                }
+            };
+            let own = left.iter().map(server(""));
+            let servers: Vec<String> = own.chain(backups.iter().map(server(" backup"))).collect();
             let block = balance.template().replace("@NAME@", name);
             text.push_str(&block.replace("@SERVERS@", &servers.join("\n")));
         };
@@ -229,27 +260,34 @@ mod tests {
             percent: 10,
         };
         let text = upstreams(&routers(), Balance::LeastConn, &traffic);
-        let blocks: Vec<(String, usize)> = text
+        let blocks: Vec<(String, usize, usize)> = text
             .split("upstream ")
             .skip(1)
             .map(|block| {
                 let name = block.split_whitespace().next().unwrap();
-                (name.to_owned(), block.matches("server 127").count())
+                let backups = block.matches(" backup;").count();
+                let own = block.matches("server 127").count() - backups;
+                (name.to_owned(), own, backups)
             })
             .collect();
-        // Without its only router a release is served by the other's.
+        // Without its only router a release is served by the other's, as it is when
+        // that one fails.
         let expected = [
-            ("stable", 1),
-            ("stable_without_router-1", 1),
-            ("stable_without_router-2", 1),
-            ("canary", 1),
-            ("canary_without_router-1", 1),
-            ("canary_without_router-2", 1),
+            ("stable", 1, 1),
+            ("stable_without_router-1", 1, 0),
+            ("stable_without_router-2", 1, 0),
+            ("canary", 1, 1),
+            ("canary_without_router-1", 1, 0),
+            ("canary_without_router-2", 1, 0),
         ];
-        assert_eq!(blocks, expected.map(|(name, n)| (name.to_owned(), n)));
+        let expected = expected.map(|(name, own, backups)| (name.to_owned(), own, backups));
+        assert_eq!(blocks, expected);
         assert!(text.contains("least_conn;"));
         let both = upstreams(&routers(), Balance::RoundRobin, &Traffic::default());
         assert_eq!(both.matches("7400 ").count(), 4);
+        // Nginx has none where it hashes.
+        let hashed = upstreams(&routers(), Balance::TenantHash, &traffic);
+        assert!(!both.contains("backup") && !hashed.contains("backup"));
     }
 
     #[test]

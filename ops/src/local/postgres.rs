@@ -242,6 +242,14 @@ pub(crate) async fn connect(node: &Node, database: &str, password: &str) -> Resu
 /// Promotes `node`, and points its `siblings` at it.
 pub(crate) async fn promote(node: &Node, siblings: &[&Node], password: &str) -> Result<()> {
     let client = connect(node, "postgres", password).await?;
+    let recovers = client
+        .query_one("select pg_is_in_recovery()", &[])
+        .await
+        .map_err(failed(node, "promoting"))?;
+    if !recovers.get::<_, bool>(0) {
+        let what = format!("{} is a primary already: nothing was changed", node.name);
+        return Err(Error::Usage(what));
+    }
     let promoted = client
         .query_one("select pg_promote(true, 60)", &[])
         .await

@@ -208,6 +208,12 @@ fn descendants(root: u32) -> Vec<u32> {
     found
 }
 
+/// Processes that this one started itself.
+pub(crate) fn children(of: u32) -> Vec<u32> {
+    let children = processes().into_iter().filter(|p| p.parent == of);
+    children.map(|p| p.pid).collect()
+}
+
 struct Process {
     pid: u32,
     parent: u32,

@@ -51,7 +51,7 @@ impl Cluster {
     }
 
     async fn restart_all(&self) -> Result<()> {
-        self.state("nginx", &[NodeState::Up])?;
+        self.nginx_up()?;
         let heard = self.heard().await;
         for worker in self.of(|role| matches!(role, Role::Worker { .. })) {
             (self.report)(&format!("restarting {}", worker.name));
@@ -73,7 +73,7 @@ impl Cluster {
 
     /// Nginx leaves it out meanwhile.
     async fn restart_router(&self, router: &Node) -> Result<()> {
-        let nginx = self.state("nginx", &[NodeState::Up])?;
+        let nginx = self.nginx_up()?;
         let out = nginx::out_file(&self.folder, nginx, &router.name);
         std::fs::write(&out, "").map_err(io(format!("write {}", out.display())))?;
         let restarted = async {

@@ -67,6 +67,17 @@ pub(crate) async fn a_callers_trace_goes_on_to_the_shard(stage: &mut Stage) {
     assert_eq!(database.attribute("db.system.name"), "postgresql");
     let text = database.attribute("db.query.text");
     assert!(text.contains("\"companies\""), "{text}");
+    // Whole: Postgres plans it as it is.
+    let shard = stage.cluster.shard_dsn("s1-primary").unwrap();
+    let (shard, connection) = tokio_postgres::connect(&shard, tokio_postgres::NoTls)
+        .await
+        .unwrap();
+    tokio::spawn(connection);
+    let types = "uuid, bigint, text, text[]";
+    let explained = format!(
+        "prepare traced ({types}) as {text}; explain execute traced (null, null, null, null)"
+    );
+    shard.batch_execute(&explained).await.unwrap();
     let all: Vec<Seen> = stage
         .collector
         .came

@@ -14,7 +14,7 @@ use super::Caller;
 use crate::app::App;
 use crate::capture::Status;
 use crate::error::Error;
-use crate::reconcile;
+use crate::{nodes, reconcile};
 
 /// A list as every route answers it.
 #[derive(Serialize)]
@@ -28,13 +28,19 @@ pub(super) async fn shards(State(app): State<Arc<App>>) -> Result<Json<Items<Sha
 }
 
 /// Writes the shard, prepares its own SQL, and puts it on the ring. Should the
-/// shard be down, its row stays `preparing` and the reconciler goes on.
+/// shard be down, its row stays `preparing` and the reconciler goes on. One that is in
+/// use is told of nodes that answer, or left as it is.
 pub(super) async fn add_shard(
     State(app): State<Arc<App>>,
     Caller(actor): Caller,
     body: Result<Json<NewShard>, JsonRejection>,
 ) -> Result<(StatusCode, Json<ShardInfo>), Error> {
     let Json(new) = body.map_err(|error| Error::BadRequest(error.body_text()))?;
+    let shards = app.control.shards().await?;
+    let mut in_use = shards.iter().filter(|shard| shard.state != "preparing");
+    if let Some(shard) = in_use.find(|shard| shard.id == new.id) {
+        nodes::look_before_use(&app.logins, shard, &new.nodes).await?;
+    }
     app.control.insert_shard(&actor, &new).await?;
     reconcile::prepare_shard(&app, &find(&app, &new.id).await?).await?;
     Ok((StatusCode::CREATED, Json(find(&app, &new.id).await?)))

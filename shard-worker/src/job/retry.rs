@@ -83,7 +83,7 @@ impl JobError {
                     Verdict::Retry
                 }
                 ShardError::Postgres(error) => of_postgres(error),
-                ShardError::Install(_) => Verdict::RetryFew,
+                ShardError::Install(_) | ShardError::NotTaken { .. } => Verdict::RetryFew,
             },
             Self::Archive(ArchiveError::Postgres(error)) => of_postgres(error),
             Self::Archive(error) => match error.is_final() {
