@@ -644,6 +644,9 @@ pub enum ConfigError {
     /// The JWT secret is to be Base64, and is none.
     #[error("the JWT secret is not valid Base64, as auth.jwt_secret_is_base64 says")]
     NotBase64(#[from] base64::DecodeError),
+    /// Whoever shows nothing would show it.
+    #[error("the file that admin_token_file names is empty")]
+    EmptyToken,
     /// Something without a default is missing.
     #[error("{what} is missing: set {key} in the file or {variable} in the environment")]
     Missing {
@@ -805,10 +808,12 @@ impl Config {
 
     /// The token of who may take CPU profiles.
     pub fn admin_token(&self) -> Result<Option<Secret>, ConfigError> {
-        secret(
-            "RINGFENCE_ROUTER_ADMIN_TOKEN",
-            self.admin_token_file.as_deref(),
-        )
+        let file = self.admin_token_file.as_deref();
+        let token = secret("RINGFENCE_ROUTER_ADMIN_TOKEN", file)?;
+        match token {
+            Some(token) if token.expose().is_empty() => Err(ConfigError::EmptyToken),
+            token => Ok(token),
+        }
     }
 
     /// What the workers' stream of changes is opened with.
@@ -882,6 +887,13 @@ mod tests {
             assert_eq!(secret, [0xfb, 0xff, 0xbf, b'a']);
         }
         assert!(base64_of_any_alphabet("no base64").is_err());
+    }
+
+    #[test]
+    fn an_empty_token_is_none() {
+        let config: Config = toml::from_str("admin_token_file = \"/dev/null\"").unwrap();
+        let refused = config.admin_token();
+        assert!(matches!(refused, Err(ConfigError::EmptyToken)));
     }
 
     #[test]

@@ -37,6 +37,8 @@ use paced::Paced;
 const HEAD_BYTES_MAX: usize = 128 << 10;
 /// Bytes from which a body is compressed; smaller ones fit one packet anyway.
 const COMPRESSED_BYTES_MIN: u16 = 1 << 10;
+/// So long connections are still read from as before once the listener is closed.
+const LAST_READ: Duration = Duration::from_millis(20);
 
 /// Tenants' requests: all go to the pipeline, so there is no route to be found.
 pub fn answers(
@@ -161,8 +163,10 @@ where
     }
     drop(silent);
     let finished = async {
-        // A connection is cut off where nothing of it was read.
-        let _ = tokio::time::timeout(bounds.silent_max, all_heard.recv()).await;
+        // A connection is cut off where nothing of it was read, or nothing since its last
+        // answer: a request may be there that was not read yet.
+        let heard = tokio::time::timeout(bounds.silent_max, all_heard.recv());
+        let _ = tokio::join!(heard, tokio::time::sleep(LAST_READ));
         graceful.shutdown().await;
     };
     tokio::time::timeout(drain, finished).await.is_ok()

@@ -22,13 +22,18 @@ pub struct Made {
 
 /// What the files, which are in order, make and may not be there before. Left out is what
 /// would pass by one that is there (`if not exists`, `or replace`), what they make room for
-/// themselves, and all behind a statement that nobody can look into.
-pub fn made<'a>(files: impl IntoIterator<Item = &'a Migration>) -> Vec<Made> {
+/// themselves, and all behind a statement that nobody can look into. Of what the file
+/// makes that is `begun`, a part is there already.
+pub fn made<'a>(
+    begun: Option<&'a Migration>,
+    files: impl IntoIterator<Item = &'a Migration>,
+) -> Vec<Made> {
     let mut made: Vec<Made> = Vec::new();
     let mut names = BTreeSet::new();
     let mut room = BTreeSet::new();
     let mut indexes_go = false;
-    for file in files {
+    let files = files.into_iter().map(|file| (file, true));
+    for (file, is_told) in begun.map(|file| (file, false)).into_iter().chain(files) {
         for stmt in file.tree().tree().stmts() {
             if is_unseen(&stmt) {
                 return made;
@@ -46,7 +51,7 @@ pub fn made<'a>(files: impl IntoIterator<Item = &'a Migration>) -> Vec<Made> {
                 continue;
             };
             let name = canonical(&name);
-            if !room.contains(&name) && names.insert(name.clone()) {
+            if !room.contains(&name) && names.insert(name.clone()) && is_told {
                 made.push(Made {
                     name,
                     file: file.file(),
@@ -116,10 +121,19 @@ fn takes_indexes(stmt: &ast::Stmt) -> bool {
                     | Action::DropConstraint(_)
                     | Action::RenameConstraint(_)
                     | Action::SetSchema(_)
-            )
+            ) || gives_its_name(&action)
         }),
         _ => false,
     }
+}
+
+/// Whether a constraint takes an index that is there, which then has its name.
+fn gives_its_name(action: &ast::AlterTableAction) -> bool {
+    let ast::AlterTableAction::AddConstraint(add) = action else {
+        return false;
+    };
+    let mut nodes = add.syntax().descendants();
+    nodes.any(|node| ast::UsingIndexName::can_cast(node.kind()))
 }
 
 fn is_temporary(stmt: &ast::Stmt) -> bool {
@@ -166,7 +180,7 @@ mod tests {
             ])
             .map(|(n, text)| Migration::parse(&format!("{n:03}_t.sql"), text).unwrap())
             .collect();
-        let made: Vec<String> = made(&files)
+        let made: Vec<String> = made(None, &files)
             .iter()
             .map(|made| format!("{} {}:{}", made.name, made.file, made.line))
             .collect();
@@ -185,7 +199,7 @@ mod tests {
     fn an_index_may_not_be_there_unless_one_may_have_gone() {
         let names = |text: &str| {
             let file = Migration::parse("001_t.sql", text).unwrap();
-            let names = made([&file]).into_iter().map(|made| made.name);
+            let names = made(None, [&file]).into_iter().map(|made| made.name);
             names.collect::<Vec<_>>().join(" ")
         };
         assert_eq!(
@@ -202,6 +216,7 @@ mod tests {
             "alter index a rename to b",
             "alter table t drop constraint a",
             "alter table t drop column x",
+            "alter table t add constraint k unique using index a",
             "drop table t",
         ] {
             let text = format!("-- ringfence: phase contract\n{gone};\ncreate index a on t (x);");

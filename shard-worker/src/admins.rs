@@ -84,6 +84,11 @@ impl Admins {
 /// Keeps tokens as the files have them, until `stop`. What can't be read, or can't be
 /// used, changes none: nobody is locked out by a file that is being written.
 pub async fn follow(config: Config, admins: watch::Sender<Admins>, stop: CancellationToken) {
+    metrics::describe_gauge!(
+        "ringfence_admin_tokens_stale",
+        "1 while the admin tokens' files can't be used, so that earlier tokens count."
+    );
+    let stale = metrics::gauge!("ringfence_admin_tokens_stale");
     let mut said = None;
     loop {
         tokio::select! {
@@ -102,6 +107,7 @@ pub async fn follow(config: Config, admins: watch::Sender<Admins>, stop: Cancell
             Ok(Err(error)) => Some(format!("{error:#}")),
             Err(error) => Some(error.to_string()),
         };
+        stale.set(f64::from(u8::from(problem.is_some())));
         if let Some(error) = problem.as_ref().filter(|_| problem != said) {
             tracing::warn!(%error, "admin tokens stay as they were");
         }

@@ -259,6 +259,10 @@ async fn a_token_is_changed_without_a_restart(admin: &Admin) {
     let says = |what: &str| std::fs::read_to_string(&log).unwrap().contains(what);
     std::fs::write(&file, "").unwrap();
     until(&|| says("admin tokens stay as they were")).await;
+    let metrics = format!("{}/metrics", admin.cluster.admin_url());
+    let metrics = admin.http.get(metrics).send().await.unwrap();
+    let metrics = metrics.text().await.unwrap();
+    assert!(metrics.contains("ringfence_admin_tokens_stale 1\n"));
     assert_eq!(by(admin.cluster.admin_token()).await, StatusCode::OK);
     std::fs::write(&file, "another\n").unwrap();
     until(&|| says("admin tokens have changed")).await;

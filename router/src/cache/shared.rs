@@ -317,10 +317,8 @@ impl Shared {
             self.metrics.skipped.increment(1);
             return None;
         }
-        let Some(mut connection) = self.connection() else {
-            group.gave_up();
-            return None;
-        };
+        let _asked = Asked(group);
+        let mut connection = self.connection()?;
         let master = SingleNodeRoutingInfo::SpecificNode(Route::new(slot, SlotAddr::Master));
         let answer = async {
             let answer = connection.route_command(command, RoutingInfo::SingleNode(master));
@@ -343,10 +341,7 @@ impl Shared {
                 self.failed.notify_one();
                 None
             }
-            Err(_) if begun.elapsed() < SLOW => {
-                group.gave_up();
-                None
-            }
+            Err(_) if begun.elapsed() < SLOW => None,
             Err(_) => {
                 self.metrics.timed_out.increment(1);
                 group.failed(self.now());
@@ -362,7 +357,7 @@ impl Shared {
         loop {
             self.connect().await;
             sleep(pause).await;
-            if self.is_connected() {
+            if self.connections.load().len() == self.runtimes.len() {
                 let quiet = timeout(REBUILD_MAX, self.failed.notified()).await.is_err();
                 if quiet {
                     pause = REBUILD_FIRST;
@@ -428,9 +423,12 @@ impl Group {
         self.trying.store(false, Ordering::Relaxed);
     }
 
-    /// Neither: another may try.
+    /// Neither, if nothing was said before: another may try.
     fn gave_up(&self) {
-        self.trying.store(false, Ordering::Relaxed);
+        // Looked at first: all threads would write to it all the time.
+        if self.trying.load(Ordering::Relaxed) {
+            self.trying.store(false, Ordering::Relaxed);
+        }
     }
 
     fn succeeded(&self) {
@@ -438,6 +436,16 @@ impl Group {
             self.failures.store(0, Ordering::Relaxed);
             self.trying.store(false, Ordering::Relaxed);
         }
+    }
+}
+
+/// A command under way. Its request may end before it: then it says nothing of Redis,
+/// and must not keep others from trying.
+struct Asked<'a>(&'a Group);
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        self.0.gave_up();
     }
 }
 
@@ -561,7 +569,7 @@ mod tests {
         assert!(group.allows(500) && !group.allows(500));
         group.failed(500);
         assert!(!group.allows(999) && group.allows(1_000));
-        group.gave_up();
+        drop(Asked(&group));
         assert!(group.allows(1_000), "whoever tried did not come to it");
         group.succeeded();
         assert!(group.allows(1_000) && group.allows(1_000));

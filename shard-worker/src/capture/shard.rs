@@ -469,38 +469,58 @@ mod tests {
 
     #[test]
     fn who_waits_for_a_position_that_is_published_has_routers_told_of_it() {
+        // A lease must not end meanwhile: nobody waits for a router without one.
+        let (write, cut_over) = loop {
+            let begun = Instant::now();
+            let seen = (told_for_a_write(), told_for_a_cut_over());
+            if begun.elapsed() < HOLDING {
+                break seen;
+            }
+        };
+        // Of a mere position, by a barrier, and of the next while it waits still.
+        assert_eq!(write, [false, true, true]);
+        assert_eq!(cut_over, (false, Some(false), true));
+    }
+
+    const SERVER: (u64, u32) = (7, 1);
+    const GENERATION: Generation = Generation {
+        system: SERVER.0,
+        timeline: SERVER.1,
+        incarnation: 1,
+    };
+
+    /// A shard, and what is sent to its one router, which has all that was published.
+    fn followed() -> (Shard, Arc<Outlet>) {
         let outlets = Arc::<Outlets>::default();
         let shard = Shard::new(ShardId::from("s1"), outlets.clone());
-        let (system, timeline) = (7, 1);
-        let generation = Generation {
-            system,
-            timeline,
-            incarnation: 1,
-        };
-        shard.begin(generation, Lsn(10));
+        shard.begin(GENERATION, Lsn(10));
         let (outlet, run) = (outlets.open().unwrap(), RouterRun(1));
         shard.follow(&outlet, run, None);
         shard.ping(&outlet, run, 1);
-        shard.applied(run, generation, Lsn(10));
-        let told = || outlet.take().now_or_never().is_some();
-        assert!(told());
-        // Nothing that a router misses.
-        shard.publish_position(Lsn(20));
-        assert!(!told());
-        shard.barrier(outlet.connection, 1, (system, timeline), Lsn(15));
-        assert!(told(), "a write's barrier");
-        shard.publish_position(Lsn(30));
-        assert!(told(), "the barrier waits still");
-        shard.applied(run, generation, Lsn(30));
+        shard.applied(run, GENERATION, Lsn(10));
+        assert!(told(&outlet));
+        (shard, outlet)
+    }
 
-        let other = Shard::new(ShardId::from("s2"), outlets);
-        other.begin(generation, Lsn(10));
-        other.follow(&outlet, run, None);
-        other.ping(&outlet, run, 1);
-        assert!(told());
-        other.publish_position(Lsn(20));
-        assert!(!told());
-        assert_eq!(other.is_visible((system, timeline), Lsn(20)), Some(false));
-        assert!(told(), "a cut-over");
+    fn told(outlet: &Outlet) -> bool {
+        outlet.take().now_or_never().is_some()
+    }
+
+    fn told_for_a_write() -> [bool; 3] {
+        let (shard, outlet) = followed();
+        shard.publish_position(Lsn(20));
+        let before = told(&outlet);
+        shard.barrier(outlet.connection, 1, SERVER, Lsn(15));
+        let by_barrier = told(&outlet);
+        shard.publish_position(Lsn(30));
+        [before, by_barrier, told(&outlet)]
+    }
+
+    fn told_for_a_cut_over() -> (bool, Option<bool>, bool) {
+        let (shard, outlet) = followed();
+        shard.publish_position(Lsn(20));
+        let before = told(&outlet);
+        let visible = shard.is_visible(SERVER, Lsn(20));
+        (before, visible, told(&outlet))
     }
 }

@@ -276,11 +276,12 @@ async fn answer(
             &[&named],
         )
         .await?;
-    // Of a file that is there in part, what it makes is there as well.
-    let lacks = files
+    let entry = |file: &Migration| entries.iter().find(|entry| entry.number == file.number);
+    let begun = files
         .iter()
-        .filter(|file| !entries.iter().any(|entry| entry.number == file.number));
-    let mut clashes = clash::made(lacks);
+        .find(|file| entry(file).is_some_and(|entry| !entry.done));
+    let lacks = files.iter().filter(|file| entry(file).is_none());
+    let mut clashes = clash::made(begun, lacks);
     let names: Vec<&str> = clashes.iter().map(|made| made.name.as_str()).collect();
     let there = client
         .query(
