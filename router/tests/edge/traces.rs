@@ -75,7 +75,7 @@ pub(crate) async fn a_callers_trace_goes_on_to_the_shard(stage: &mut Stage) {
     tokio::spawn(connection);
     let types = "uuid, bigint, text, text[]";
     let explained = format!(
-        "prepare traced ({types}) as {text}; explain execute traced (null, null, null, null)"
+        "prepare traced ({types}) as {text}; explain execute traced (null, null, null, null, null)"
     );
     shard.batch_execute(&explained).await.unwrap();
     let all: Vec<Seen> = stage
