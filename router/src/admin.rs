@@ -26,17 +26,16 @@ use crate::quota::RECENT;
 
 /// Routes of the admin port.
 pub fn routes(app: Arc<App>, access: Arc<Access>, metrics: PrometheusHandle) -> Router {
-    let purge = post(purge).layer(from_fn_with_state(access.clone(), access::purge));
-    let profile = from_fn_with_state(access, access::profile);
+    let only = |may: access::May| from_fn_with_state((access.clone(), may), access::pass);
     Router::new()
         .route("/live", get(|| async { "live\n" }))
         .route("/ready", get(ready))
         .route("/metrics", get(render))
         .route("/usage", get(usage))
         .route("/cache", get(cache))
-        .route("/cache/purge", purge)
+        .route("/cache/purge", post(purge).layer(only(Access::may_purge)))
         .with_state(Admin { app, metrics })
-        .merge(telemetry::profile::routes().layer(profile))
+        .merge(telemetry::profile::routes().layer(only(Access::may_profile)))
 }
 
 #[derive(Clone)]

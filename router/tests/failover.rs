@@ -99,13 +99,15 @@ async fn requests_wait_for_the_new_primary_and_a_stale_one_gets_none() {
     let held = [0, 1].map(|router| {
         let service = service.clone();
         tokio::spawn(async move {
-            match service.insert(router, "Meanwhile").await.status() {
-                // On a connection that broke this moment a write is of unknown outcome.
-                StatusCode::INTERNAL_SERVER_ERROR => {
-                    service.insert(router, "Meanwhile").await.status()
-                }
-                status => status,
+            let answer = service.insert(router, "Meanwhile").await;
+            if answer.status() != StatusCode::INTERNAL_SERVER_ERROR {
+                return answer.status();
             }
+            // On a connection that broke this moment a write is of unknown outcome, and
+            // said to be just that: it was not done, for its primary was dead.
+            let error: Value = answer.json().await.unwrap();
+            assert_eq!(error["code"], "08007", "{error}");
+            service.insert(router, "Meanwhile").await.status()
         })
     });
     tokio::time::sleep(Duration::from_millis(300)).await;

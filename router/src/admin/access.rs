@@ -19,6 +19,9 @@ pub struct Access {
     profile: Profile,
 }
 
+/// What those are answered who may not.
+type Refused = (StatusCode, &'static str);
+
 enum Profile {
     /// Only this machine reaches the listener.
     Open,
@@ -44,7 +47,8 @@ impl Access {
         Ok(Arc::new(Self { purge, profile }))
     }
 
-    fn may_profile(&self, headers: &HeaderMap) -> Result<(), (StatusCode, &'static str)> {
+    /// Take a profile.
+    pub(super) fn may_profile(&self, headers: &HeaderMap) -> Result<(), Refused> {
         match &self.profile {
             Profile::Open => Ok(()),
             Profile::Token(token) if shows(headers, token) => Ok(()),
@@ -59,7 +63,8 @@ impl Access {
         }
     }
 
-    fn may_purge(&self, headers: &HeaderMap) -> Result<(), (StatusCode, &'static str)> {
+    /// Have the caches forget.
+    pub(super) fn may_purge(&self, headers: &HeaderMap) -> Result<(), Refused> {
         match shows(headers, &self.purge) {
             true => Ok(()),
             false => Err((
@@ -76,25 +81,16 @@ fn shows(headers: &HeaderMap, token: &str) -> bool {
     shown.is_some_and(|shown| verify_slices_are_equal(shown, token.as_bytes()).is_ok())
 }
 
-/// Lets those through who may take a profile.
-pub(super) async fn profile(
-    State(access): State<Arc<Access>>,
-    request: Request,
-    next: Next,
-) -> Response {
-    match access.may_profile(request.headers()) {
-        Ok(()) => next.run(request).await,
-        Err(refused) => refused.into_response(),
-    }
-}
+/// Whether who sends these headers may do it, or what to answer.
+pub(super) type May = fn(&Access, &HeaderMap) -> Result<(), Refused>;
 
-/// Lets those through who may have the caches forget.
-pub(super) async fn purge(
-    State(access): State<Arc<Access>>,
+/// Lets those through who may.
+pub(super) async fn pass(
+    State((access, may)): State<(Arc<Access>, May)>,
     request: Request,
     next: Next,
 ) -> Response {
-    match access.may_purge(request.headers()) {
+    match may(&access, request.headers()) {
         Ok(()) => next.run(request).await,
         Err(refused) => refused.into_response(),
     }
