@@ -375,11 +375,8 @@ impl Machine for Rebalance {
     async fn step(&self, context: &Context) -> Result<Step<Self>, JobError> {
         let mut next = self.clone();
         next.look(context).await?;
-        let paused = store::wish(context.control(), context.job().id)
-            .await?
-            .as_deref()
-            == Some(Wish::Pause.name());
-        if !paused && next.running.len() < next.at_once {
+        let wish = store::wish(context.control(), context.job().id).await?;
+        if !is_pause(wish.as_deref()) && next.running.len() < next.at_once {
             if let Some((policy, group)) = next.next(context).await? {
                 return begin(context, next, &policy, &group).await;
             }
@@ -407,6 +404,10 @@ impl Machine for Rebalance {
     }
 }
 
+fn is_pause(wish: Option<&str>) -> bool {
+    wish == Some(Wish::Pause.name())
+}
+
 /// Starts a group's move, in the transaction that notes it.
 async fn begin(
     context: &Context,
@@ -425,7 +426,9 @@ async fn begin(
     let mut client = context.control().client().await?;
     let transaction = client.transaction().await?;
     store::lock_starts(&transaction).await?;
-    if migrates(&transaction).await? {
+    // Looked at again: nothing begins once a pause was answered.
+    let wish = store::wish_held(&transaction, context.job().id).await?;
+    if migrates(&transaction).await? || is_pause(wish.as_deref()) {
         return Ok(Step::Later(next, LOOK));
     }
     // Who has another job stays; the others need not.

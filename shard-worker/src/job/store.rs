@@ -530,6 +530,16 @@ pub async fn wish(control: &Control, id: Uuid) -> Result<Option<String>, Control
     Ok(row.and_then(|row| row.get(0)))
 }
 
+/// The same; whoever wants something else waits for the transaction's end.
+pub async fn wish_held(
+    transaction: &Transaction<'_>,
+    id: Uuid,
+) -> Result<Option<String>, ControlError> {
+    let sql = "select wish from ringfence.job where id = $1 for no key update";
+    let row = transaction.query_opt(sql, &[&id]).await?;
+    Ok(row.and_then(|row| row.get(0)))
+}
+
 /// Says what is wanted of a job, or nothing any longer, and has it look at once.
 pub async fn set_wish(
     control: &Control,
