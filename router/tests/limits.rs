@@ -48,7 +48,7 @@ impl Service {
             )
             .await
             .unwrap();
-        let until = Instant::now() + Duration::from_secs(20);
+        let until = Instant::now() + Duration::from_secs(60);
         while self.knows_not("rpc/nap").await {
             assert!(Instant::now() < until, "the function is not seen");
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -85,15 +85,17 @@ impl Service {
         assert_eq!(status, 200, "{answer}");
     }
 
-    /// Statuses of `count` requests one after another, and the time that they took.
-    async fn statuses(&self, tenant: &str, count: usize) -> (Vec<u16>, Duration) {
-        let started = Instant::now();
+    /// Statuses of `count` requests one after another, and the time that each took.
+    async fn statuses(&self, tenant: &str, count: usize) -> (Vec<u16>, Vec<Duration>) {
         let mut statuses = Vec::with_capacity(count);
+        let mut took = Vec::with_capacity(count);
         for _ in 0..count {
+            let started = Instant::now();
             let answer = self.get(0, tenant, "companies?limit=1").await;
             statuses.push(answer.status().as_u16());
+            took.push(started.elapsed());
         }
-        (statuses, started.elapsed())
+        (statuses, took)
     }
 
     /// How long it takes until a request of the tenant is answered so.
@@ -105,7 +107,7 @@ impl Service {
                 return started.elapsed();
             }
             assert!(
-                started.elapsed() < Duration::from_secs(20),
+                started.elapsed() < Duration::from_secs(60),
                 "still {status}, not {wanted}"
             );
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -141,19 +143,22 @@ async fn a_tenants_limits_are_its_own_and_count_at_once() {
 }
 
 async fn requests_a_second(service: &Service) {
-    let limits = json!({ "requests_per_second": 20, "burst": 5 });
+    let limits = json!({ "requests_per_second": 10, "burst": 5 });
     service.limit("acme", limits).await;
     service.until(0, "acme", "companies?limit=1", 429).await;
     let (statuses, took) = service.statuses("acme", 200).await;
     // The bucket's five, and what comes back in the meantime, with some leeway.
-    let most = 6.0 + 20.0 * took.as_secs_f64();
+    let all: Duration = took.iter().sum();
+    let most = 6.0 + 10.0 * all.as_secs_f64();
     let served = count(&statuses, 200);
-    // Asked faster than that, and served as far as it goes: in whole requests.
-    let least = ((20.0 * took.as_secs_f64()).min(150.0) * 0.8).floor();
-    assert!(most < 190.0, "200 requests took {took:?}");
+    // Asked faster than that, and served as far as it goes: in whole requests, of which
+    // a slow one is one.
+    let came: f64 = took.iter().map(|t| (10.0 * t.as_secs_f64()).min(1.0)).sum();
+    let least = (came * 0.8 - 1.0).floor();
+    assert!(most < 190.0, "200 requests took {all:?}");
     assert!(
         (least..=most).contains(&(served as f64)),
-        "{served} in {took:?}"
+        "{served} in {all:?}"
     );
     assert_eq!(served + count(&statuses, 429), 200);
     let refused = loop {
@@ -179,7 +184,7 @@ async fn requests_a_second(service: &Service) {
         )
         .await;
     let mut free = 0;
-    let until = Instant::now() + Duration::from_secs(20);
+    let until = Instant::now() + Duration::from_secs(60);
     while free < 30 {
         assert!(Instant::now() < until, "the limit stays");
         let answer = service.get(0, "acme", "companies?limit=1").await;
@@ -213,7 +218,7 @@ async fn plans(service: &Service) {
 
 /// Waits until a read of ten rows shows so many.
 async fn rows_become(service: &Service, tenant: &str, wanted: usize) {
-    let until = Instant::now() + Duration::from_secs(20);
+    let until = Instant::now() + Duration::from_secs(60);
     loop {
         let answer = service.get(0, tenant, "contacts?limit=10&select=id").await;
         let rows: Vec<Value> = answer.json().await.unwrap();
@@ -309,28 +314,34 @@ async fn time_and_concurrency(service: &Service) {
     let limits = json!({ "statement_ms": 500, "concurrency": 1 });
     service.limit("acme", limits).await;
     service.until(0, "acme", "rpc/nap", 504).await;
-    let started = Instant::now();
-    let pair = tokio::join!(
-        service.get(0, "acme", "rpc/nap"),
-        service.get(0, "acme", "rpc/nap"),
-    );
-    assert!(started.elapsed() < Duration::from_millis(3_500));
-    let mut answers = Vec::new();
-    for answer in [pair.0, pair.1] {
-        let status = answer.status().as_u16();
-        if status == 429 {
-            let policy = "\"concurrency\";q=1;qu=\"concurrent-requests\"";
-            assert_eq!(header(&answer, "ratelimit-policy"), policy);
-            assert_eq!(header(&answer, "ratelimit"), "\"concurrency\";r=0;t=1");
-            assert_eq!(header(&answer, "retry-after"), "1");
+    let until = Instant::now() + Duration::from_secs(60);
+    loop {
+        let pair = tokio::join!(
+            service.get(0, "acme", "rpc/nap"),
+            service.get(0, "acme", "rpc/nap"),
+        );
+        let mut answers = Vec::new();
+        for answer in [pair.0, pair.1] {
+            let status = answer.status().as_u16();
+            if status == 429 {
+                let policy = "\"concurrency\";q=1;qu=\"concurrent-requests\"";
+                assert_eq!(header(&answer, "ratelimit-policy"), policy);
+                assert_eq!(header(&answer, "ratelimit"), "\"concurrency\";r=0;t=1");
+                assert_eq!(header(&answer, "retry-after"), "1");
+            }
+            let body: Value = answer.json().await.unwrap();
+            answers.push((status, body["code"].as_str().unwrap().to_owned()));
         }
-        let body: Value = answer.json().await.unwrap();
-        answers.push((status, body["code"].as_str().unwrap().to_owned()));
+        answers.sort();
+        let stopped = (504, "57014".to_owned());
+        if answers == [(429, "RF051".to_owned()), stopped.clone()] {
+            break;
+        }
+        // On a busy machine they may not have met.
+        assert_eq!(answers, [stopped.clone(), stopped]);
+        assert!(Instant::now() < until, "they never meet");
     }
-    answers.sort();
-    let wanted = [(429, "RF051".to_owned()), (504, "57014".to_owned())];
-    assert_eq!(answers, wanted);
-    let until = Instant::now() + Duration::from_secs(2);
+    let until = Instant::now() + Duration::from_secs(3);
     while shard.query_one(ASLEEP, &[]).await.unwrap().get::<_, i64>(0) > 0 {
         assert!(Instant::now() < until, "it goes on on the shard");
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -345,23 +356,32 @@ async fn time_of_all(service: &Service) {
     let limits = json!({ "statement_ms": 500, "shard_ms_per_second": 200 });
     service.limit("acme", limits).await;
     // Counts once the router knows of it.
-    let until = Instant::now() + Duration::from_secs(30);
-    let refused = loop {
+    let until = Instant::now() + Duration::from_secs(60);
+    let mut took = Duration::ZERO;
+    let (refused, quick) = loop {
+        let started = Instant::now();
         let answer = service.get(0, "acme", "rpc/nap").await;
         if answer.status() == 429 {
-            break answer;
+            let quick = service.get(0, "acme", "companies?limit=1").await;
+            // Its time may come back just between the two.
+            if quick.status() == 429 {
+                break (answer, quick);
+            }
+        } else {
+            took = started.elapsed();
         }
         assert!(Instant::now() < until, "its time does not end");
     };
     let wait: u64 = header(&refused, "retry-after").parse().unwrap();
-    assert!((1..=4).contains(&wait), "{wait} s");
+    // Five seconds for one, in whole ones.
+    let most = (5.0 * took.as_secs_f64()).ceil() as u64;
+    assert!((1..=most).contains(&wait), "{wait} s after {took:?}");
     let policy = "\"shard-time\";q=200;qu=\"milliseconds\";w=1";
     assert_eq!(header(&refused, "ratelimit-policy"), policy);
     let left = format!("\"shard-time\";r=0;t={wait}");
     assert_eq!(header(&refused, "ratelimit"), left);
     let body: Value = refused.json().await.unwrap();
     assert_eq!(body["code"], "RF053");
-    let quick = service.get(0, "acme", "companies?limit=1").await;
     assert_eq!(quick.status(), 429);
     let (others, _) = service.statuses("globex", 5).await;
     assert_eq!(count(&others, 200), 5);
@@ -488,7 +508,7 @@ async fn a_slow_neighbour_leaves_connections_to_others() {
         })
         .collect();
     let asleep = ASLEEP;
-    let until = Instant::now() + Duration::from_secs(20);
+    let until = Instant::now() + Duration::from_secs(60);
     while client
         .query_one(asleep, &[])
         .await

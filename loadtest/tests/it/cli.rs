@@ -181,7 +181,7 @@ fn exit_codes_say_what_happened() {
     assert_eq!(leaked.status.code(), Some(81), "{}", text(&leaked));
     assert!(text(&leaked).contains("VIOLATION: "), "{}", text(&leaked));
 
-    let losing = Server::start(Fault::LoseUpdate(3));
+    let losing = Server::start(Fault::LoseUpdate(1));
     let lost = run(&scenario, &folder.environment(&losing), &["--check"]);
     assert_eq!(lost.status.code(), Some(80), "{}", text(&lost));
 }

@@ -153,10 +153,13 @@ impl Server {
 }
 
 impl Server {
-    /// Ends it from another thread.
+    /// Ends it from another thread, once it has been asked a while.
     pub(crate) fn killer(&mut self) -> impl FnOnce() + Send + 'static {
-        let runtime = self.runtime.take();
+        let (runtime, state) = (self.runtime.take(), self.state.clone());
         move || {
+            while state.lock().unwrap().reads < 50 {
+                std::thread::sleep(Duration::from_millis(5));
+            }
             if let Some(runtime) = runtime {
                 runtime.shutdown_background();
             }

@@ -329,6 +329,9 @@ async fn make(
     Ok(())
 }
 
+/// Longest wait for Redis' command line: slots move one by one.
+const REDIS_CLI_MAX: Duration = Duration::from_secs(60);
+
 /// Redis' own command line, on one node.
 async fn redis_cli(cluster: &Cluster, url: &str, args: &[&str]) -> Result<Vec<u8>, Failure> {
     let port = url.rsplit(':').next().unwrap_or_default();
@@ -339,7 +342,7 @@ async fn redis_cli(cluster: &Cluster, url: &str, args: &[&str]) -> Result<Vec<u8
         .stderr(Stdio::null())
         .kill_on_drop(true)
         .output();
-    Ok(timeout(Duration::from_secs(10), output).await??.stdout)
+    Ok(timeout(REDIS_CLI_MAX, output).await??.stdout)
 }
 
 async fn flush(cluster: &Cluster) -> Result<(), Failure> {
@@ -432,7 +435,7 @@ async fn restore(cluster: &Cluster, copy: &[(String, Vec<u8>)]) -> Result<(), Fa
         if let Some(mut stdin) = child.stdin.take() {
             stdin.write_all(value).await?;
         }
-        timeout(Duration::from_secs(10), child.wait()).await??;
+        timeout(REDIS_CLI_MAX, child.wait()).await??;
     }
     Ok(())
 }

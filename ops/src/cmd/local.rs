@@ -305,6 +305,7 @@ impl Up {
             caches: true,
             cache_tables: Default::default(),
             cache_bytes_max: None,
+            hold_ms_max: None,
         }
     }
 

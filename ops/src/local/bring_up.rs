@@ -220,17 +220,18 @@ impl Cluster {
                     };
                     (name.clone(), kept)
                 };
-                let caches = config::Caches {
-                    enabled: self.caches,
+                let told = config::RouterOptions {
+                    caches: self.caches,
                     redis_urls: self.redis_urls(),
                     memory_bytes_max: self.cache_bytes_max,
                     tables: self.cache_tables.iter().map(table).collect(),
+                    hold_ms_max: self.hold_ms_max,
                 };
                 service::serve(
                     &self.folder,
                     node,
                     control,
-                    &caches,
+                    &told,
                     self.authority.as_ref(),
                     &self.secrets,
                 )?

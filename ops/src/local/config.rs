@@ -66,6 +66,13 @@ struct Router<'a> {
     auth: Auth,
     shards: RouterShards,
     cache: RouterCache<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limits: Option<RouterLimits>,
+}
+
+#[derive(Serialize)]
+struct RouterLimits {
+    hold_ms_max: u64,
 }
 
 #[derive(Serialize)]
@@ -159,14 +166,17 @@ struct Auth {
     jwt_secret_file: String,
 }
 
-/// What routers cache in.
-pub(crate) struct Caches {
-    pub(crate) enabled: bool,
+/// What all routers are told alike.
+pub(crate) struct RouterOptions {
+    /// They answer from their caches.
+    pub(crate) caches: bool,
     /// Empty: in their own memory alone.
     pub(crate) redis_urls: Vec<String>,
     pub(crate) memory_bytes_max: Option<u64>,
     /// By table, as in a router's file.
     pub(crate) tables: BTreeMap<String, toml::Value>,
+    /// None: as long as they do by themselves.
+    pub(crate) hold_ms_max: Option<u64>,
 }
 
 /// A router's file. `dsn` is the control database's, for reading.
@@ -175,7 +185,7 @@ pub(crate) fn router(
     port: u16,
     admin_port: u16,
     dsn: String,
-    caches: &Caches,
+    told: &RouterOptions,
     tls: Option<&Peer>,
     secrets: &Secrets,
 ) -> Result<String, toml::ser::Error> {
@@ -195,15 +205,18 @@ pub(crate) fn router(
             tls: verified(tls.map(|tls| tls.ca_file.as_path())),
         },
         cache: RouterCache {
-            enabled: caches.enabled,
-            redis_urls: &caches.redis_urls,
+            enabled: told.caches,
+            redis_urls: &told.redis_urls,
             redis_password_file: file(secrets, "redis"),
             stream_secret_file: file(secrets, "stream-secret"),
             stream_tls: tls,
-            surrogate_keys: caches.enabled,
-            memory_bytes_max: caches.memory_bytes_max,
-            tables: &caches.tables,
+            surrogate_keys: told.caches,
+            memory_bytes_max: told.memory_bytes_max,
+            tables: &told.tables,
         },
+        limits: told
+            .hold_ms_max
+            .map(|hold_ms_max| RouterLimits { hold_ms_max }),
     })
 }
 

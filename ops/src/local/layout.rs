@@ -160,6 +160,7 @@ pub(super) fn nodes(
     ports: Ports,
     proxied: bool,
     beside: Beside,
+    reserved: &mut Reserved,
 ) -> Result<Vec<Node>, String> {
     let Shape {
         shards,
@@ -193,7 +194,7 @@ pub(super) fn nodes(
         Ports::From(base) => Source::Fixed(base),
         Ports::Free => Source::search(),
     };
-    let mut port = |offset| source.port(offset);
+    let mut port = |offset| source.port(offset, reserved);
     let mut nodes = vec![Node {
         name: "control".into(),
         role: Role::Control,
@@ -283,7 +284,7 @@ pub(super) fn nodes(
     let mut own = Source::search();
     for node in &mut nodes {
         node.own_port = match proxied && !direct(&node.role) {
-            true => own.port(0)?,
+            true => own.port(0, reserved)?,
             false => node.port,
         };
     }
@@ -295,33 +296,53 @@ pub(crate) fn is_free(port: u16) -> bool {
     TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).is_ok()
 }
 
+/// Ports beside each other that one cluster has for itself. The first of them is never
+/// a node's: the cluster holds it, so that others that look for ports look elsewhere.
+const BLOCK: u16 = 50;
+/// Blocks lie below the range that the kernel gives to outgoing connections: a killed
+/// node's port must still be free when the node is started again.
+const LOWEST: u16 = 12_000;
+const BLOCKS: u16 = 400;
+
+/// What a cluster has for itself, until this is dropped.
+#[derive(Debug, Default)]
+pub(super) struct Reserved(Vec<TcpListener>);
+
+impl Reserved {
+    /// Another block: its first port.
+    fn block(&mut self) -> Result<u16, String> {
+        let seed = uuid::Uuid::new_v4().as_u128() % u128::from(BLOCKS);
+        for n in 0..BLOCKS {
+            let block = LOWEST + BLOCK * ((seed as u16 + n) % BLOCKS);
+            if let Ok(held) = TcpListener::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, block))) {
+                self.0.push(held);
+                return Ok(block);
+            }
+        }
+        Err(format!("no free ports from {LOWEST} on"))
+    }
+}
+
 enum Source {
     Fixed(u16),
-    Search { next: u16, tried: u16 },
+    Search { next: u16, end: u16 },
 }
 
 impl Source {
-    /// Starts somewhere of its own below the range that the kernel gives to
-    /// outgoing connections: a killed node's port must still be free when the
-    /// node is started again.
     fn search() -> Self {
-        let seed = uuid::Uuid::new_v4().as_u128() % 18_000;
-        Self::Search {
-            next: 12_000 + seed as u16,
-            tried: 0,
-        }
+        Self::Search { next: 0, end: 0 }
     }
 
-    fn port(&mut self, offset: u16) -> Result<u16, String> {
+    fn port(&mut self, offset: u16, reserved: &mut Reserved) -> Result<u16, String> {
         match self {
             Self::Fixed(base) => Ok(*base + offset),
-            Self::Search { next, tried } => loop {
-                if *tried == 2_000 {
-                    return Err("no free port among 2000 tried".into());
+            Self::Search { next, end } => loop {
+                if *next == *end {
+                    let block = reserved.block()?;
+                    (*next, *end) = (block + 1, block + BLOCK);
                 }
                 let port = *next;
                 *next += 1;
-                *tried += 1;
                 if is_free(port) {
                     return Ok(port);
                 }
@@ -341,6 +362,7 @@ mod tests {
             Ports::From(PORT_BASE),
             false,
             Beside::default(),
+            &mut Reserved::default(),
         )
         .unwrap();
         let listed: Vec<_> = nodes
@@ -388,6 +410,7 @@ mod tests {
                     nginx: true,
                     prometheus: true,
                 },
+                &mut Reserved::default(),
             )
             .unwrap()
             .iter()
@@ -398,6 +421,30 @@ mod tests {
             all.dedup();
             assert_eq!(all.len(), count);
         }
+    }
+
+    #[test]
+    fn no_two_clusters_share_a_port() {
+        let mut all = Vec::new();
+        let mut held = Vec::new();
+        for _ in 0..50 {
+            let mut reserved = Reserved::default();
+            let shape = Shape::default();
+            let own = nodes(shape, Ports::Free, true, Beside::default(), &mut reserved);
+            let ports = own.unwrap().into_iter().flat_map(|node| {
+                let mut ports = node.ports();
+                ports.push(node.port);
+                ports.sort_unstable();
+                ports.dedup();
+                ports
+            });
+            all.extend(ports);
+            held.push(reserved);
+        }
+        let count = all.len();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), count);
     }
 
     #[test]
@@ -418,10 +465,10 @@ mod tests {
                 workers,
                 redis,
             };
-            assert!(
-                nodes(shape, Ports::From(PORT_BASE), false, Beside::default()).is_err(),
-                "{shape:?}"
-            );
+            let mut reserved = Reserved::default();
+            let ports = Ports::From(PORT_BASE);
+            let nodes = nodes(shape, ports, false, Beside::default(), &mut reserved);
+            assert!(nodes.is_err(), "{shape:?}");
         }
     }
 }

@@ -28,7 +28,7 @@ pub(crate) fn serve(
     folder: &Folder,
     node: &Node,
     control: &Node,
-    caches: &config::Caches,
+    told: &config::RouterOptions,
     tls: Option<&Authority>,
     secrets: &Secrets,
 ) -> Result<Command> {
@@ -61,7 +61,7 @@ pub(crate) fn serve(
                 node.own_port,
                 admin_port,
                 router_dsn(),
-                caches,
+                told,
                 tls.as_ref(),
                 secrets,
             ),

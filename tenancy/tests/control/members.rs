@@ -13,7 +13,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::support::{Server, connect};
 
 /// Nothing takes longer.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn worker(name: &str) -> Me {
     let mut me = Me::new(Kind::Worker, name, None, format!("http://{name}:7600"));

@@ -22,13 +22,9 @@ impl Server {
     pub(crate) async fn start() -> Self {
         let folder = std::env::temp_dir().join(format!("ringfence-test-{}", uuid::Uuid::new_v4()));
         std::fs::create_dir(&folder).unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0")
-            .and_then(|listener| listener.local_addr())
-            .unwrap()
-            .port();
         let mut server = Self {
             folder,
-            port,
+            port: 0,
             running: None,
         };
         let password = server.folder.join("password");
@@ -47,6 +43,11 @@ impl Server {
             .unwrap();
         let said = String::from_utf8_lossy(&made.stderr);
         assert!(made.status.success(), "initdb: {said}");
+        // At the last moment, for others look for one, too.
+        server.port = std::net::TcpListener::bind("127.0.0.1:0")
+            .and_then(|listener| listener.local_addr())
+            .unwrap()
+            .port();
         server.resume().await;
         server
     }
@@ -76,7 +77,7 @@ impl Server {
             if self.try_connect("postgres").await.is_ok() {
                 return;
             }
-            if started.elapsed() > Duration::from_secs(20) {
+            if started.elapsed() > Duration::from_secs(60) {
                 let log = std::fs::read_to_string(self.folder.join("log")).unwrap_or_default();
                 panic!("the server did not start: {log}");
             }
