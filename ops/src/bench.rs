@@ -9,6 +9,10 @@
 
 #[path = "bench/caches.rs"]
 mod caches;
+#[path = "bench/day.rs"]
+mod day;
+#[path = "bench/fresh.rs"]
+mod fresh;
 #[path = "bench/moves.rs"]
 mod moves;
 #[path = "bench/nodes.rs"]
@@ -46,9 +50,10 @@ struct Args {
     /// Only requests of one router, without its memory, replicas and idle connections.
     #[arg(long)]
     requests: bool,
-    /// Measure the caches instead: hits of both levels, misses, writes.
-    #[arg(long)]
-    caches: bool,
+    /// Measure the caches instead: hits of both levels, misses, writes, how soon
+    /// changes are seen, and a day's work with them and without; or only one of these.
+    #[arg(long, value_enum, value_name = "PART", num_args = 0..=1, require_equals = true)]
+    caches: Option<Option<caches::Part>>,
     /// Measure moves of tenants instead: pauses, copies, many small ones.
     #[arg(long)]
     moves: bool,
@@ -317,8 +322,8 @@ async fn run(args: Args) -> Result<(), Failure> {
         let (size, only) = (args.megabytes, args.part);
         return moves::measure(args.tenants, size, args.rounds, only).await;
     }
-    if args.caches {
-        caches::print(&caches::measure(&args).await?, args.json);
+    if let Some(only) = args.caches {
+        caches::print(&caches::measure(&args, only).await?, args.json);
         return Ok(());
     }
     eprintln!("· starting a cluster of one shard and one router");
@@ -411,19 +416,19 @@ impl<'a> Bench<'a> {
         work: &Work,
         postgrest: Option<&Postgrest>,
     ) -> Result<Compared, Failure> {
-        let script = self.pgbench_script(work).await?;
+        let script = self.pgbench_script(work, "pgbench.sql").await?;
         let lua = self.wrk_script(work, "wrk.lua", "/rest/v1/", &[])?;
         let plain = self.wrk_script(work, "plain.lua", "/", &[])?;
         let (mut direct, mut routed, mut other) = (Vec::new(), Vec::new(), Vec::new());
         let router = self.router_pid;
         for round in 1..=self.args.rounds {
             eprintln!("· {}: round {round} of {}", work.name, self.args.rounds);
-            direct.push(self.measured(router, || self.pgbench(&script, work))?);
+            direct.push(self.measured(None, || self.pgbench(&script, work))?);
             if let Some(postgrest) = postgrest {
                 let run = || self.wrk(&plain, &postgrest.url);
-                other.push(self.measured(postgrest.child.id(), run)?);
+                other.push(self.measured(Some(postgrest.child.id()), run)?);
             }
-            routed.push(self.measured(router, || self.wrk(&lua, &self.url))?);
+            routed.push(self.measured(Some(router), || self.wrk(&lua, &self.url))?);
         }
         Ok(Compared {
             pgbench: median(&direct),
@@ -433,7 +438,7 @@ impl<'a> Bench<'a> {
     }
 
     /// The statements that the router sends for this work, as Postgres saw them.
-    async fn pgbench_script(&self, work: &Work) -> Result<std::path::PathBuf, Failure> {
+    async fn pgbench_script(&self, work: &Work, name: &str) -> Result<std::path::PathBuf, Failure> {
         let mut text = match work.body() {
             None => self.read_text(work).await?,
             Some(body) => self.insert_text(work, body).await?,
@@ -454,7 +459,7 @@ impl<'a> Bench<'a> {
                  \\endpipeline\n"
             ),
         };
-        self.write("pgbench.sql", &script)
+        self.write(name, &script)
     }
 
     async fn read_text(&self, work: &Work) -> Result<String, Failure> {
@@ -463,6 +468,8 @@ impl<'a> Bench<'a> {
         let answer = reqwest::Client::new()
             .get(url)
             .header("apikey", &self.key)
+            // The shard itself is to be asked.
+            .header("cache-control", "no-store")
             .send()
             .await?;
         if answer.status() != 200 {
@@ -634,20 +641,22 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// A run with the CPU time that a service and Postgres spent on it.
+    /// A run with the CPU time that a service, where one has a part in it, and
+    /// Postgres spent on it.
     fn measured(
         &self,
-        service: u32,
+        service: Option<u32>,
         run: impl FnOnce() -> Result<Sample, Failure>,
     ) -> Result<Sample, Failure> {
-        let before = (cpu(service), cpu(self.postgres_pid));
+        let of_service = || service.map(cpu).unwrap_or_default();
+        let before = (of_service(), cpu(self.postgres_pid));
         let sample = run()?;
         let operations = sample.rate * self.args.seconds as f64;
         let each = |before: Duration, after: Duration| {
             after.saturating_sub(before).as_secs_f64() * 1e6 / operations
         };
         Ok(Sample {
-            service_us: each(before.0, cpu(service)),
+            service_us: each(before.0, of_service()),
             postgres_us: each(before.1, cpu(self.postgres_pid)),
             ..sample
         })

@@ -1,24 +1,57 @@
 //! What an answer out of the caches costs, and a write that waits for them:
-//! beside a bare axum handler that returns the same bytes, and one that gets them
-//! from the same Redis Cluster (router/examples/bare_cache.rs), by turns.
+//! beside a bare axum handler that returns the same bytes, one that gets them from
+//! the same Redis Cluster (router/examples/bare_cache.rs), and pgbench with the same
+//! guarded statements, by turns. And what they are worth: how soon a change is seen
+//! ([`fresh`]), and a day's work with them and without ([`day`]).
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use clap::ValueEnum;
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
 use ops::local::{Cluster, Content, Options};
 use serde_json::json;
 
+use super::day::{self, Day};
+use super::fresh::{self, Fresh};
 use super::{Args, Bench, Failure, READY_MAX, Sample, Work, median};
 
+/// What is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
+    /// Answers out of the router's memory, misses and writes.
+    Memory,
+    /// Answers out of Redis.
+    Redis,
+    /// How soon a cached reader sees a change.
+    Fresh,
+    /// The scenario `crm_day`, with caches on and off.
+    Day,
+}
+
+/// All that was measured.
+#[derive(Default)]
+pub(crate) struct Measured {
+    answers: Vec<Cached>,
+    fresh: Vec<Fresh>,
+    days: Vec<Day>,
+}
+
 /// One kind of answer.
-pub(crate) struct Cached {
+struct Cached {
     what: &'static str,
     sample: Sample,
-    /// What it is compared with, the ratio of their rates, and the goal.
-    compared: Option<(&'static str, f64, f64)>,
+    compared: Option<Compared>,
+}
+
+/// With what it is compared.
+struct Compared {
+    with: &'static str,
+    /// Of their rates.
+    ratio: f64,
+    goal: Option<f64>,
 }
 
 const PAGE: Work = Work {
@@ -39,19 +72,22 @@ const NEW_PAGE: Work = Work {
 const BY_KEY: Work = Work {
     name: "one row by key",
     path: "companies?id=eq.{id}&select=id,name,industry",
-    params: &[],
+    params: &[":id"],
     inserts: 0,
     goal: None,
 };
 const INSERT: Work = Work {
     name: "insert of one row",
     path: "companies",
-    params: &[],
+    params: &[":body"],
     inserts: 1,
     goal: None,
 };
 
 const BARE_BYTES: &str = "axum, the same bytes";
+const PGBENCH: &str = "pgbench, the same statement";
+const PGBENCH_ROW: &str = "pgbench, the same row";
+const PGBENCH_INSERT: &str = "pgbench, the same insert";
 const BARE_REDIS: &str = "axum, GET of the same row from Redis Cluster";
 
 /// Built by ops/bench.
@@ -60,10 +96,24 @@ const BARE: &str = concat!(
     "/../target/production/examples/bare_cache"
 );
 
-/// Runs all of it, on clusters of its own.
-pub(crate) async fn measure(args: &Args) -> Result<Vec<Cached>, Failure> {
-    let mut all = in_memory(args).await?;
-    all.extend(in_redis(args).await?);
+/// Runs them, or one of them, each on a cluster of its own.
+pub(crate) async fn measure(args: &Args, only: Option<Part>) -> Result<Measured, Failure> {
+    let wanted = |part| only.is_none_or(|only| only == part);
+    let mut all = Measured::default();
+    if wanted(Part::Memory) {
+        all.answers.extend(in_memory(args).await?);
+    }
+    if wanted(Part::Redis) {
+        all.answers.extend(in_redis(args).await?);
+    }
+    if wanted(Part::Fresh) {
+        let cluster = start(None).await?;
+        all.fresh = fresh::measure(&cluster, &Bench::new(&cluster, args).await?).await?;
+        cluster.down().await;
+    }
+    if wanted(Part::Day) {
+        all.days = day::measure(args).await?;
+    }
     Ok(all)
 }
 
@@ -92,6 +142,8 @@ async fn in_memory(args: &Args) -> Result<Vec<Cached>, Failure> {
     let bench = Bench::new(&cluster, args).await?;
     let (body, tag) = answered_from(&bench, PAGE.path, "l1").await?;
     let bare = Bare::start(&cluster, &body).await?;
+    let direct = bench.pgbench_script(&PAGE, "page.sql").await?;
+    let direct_insert = bench.pgbench_script(&INSERT, "insert.sql").await?;
     let page = |file, headers: &[(&str, &str)]| bench.wrk_script(&PAGE, file, "/rest/v1/", headers);
     let insert =
         |file, headers: &[(&str, &str)]| bench.wrk_script(&INSERT, file, "/rest/v1/", headers);
@@ -103,13 +155,13 @@ async fn in_memory(args: &Args) -> Result<Vec<Cached>, Failure> {
             page("l1.lua", &[])?,
             router(),
         )
-        .beside(BARE_BYTES, 0.75),
+        .beside(BARE_BYTES, Some(0.75)),
         Side::new(
             "the same, 304",
             page("304.lua", &[("If-None-Match", &tag)])?,
             router(),
         )
-        .beside(BARE_BYTES, 0.80),
+        .beside(BARE_BYTES, Some(0.80)),
         Side::new(
             "the same rows, never asked before",
             bench.wrk_script(&NEW_PAGE, "miss.lua", "/rest/v1/", &[])?,
@@ -119,7 +171,9 @@ async fn in_memory(args: &Args) -> Result<Vec<Cached>, Failure> {
             "the same with no-store",
             page("past.lua", &[("Cache-Control", "no-store")])?,
             router(),
-        ),
+        )
+        .beside(PGBENCH, None),
+        Side::pgbench(PGBENCH, direct, &PAGE),
     ];
     if let Some(bare) = &bare {
         let of = || (bare.child.id(), bare.url.clone());
@@ -131,9 +185,12 @@ async fn in_memory(args: &Args) -> Result<Vec<Cached>, Failure> {
     }
     // Last in each round: they make the others' answers out of date.
     let all = insert("all.lua", &[])?;
-    sides.push(Side::new("insert, seen by all", all, router()));
+    let all = Side::new("insert, seen by all", all, router());
+    sides.push(all.beside(PGBENCH_INSERT, None));
     let own = insert("self.lua", &[("Prefer", "visibility=self")])?;
-    sides.push(Side::new("insert, visibility=self", own, router()));
+    let own = Side::new("insert, visibility=self", own, router());
+    sides.push(own.beside(PGBENCH_INSERT, Some(0.60)));
+    sides.push(Side::pgbench(PGBENCH_INSERT, direct_insert, &INSERT));
     let measured = by_turns(args, &bench, &sides);
     drop(bare);
     cluster.down().await;
@@ -147,13 +204,16 @@ async fn in_redis(args: &Args) -> Result<Vec<Cached>, Failure> {
     let path = BY_KEY.path.replace("{id}", &bench.ids.0.to_string());
     let (body, _) = answered_from(&bench, &path, "l2").await?;
     let bare = Bare::start(&cluster, &body).await?;
+    let direct = bench.pgbench_script(&BY_KEY, "row.sql").await?;
     let script = bench.wrk_script(&BY_KEY, "l2.lua", "/rest/v1/", &[])?;
     // Twice, so that Redis has the answers.
     bench.wrk(&script, &bench.url)?;
     bench.wrk(&script, &bench.url)?;
     let router = (bench.router_pid, bench.url.clone());
-    let mut sides =
-        vec![Side::new("read from Redis, one row", script, router).beside(BARE_REDIS, 0.90)];
+    let mut sides = vec![
+        Side::new("read from Redis, one row", script, router).beside(BARE_REDIS, Some(0.90)),
+        Side::pgbench(PGBENCH_ROW, direct, &BY_KEY),
+    ];
     if let Some(bare) = &bare {
         let redis = bench.wrk_script(&PAGE, "redis.lua", "/redis/", &[])?;
         let of = (bare.child.id(), bare.url.clone());
@@ -165,14 +225,20 @@ async fn in_redis(args: &Args) -> Result<Vec<Cached>, Failure> {
     measured
 }
 
-/// What is measured, by which script of wrk, and who answers it.
+/// What is measured, and by whom.
 struct Side {
     what: &'static str,
     script: PathBuf,
-    pid: u32,
-    url: String,
+    by: By,
     /// What it is compared with, and the goal.
-    beside: Option<(&'static str, f64)>,
+    beside: Option<(&'static str, Option<f64>)>,
+}
+
+enum By {
+    /// wrk asks it of this process.
+    Wrk { pid: u32, url: String },
+    /// It runs the statement of this work straight on Postgres.
+    Pgbench(&'static Work),
 }
 
 impl Side {
@@ -180,16 +246,31 @@ impl Side {
         Self {
             what,
             script,
-            pid,
-            url,
+            by: By::Wrk { pid, url },
             beside: None,
         }
     }
 
-    fn beside(self, what: &'static str, goal: f64) -> Self {
+    fn pgbench(what: &'static str, script: PathBuf, work: &'static Work) -> Self {
+        Self {
+            what,
+            script,
+            by: By::Pgbench(work),
+            beside: None,
+        }
+    }
+
+    fn beside(self, what: &'static str, goal: Option<f64>) -> Self {
         Self {
             beside: Some((what, goal)),
             ..self
+        }
+    }
+
+    fn run(&self, bench: &Bench<'_>) -> Result<Sample, Failure> {
+        match &self.by {
+            By::Wrk { pid, url } => bench.measured(Some(*pid), || bench.wrk(&self.script, url)),
+            By::Pgbench(work) => bench.measured(None, || bench.pgbench(&self.script, work)),
         }
     }
 }
@@ -199,8 +280,7 @@ fn by_turns(args: &Args, bench: &Bench<'_>, sides: &[Side]) -> Result<Vec<Cached
     for round in 1..=args.rounds {
         for (side, samples) in sides.iter().zip(&mut samples) {
             eprintln!("· {}: round {round} of {}", side.what, args.rounds);
-            let run = || bench.wrk(&side.script, &side.url);
-            samples.push(bench.measured(side.pid, run)?);
+            samples.push(side.run(bench)?);
         }
     }
     let medians: Vec<Sample> = samples.iter().map(|samples| median(samples)).collect();
@@ -211,9 +291,9 @@ fn by_turns(args: &Args, bench: &Bench<'_>, sides: &[Side]) -> Result<Vec<Cached
     let all = sides.iter().zip(&medians).map(|(side, sample)| Cached {
         what: side.what,
         sample: *sample,
-        compared: side.beside.and_then(|(what, goal)| {
-            let rate = rate_of(what)?;
-            Some((what, sample.rate / rate, goal))
+        compared: side.beside.and_then(|(with, goal)| {
+            let ratio = sample.rate / rate_of(with)?;
+            Some(Compared { with, ratio, goal })
         }),
     });
     Ok(all.collect())
@@ -302,23 +382,30 @@ impl Drop for Bare {
 }
 
 /// Shows what was measured.
-pub(crate) fn print(all: &[Cached], as_json: bool) {
+pub(crate) fn print(all: &Measured, as_json: bool) {
     if as_json {
-        let rows = all.iter().map(
-            |Cached {
-                 what,
-                 sample,
-                 compared,
-             }| {
-                json!({ "what": what, "rate": sample.rate, "p50_ms": sample.p50_ms,
+        let answers = all.answers.iter().map(|row| {
+            let (sample, compared) = (&row.sample, row.compared.as_ref());
+            json!({ "what": row.what, "rate": sample.rate, "p50_ms": sample.p50_ms,
                 "p99_ms": sample.p99_ms, "service_us": sample.service_us,
-                "postgres_us": sample.postgres_us, "beside": compared.map(|c| c.0),
-                "ratio": compared.map(|c| c.1), "goal": compared.map(|c| c.2) })
-            },
-        );
-        println!("{:#}", json!({ "caches": rows.collect::<Vec<_>>() }));
+                "postgres_us": sample.postgres_us, "beside": compared.map(|c| c.with),
+                "ratio": compared.map(|c| c.ratio), "goal": compared.and_then(|c| c.goal) })
+        });
+        let all = json!({ "caches": answers.collect::<Vec<_>>(),
+            "fresh": fresh::json(&all.fresh), "crm_day": day::json(&all.days) });
+        println!("{all:#}");
         return;
     }
+    let tables = [
+        (!all.answers.is_empty()).then(|| table(&all.answers)),
+        (!all.fresh.is_empty()).then(|| fresh::table(&all.fresh)),
+        (!all.days.is_empty()).then(|| day::table(&all.days)),
+    ];
+    let tables = tables.into_iter().flatten().map(|table| table.to_string());
+    println!("{}", tables.collect::<Vec<_>>().join("\n\n"));
+}
+
+fn table(answers: &[Cached]) -> Table {
     let mut table = Table::new();
     table.load_preset(NOTHING).set_header([
         "CACHES",
@@ -330,23 +417,24 @@ pub(crate) fn print(all: &[Cached], as_json: bool) {
         "RATIO",
         "GOAL",
     ]);
-    for Cached {
-        what,
-        sample,
-        compared,
-    } in all
-    {
-        let ratio = |(beside, ratio, _): (&str, f64, f64)| format!("{ratio:.2} of {beside}");
+    for row in answers {
+        let (sample, compared) = (&row.sample, row.compared.as_ref());
+        let ratio = compared.map(|c| format!("{:.2} of {}", c.ratio, c.with));
+        let goal = compared.and_then(|c| c.goal);
         table.add_row([
-            (*what).to_owned(),
+            row.what.to_owned(),
             format!("{:.0}", sample.rate),
             format!("{:.2}", sample.p50_ms),
-            format!("{:.2}", sample.p99_ms),
+            // pgbench tells none.
+            match sample.p99_ms {
+                0.0 => "-".to_owned(),
+                p99 => format!("{p99:.2}"),
+            },
             format!("{:.1}", sample.service_us),
             format!("{:.1}", sample.postgres_us),
-            compared.map(ratio).unwrap_or_default(),
-            compared.map_or(String::new(), |(_, _, goal)| format!("≥ {goal}")),
+            ratio.unwrap_or_default(),
+            goal.map_or(String::new(), |goal| format!("≥ {goal}")),
         ]);
     }
-    println!("{table}");
+    table
 }

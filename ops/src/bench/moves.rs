@@ -368,7 +368,7 @@ async fn succeeds(request: RequestBuilder) -> bool {
 }
 
 /// Of sorted values.
-fn quantile(sorted: &[f64], part: f64) -> f64 {
+pub(crate) fn quantile(sorted: &[f64], part: f64) -> f64 {
     let last = sorted.len().saturating_sub(1);
     let place = (last as f64 * part).round() as usize;
     sorted.get(place).copied().unwrap_or_default()

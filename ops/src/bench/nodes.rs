@@ -66,7 +66,8 @@ pub(crate) async fn measure(args: &Args) -> Result<(Vec<Replicated>, Idle), Fail
         for round in 1..=args.rounds {
             eprintln!("· {replicas} replicas: round {round} of {}", args.rounds);
             let before = cpu(bench.postgres_pid);
-            let sample = bench.measured(bench.router_pid, || bench.wrk(&script, &bench.url))?;
+            let sample =
+                bench.measured(Some(bench.router_pid), || bench.wrk(&script, &bench.url))?;
             let spent = cpu(bench.postgres_pid).saturating_sub(before);
             at_primary.push(spent.as_secs_f64() * 1e6 / (sample.rate * args.seconds as f64));
             samples.push(sample);
