@@ -97,7 +97,7 @@ pub struct App {
     in_flight: AtomicUsize,
     started: Instant,
     draining: AtomicBool,
-    instance: u32,
+    instance: String,
     requests: AtomicU64,
 }
 
@@ -171,7 +171,7 @@ impl App {
             in_flight: AtomicUsize::new(0),
             started: Instant::now(),
             draining: AtomicBool::new(false),
-            instance: uuid::Uuid::new_v4().as_fields().0,
+            instance: format!("{:08x}-", uuid::Uuid::new_v4().as_fields().0),
             requests: AtomicU64::new(0),
             config,
         });
@@ -197,7 +197,8 @@ impl App {
             Some(id) if !id.is_empty() && id.len() <= REQUEST_ID_MAX => id.into(),
             _ => {
                 let number = self.requests.fetch_add(1, Ordering::Relaxed);
-                format!("{:08x}-{number:x}", self.instance).into()
+                let mut digits = itoa::Buffer::new();
+                [&*self.instance, digits.format(number)].concat().into()
             }
         }
     }

@@ -23,8 +23,8 @@ use tokio_util::sync::CancellationToken;
 use tower::util::MapResponse;
 use tower::{BoxError, Service};
 use tower_http::CompressionLevel;
-use tower_http::compression::Compression;
 use tower_http::compression::predicate::SizeAbove;
+use tower_http::compression::{Compression, CompressionBody};
 
 use crate::app::App;
 use crate::pipeline;
@@ -43,12 +43,8 @@ const LAST_READ: Duration = Duration::from_millis(20);
 /// Tenants' requests: all go to the pipeline, so there is no route to be found.
 pub fn answers(
     app: Arc<App>,
-) -> impl Service<
-    Request<Incoming>,
-    Response = Response<impl HttpBody<Data: Send, Error: Into<BoxError>> + Send + 'static>,
-    Error = Infallible,
-    Future: Send,
-> + Clone
+) -> impl Service<Request<Incoming>, Response = Response<Body>, Error = Infallible, Future: Send>
++ Clone
 + Send
 + 'static {
     compressed(pipeline::handle.with_state(app))
@@ -185,12 +181,7 @@ fn unwatched((stream, _): (TcpStream, SocketAddr)) -> std::io::Result<std::net::
 /// would box every request and answer anew.
 fn compressed<S>(
     answers: S,
-) -> impl Service<
-    Request<Incoming>,
-    Response = Response<impl HttpBody<Data: Send, Error: Into<BoxError>> + Send + 'static>,
-    Error = S::Error,
-    Future: Send,
-> + Clone
+) -> impl Service<Request<Incoming>, Response = Response<Body>, Error = S::Error, Future: Send> + Clone
 where
     S: Service<Request<Incoming>, Response = Response<Body>, Future: Send> + Clone,
 {
@@ -216,7 +207,13 @@ fn set_range_aside(mut response: Response<Body>) -> Response<Body> {
     response
 }
 
-fn finish<B>(mut response: Response<B>) -> Response<B> {
+fn finish(response: Response<CompressionBody<Body>>) -> Response<Body> {
+    // The body has room for a compression's state, kilobytes that hyper would move
+    // about from here on: of a plain one only what is in it goes on.
+    let mut response = match response.headers().contains_key(header::CONTENT_ENCODING) {
+        true => response.map(Body::new),
+        false => response.map(CompressionBody::into_inner),
+    };
     if let Some(RowRange(range)) = response.extensions_mut().remove() {
         response.headers_mut().insert(header::CONTENT_RANGE, range);
     }

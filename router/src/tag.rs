@@ -293,7 +293,9 @@ fn tags(text: &str) -> Option<Vec<Tag<'_>>> {
 fn hexadecimal(bytes: &[u8], digits: usize) -> String {
     let nibbles = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
     let digit = |nibble| char::from_digit(u32::from(nibble), 16);
-    nibbles.filter_map(digit).take(digits).collect()
+    let mut text = String::with_capacity(digits);
+    text.extend(nibbles.filter_map(digit).take(digits));
+    text
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 
 use aws_lc_rs::digest::{SHA256, digest};
 use http::HeaderMap;
+use http::header::{ACCEPT, HeaderName, RANGE};
 use schema::catalog::Catalog;
 use tenancy::auth::TenantContext;
 
@@ -79,7 +80,12 @@ impl Key {
 }
 
 /// Headers that a plan depends on.
-const PLANNED_BY: [&str; 4] = ["accept", "accept-profile", "prefer", "range"];
+const PLANNED_BY: [HeaderName; 4] = [
+    ACCEPT,
+    HeaderName::from_static("accept-profile"),
+    HeaderName::from_static("prefer"),
+    RANGE,
+];
 
 /// Parts of a key, each with its length, so that none can flow into the next. The
 /// digest is of them all at once, which is quicker than by such small ones.

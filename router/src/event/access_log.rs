@@ -61,12 +61,10 @@ fn line(done: &RequestDone<'_>) -> String {
         None => ("INFO", "request"),
         Some(_) => ("WARN", "slow request"),
     };
-    let _ = write!(
-        text,
-        "{{\"time\":{}.{:03},\"level\":\"{level}\",\"message\":\"{message}\"",
-        now.as_secs(),
-        now.subsec_millis(),
-    );
+    text.push_str("{\"time\":");
+    add_thousandths(&mut text, now.as_secs(), now.subsec_millis());
+    add(&mut text, "level", Some(level));
+    add(&mut text, "message", Some(message));
     add(&mut text, "request_id", Some(done.id));
     let mut id = uuid::Uuid::encode_buffer();
     let tenant = done.tenant.map(uuid::Uuid::hyphenated);
@@ -78,11 +76,13 @@ fn line(done: &RequestDone<'_>) -> String {
     add(&mut text, "shard", done.shard);
     add(&mut text, "method", Some(done.method.as_str()));
     add(&mut text, "path", Some(done.path));
-    let _ = write!(text, ",\"status\":{}", done.status.as_u16());
+    text.push_str(",\"status\":");
+    text.push_str(done.status.as_str());
     add(&mut text, "code", done.code);
     text.push_str(",\"duration_ms\":");
     add_milliseconds(&mut text, done.took);
-    let _ = write!(text, ",\"bytes\":{}", done.bytes);
+    text.push_str(",\"bytes\":");
+    text.push_str(itoa::Buffer::new().format(done.bytes));
     if let Some(slow) = &done.slow {
         add_slow(&mut text, slow);
     }
@@ -126,13 +126,18 @@ fn is_itself_in_json(byte: u8) -> bool {
     byte >= b' ' && byte != b'"' && byte != b'\\'
 }
 
-/// In whole microseconds, digit by digit: each request does so some six times, and
-/// formatting floats, or with zeros before, is slow.
+/// In whole microseconds.
 pub(crate) fn add_milliseconds(text: &mut String, time: Duration) {
     let whole = time.as_secs() * 1_000 + u64::from(time.subsec_millis());
-    let _ = write!(text, "{whole}.");
-    let micros = time.subsec_micros();
-    for digit in [micros / 100 % 10, micros / 10 % 10, micros % 10] {
+    add_thousandths(text, whole, time.subsec_micros() % 1_000);
+}
+
+/// A number with three decimals. Each request writes some eight of them, and
+/// formatting by `write!` is slow.
+fn add_thousandths(text: &mut String, whole: u64, thousandths: u32) {
+    text.push_str(itoa::Buffer::new().format(whole));
+    text.push('.');
+    for digit in [thousandths / 100, thousandths / 10 % 10, thousandths % 10] {
         text.extend(char::from_digit(digit, 10));
     }
 }
