@@ -36,7 +36,7 @@ fn state(cluster: &Cluster, name: &str) -> NodeState {
 
 /// Waits until a replica shows what its primary has.
 async fn replicated(replica: &Client, rows: i64) {
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let found = replica.query_one("select count(*) from t", &[]).await;
         if found.is_ok_and(|row| row.get::<_, i64>(0) == rows) {
@@ -173,7 +173,7 @@ fn nothing_outlives_a_killed_parent() {
     assert!(processes(&folder) > 10);
     parent.kill().unwrap();
     parent.wait().unwrap();
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while processes(&folder) > 0 {
         assert!(Instant::now() < deadline, "processes were left behind");
         std::thread::sleep(Duration::from_millis(20));
@@ -219,12 +219,16 @@ async fn redis_survives_the_loss_of_a_master() {
             "kill" => cluster.kill(&name).await.unwrap(),
             _ => cluster.stop(&name).unwrap(),
         }
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(90);
         while !ask(replica, "ROLE").starts_with("master") {
             assert!(Instant::now() < deadline, "not taken over");
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        assert_eq!(ask(replica, "GET {06S}").trim(), "kept");
+        // It has the others' agreement a moment later, where they are slow.
+        while ask(replica, "GET {06S}").trim() != "kept" {
+            assert!(Instant::now() < deadline, "not kept");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
         match end {
             "kill" => cluster.start_node(&name).await.unwrap(),
             _ => cluster.cont(&name).unwrap(),

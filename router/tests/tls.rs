@@ -8,7 +8,7 @@ mod redis;
 mod streams;
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ops::local::{Authority, Cluster, Options};
 use reqwest::StatusCode;
@@ -74,15 +74,19 @@ async fn all_services_speak_tls_and_verify_whom_they_speak_to() {
     // A cancel request goes the same way.
     let token = client.cancel_token();
     let sleep = client.batch_execute("select pg_sleep(60)");
+    // Again and again: the first may come before the statement.
     let cancel = async {
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        full.cancel(&token).await.unwrap();
+        loop {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            full.cancel(&token).await.unwrap();
+        }
     };
-    let started = Instant::now();
-    let (slept, ()) = tokio::join!(sleep, cancel);
+    let slept = tokio::select! {
+        slept = sleep => slept,
+        () = cancel => unreachable!(),
+    };
     let code = slept.unwrap_err().code().cloned();
     assert_eq!(code, Some(tokio_postgres::error::SqlState::QUERY_CANCELED));
-    assert!(started.elapsed() < Duration::from_secs(30));
 
     // Another authority's certificate is refused, whatever is verified of it.
     let other = cluster.path().join("other-ca.pem");

@@ -57,7 +57,7 @@ async fn entity_tags() {
 #[tokio::test]
 async fn bounds_of_requests() {
     let service =
-        Service::start("[limits]\nrequest_ms_max = 1500\nbody_bytes_max = 100000\n").await;
+        Service::start("[limits]\nrequest_ms_max = 2500\nbody_bytes_max = 100000\n").await;
     wire::a_deadline_stops_the_query_on_the_server(&service).await;
     wire::slow_bodies_end(&service).await;
     wire::sizes_and_numbers_are_bounded(&service).await;

@@ -55,7 +55,7 @@ async fn a_key_under_way_is_refused_at_once_and_free_after_a_rollback() {
     one.run(&claim("k", "\\x01")).await;
     let claiming = claim("k", "\\x01");
     let busy = other.refused_as(ACME, &claiming);
-    let busy = tokio::time::timeout(Duration::from_secs(5), busy).await;
+    let busy = tokio::time::timeout(Duration::from_secs(20), busy).await;
     assert_eq!(busy.unwrap().code, "RF032");
     other.run_as(ACME, &claim("l", "\\x01")).await;
     other.run_as(GLOBEX, &claim("k", "\\x01")).await;

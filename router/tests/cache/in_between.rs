@@ -115,8 +115,14 @@ async fn policies_by_claims_keep_users_apart_also_before_routers_know_of_them() 
         assert!(begun.elapsed() < PATIENCE, "the new table is not cached");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    // Both get the same answer, so they share it.
-    assert_eq!(from(&read("bob").await), "l1");
+    // Both get the same answer, so they share it: unless there is no lease just then.
+    let begun = Instant::now();
+    let mut bobs = from(&read("bob").await);
+    while bobs == "miss" {
+        assert!(begun.elapsed() < PATIENCE, "there is no lease");
+        bobs = from(&read("bob").await);
+    }
+    assert_eq!(bobs, "l1");
 
     // From here on they don't, and the routers' new model waits for this lock.
     let locker = service.locker("held_up").await;
@@ -159,21 +165,35 @@ async fn policies_by_claims_keep_users_apart_also_before_routers_know_of_them() 
 async fn those_who_wait_for_an_answer_that_changes_meanwhile_share_the_next() {
     let service = Service::start(None).await;
     let tenant = service.tenant().await;
+    for trial in 0..20 {
+        if they_share_the_next(&service, &tenant, trial).await {
+            return;
+        }
+    }
+    panic!("no lease lasted for as long as the requests");
+}
+
+/// Whether it was a trial: on a busy machine a lease may end meanwhile, and then
+/// nothing is shared (rule 10).
+async fn they_share_the_next(service: &Service, tenant: &str, trial: usize) -> bool {
     let contacts = "contacts?select=title&order=id&limit=1";
     service.cached(0, contacts).await;
+    let before = service.shard_answers().await.leases_missed;
     let locker = service.locker("companies").await;
-    let held = Instant::now();
     let mut asked = JoinSet::new();
     for _ in 0..40 {
-        let path = "companies?select=id,contacts(id)&order=id&limit=77";
-        asked.spawn(service.get(0, path).send());
+        let limit = 77 + trial;
+        let path = format!("companies?select=id,contacts(id)&order=id&limit={limit}");
+        asked.spawn(service.get(0, &path).send());
     }
     service.waiting_for_a_lock(1).await;
+    let held = Instant::now();
+    let title = format!("Changed meanwhile {trial}");
     let change = format!(
-        "update contacts set title = 'Changed meanwhile' where (tenant_id, id) =
+        "update contacts set title = '{title}' where (tenant_id, id) =
          (select tenant_id, min(id) from contacts where tenant_id = '{tenant}' group by 1)"
     );
-    let seen = |body: &Value| body[0]["title"] == "Changed meanwhile";
+    let seen = |body: &Value| body[0]["title"] == title;
     service.applied(&change, contacts, seen).await;
     let held = held.elapsed();
     locker.batch_execute("rollback").await.unwrap();
@@ -185,10 +205,14 @@ async fn those_who_wait_for_an_answer_that_changes_meanwhile_share_the_next() {
         queries += usize::from(from(&answer) != "l1");
         longest = longest.max(spent(&answer, "transaction"));
     }
+    if service.shard_answers().await.leases_missed > before {
+        return false;
+    }
     assert!(queries <= 4, "{queries} queries of 40");
     // What it cost the shard is on the account of who began it.
     let held = held.as_secs_f64() * 1e3;
     assert!(longest > held / 2.0, "{longest} ms of {held} ms");
+    true
 }
 
 /// What a router answers to who takes old answers, when its connection to the shard is
@@ -254,7 +278,13 @@ pub(crate) async fn an_old_answer_of_redis_stands_in_for_a_connection_that_is_lo
             100 + asked
         );
         let body = service.cached(0, &path).await;
-        if !service.names_of(&tenant).await.is_subset(&before) {
+        // It comes there soon, or not at all; and not after the next one is asked for.
+        let since = Instant::now();
+        let mut came = false;
+        while !came && since.elapsed() < Duration::from_secs(2) {
+            came = !service.names_of(&tenant).await.is_subset(&before);
+        }
+        if came {
             break (path, body);
         }
         assert!(begun.elapsed() < PATIENCE, "nothing comes to Redis");

@@ -13,7 +13,7 @@ use tokio_postgres::NoTls;
 use crate::receiver::{Collector, Sentry};
 
 /// Longest wait for what must happen.
-pub(crate) const SOON: Duration = Duration::from_secs(30);
+pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 pub(crate) struct Stage {
     pub(crate) cluster: Cluster,

@@ -147,7 +147,7 @@ impl Stage {
             if status == 200 {
                 return;
             }
-            assert!(began.elapsed() < Duration::from_secs(10), "{status} {body}");
+            assert!(began.elapsed() < Duration::from_secs(60), "{status} {body}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -160,7 +160,7 @@ impl Stage {
             if status == wanted {
                 return;
             }
-            assert!(began.elapsed() < Duration::from_secs(10), "{status} {body}");
+            assert!(began.elapsed() < Duration::from_secs(60), "{status} {body}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -198,7 +198,7 @@ impl Stage {
             if now.is_some_and(|now| now >= version as f64) {
                 return;
             }
-            assert!(began.elapsed() < Duration::from_secs(10), "{now:?}");
+            assert!(began.elapsed() < Duration::from_secs(60), "{now:?}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }

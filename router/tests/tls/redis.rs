@@ -88,7 +88,9 @@ impl Redis {
         let mut create = vec!["--cluster".to_owned(), "create".to_owned()];
         create.extend(addresses);
         create.push("--cluster-yes".to_owned());
-        redis.until(&["ping"], "PONG");
+        for port in &redis.ports {
+            redis.until(&["-p", &port.to_string(), "ping"], "PONG");
+        }
         let made = redis.cli(true, &create);
         assert!(made.contains("All 16384 slots covered"), "{made}");
         redis.until(&["cluster", "info"], "cluster_state:ok");
@@ -111,7 +113,7 @@ impl Redis {
 
     fn until(&self, words: &[&str], wanted: &str) {
         let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             let said = self.cli(true, &words);
             if said.contains(wanted) {
@@ -159,7 +161,7 @@ async fn composes_redis_speaks_tls_only_and_is_verified() {
     // It tries again and again: it has had as long as each of these, who got there.
     for _ in 0..3 {
         let router = redis.reached_by(&redis.secret("ca.pem"), &stop);
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while !router.is_connected() {
             assert!(Instant::now() < deadline);
             tokio::time::sleep(Duration::from_millis(20)).await;

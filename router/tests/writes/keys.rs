@@ -361,14 +361,28 @@ pub(crate) async fn a_dry_run_keeps_nothing(service: &Service) {
 }
 
 pub(crate) async fn who_waits_too_long_is_told_to_come_back(service: &Service) {
-    slow_names(service, "Slower", "2").await;
+    // The first is under way until the second has been answered.
+    service
+        .sql
+        .batch_execute(
+            "create or replace function held() returns trigger language plpgsql as
+               $$ begin perform pg_advisory_xact_lock_shared(77); return new; end $$;
+             create trigger held before insert on companies for each row
+               when (new.name = 'Slower') execute function held();
+             select pg_advisory_lock(77)",
+        )
+        .await
+        .unwrap();
     let headers = [key("k-wait")];
     let send = || service.send("POST", "companies", &headers, r#"{"name": "Slower"}"#);
     let (first, second) = tokio::join!(send(), async {
         service
-            .until("select count(*) > 0 from pg_stat_activity where wait_event = 'PgSleep'")
+            .until("select count(*) > 0 from pg_locks where objid = 77 and not granted")
             .await;
-        send().await
+        let second = send().await;
+        let unlock = "select pg_advisory_unlock(77)";
+        service.sql.batch_execute(unlock).await.unwrap();
+        second
     });
     assert_eq!(first.status, 201);
     assert_eq!((second.status, &*second.code()), (409, "RF032"));

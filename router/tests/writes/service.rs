@@ -115,7 +115,7 @@ impl Service {
 
     /// Waits until the shard answers `true`.
     pub(crate) async fn until(&self, question: &str) {
-        let deadline = Instant::now() + Duration::from_secs(20);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while !self
             .sql
             .query_one(question, &[])
@@ -131,11 +131,9 @@ impl Service {
     async fn own_router(&mut self, settings: &str) {
         let theirs = self.cluster.path().join("nodes/router-1/config.toml");
         let theirs = std::fs::read_to_string(theirs).unwrap();
-        let free = || {
-            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-            listener.local_addr().unwrap()
-        };
-        let (listen, admin) = (free(), free());
+        // Held until both are known, so that none is given twice.
+        let free = [0, 1].map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+        let [listen, admin] = free.map(|port| port.local_addr().unwrap());
         let mut config: toml::Table = theirs.parse().unwrap();
         config.extend(settings.parse::<toml::Table>().unwrap());
         config.insert("listen".into(), listen.to_string().into());
@@ -155,7 +153,7 @@ impl Service {
         self.router = Some(Router(router));
         self.url = format!("http://{listen}");
         let ready = format!("http://{admin}/ready");
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(60);
         while !matches!(self.http.get(&ready).send().await, Ok(ok) if ok.status().is_success()) {
             assert!(Instant::now() < deadline, "the router does not start");
             tokio::time::sleep(Duration::from_millis(50)).await;

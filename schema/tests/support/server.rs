@@ -82,7 +82,7 @@ impl Server {
     pub(crate) async fn connect(&self, user: &str, database: &str) -> Client {
         let mut config = Config::new();
         config.host_path(&self.folder).user(user).dbname(database);
-        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+        let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(60);
         loop {
             match config.connect(NoTls).await {
                 Ok((client, connection)) => {

@@ -203,7 +203,9 @@ impl Router {
     }
 
     /// The position of a lease; applied already.
+    /// Asked for again meanwhile: who lost the slot for a moment has forgotten it.
     pub(crate) async fn lease(&mut self, id: u64) -> Lsn {
+        let deadline = Instant::now() + LONG;
         loop {
             if let Some((_, lsn)) = self.leases.iter().find(|(of, _)| *of == id).copied() {
                 while self.watermark() < lsn {
@@ -211,7 +213,11 @@ impl Router {
                 }
                 return lsn;
             }
-            self.step().await;
+            assert!(Instant::now() < deadline, "no lease comes");
+            match tokio::time::timeout(ASK_AGAIN, self.receive()).await {
+                Ok(message) => self.apply(message.expect("the stream ended")).await,
+                Err(_) => self.ping(id).await,
+            }
         }
     }
 
@@ -227,9 +233,15 @@ impl Router {
         .await;
     }
 
-    pub(crate) async fn barrier_done(&mut self, id: u64) {
+    /// Asks again meanwhile: the worker forgets it after a second.
+    pub(crate) async fn barrier_done(&mut self, id: u64, lsn: Lsn) {
+        let deadline = Instant::now() + LONG;
         while !self.barriers.contains(&id) {
-            self.step().await;
+            assert!(Instant::now() < deadline, "{lsn} is not everywhere");
+            match tokio::time::timeout(ASK_AGAIN, self.receive()).await {
+                Ok(message) => self.apply(message.expect("the stream ended")).await,
+                Err(_) => self.barrier(id, lsn).await,
+            }
         }
     }
 

@@ -29,8 +29,9 @@ async fn an_archive_comes_back_as_another_tenant() {
     // The worker dies while it writes, and no file is there; then it is whole.
     stage.fail_at(&["export_part"]);
     let export = start(&stage, &["tenant", "export", "acme", "--to", text(&plain)]);
-    stage.worker_died().await;
+    stage.worker_is_dead().await;
     assert!(!plain.exists());
+    stage.revive_worker().await;
     let exported = done(export.wait_with_output().await);
     assert_eq!(
         exported["rows"],
@@ -71,9 +72,11 @@ async fn an_archive_comes_back_as_another_tenant() {
         ],
     );
     for _ in 0..3 {
-        stage.worker_died().await;
-        let tenant = stage.get("tenants/again").await;
-        assert_eq!(tenant["state"], "importing");
+        stage.worker_is_dead().await;
+        let state = "select state from ringfence.tenant where slug = 'again'";
+        let state = stage.control().await.query_one(state, &[]).await;
+        assert_eq!(state.unwrap().get::<_, &str>(0), "importing");
+        stage.revive_worker().await;
     }
     let imported = done(import.wait_with_output().await);
     assert_eq!(imported["status"], "done", "{imported}");

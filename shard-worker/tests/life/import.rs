@@ -189,7 +189,15 @@ async fn an_import_that_can_not_be_whole_leaves_nothing() {
         assert_eq!((row.get::<_, i64>(0), row.get::<_, bool>(1)), (0, false));
     };
 
-    // Cancelled on the way.
+    // Cancelled on the way: it does not come to its end while somebody else may be
+    // writing its last row.
+    let other = stage.shard(&shard).await;
+    let last = format!(
+        "begin; set local session_replication_role = replica;
+         insert into activities (tenant_id, id, kind, subject, minutes)
+           overriding system value values ('{blue}', {ROWS} - 1, 'call', 'another', 1)"
+    );
+    other.batch_execute(&last).await.unwrap();
     let (_, job) = import(&stage, "blue", &dsn).await;
     let id = job["id"].as_str().unwrap();
     stage
@@ -199,6 +207,7 @@ async fn an_import_that_can_not_be_whole_leaves_nothing() {
         .send(Method::POST, &format!("jobs/{id}/cancel"), Some(json!({})))
         .await;
     assert_eq!(stage.over(id).await["status"], "cancelled");
+    other.batch_execute("rollback").await.unwrap();
     is_as_before().await;
 
     // A row that refers to nothing: the source had it past its own constraints.

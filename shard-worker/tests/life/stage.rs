@@ -1,6 +1,7 @@
 //! A cluster, its admin API, and what its shards hold.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use ops::local::{Cluster, Content, NodeState, Options};
@@ -38,6 +39,8 @@ impl Stage {
             shards: Some(2),
             replicas: Some(0),
             routers: Some(1),
+            // A slow machine starts a worker in more seconds than requests wait for.
+            hold_ms_max: Some(20_000),
             content: Content::Demo {
                 extra: 0,
                 rows: Some(rows),
@@ -108,13 +111,22 @@ impl Stage {
 
     /// Workers die at these points, one after another.
     pub(crate) fn fail_at(&self, points: &[&str]) {
-        let file = self.cluster.path().join("nodes/worker-1/failpoint");
-        std::fs::write(file, points.join("\n")).unwrap();
+        std::fs::write(self.failpoints(), points.join("\n")).unwrap();
     }
 
-    /// Waits until the worker is dead, and starts another, for which the dead
-    /// one's lease is over.
+    /// Where the worker reads at which points it dies.
+    pub(crate) fn failpoints(&self) -> PathBuf {
+        self.cluster.path().join("nodes/worker-1/failpoint")
+    }
+
+    /// Waits until the worker is dead, and starts another.
     pub(crate) async fn worker_died(&self) {
+        self.worker_is_dead().await;
+        self.revive_worker().await;
+    }
+
+    /// Waits until the worker is dead.
+    pub(crate) async fn worker_is_dead(&self) {
         let deadline = Instant::now() + SOON;
         let is_up = || {
             let nodes = self.cluster.status();
@@ -125,9 +137,18 @@ impl Stage {
             assert!(Instant::now() < deadline, "the worker does not die");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+    }
+
+    /// Starts a worker in the place of one that died, whose lease is over for it. It may
+    /// come to a failpoint, and die, before anybody saw it ready.
+    pub(crate) async fn revive_worker(&self) {
         let over = "update ringfence.job set lease_until = now() where not done";
         self.control().await.execute(over, &[]).await.unwrap();
-        self.cluster.start_node("worker-1").await.unwrap();
+        let points = || std::fs::read_to_string(self.failpoints()).unwrap_or_default();
+        let before = points();
+        if let Err(error) = self.cluster.start_node("worker-1").await {
+            assert_ne!(points(), before, "{error}");
+        }
     }
 
     /// A new API key of a tenant.

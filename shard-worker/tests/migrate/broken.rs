@@ -122,7 +122,8 @@ async fn a_change_that_waits_for_a_lock_holds_nobody_up() {
         }
         assert!(Instant::now() < deadline, "{job}");
     }
-    assert!(slowest < Duration::from_secs(2), "{slowest:?}");
+    // Behind a change that waited for as long as the report reads, none was answered.
+    assert!(slowest < Duration::from_secs(15), "{slowest:?}");
 
     // A second operator is told so.
     let (status, body) = stage.ask(&[GADGETS, file]).await;
@@ -163,8 +164,10 @@ async fn a_change_that_waits_for_a_lock_holds_nobody_up() {
         {
             let begins = "CREATE INDEX CONCURRENTLY of companies_remark: ";
             assert!(shown.starts_with(begins), "{shown}");
-            assert!(shown.ends_with("0 of 1 transactions waited for"), "{shown}");
-            break;
+            // That it waits, and for how many, Postgres says one after the other.
+            if shown.ends_with("0 of 1 transactions waited for") {
+                break;
+            }
         }
         assert!(Instant::now() < deadline, "{status}");
     }
@@ -275,11 +278,23 @@ async fn workers_that_die_at_any_moment_leave_nothing_undone_or_done_twice() {
     let stage = Stage::with(2, 5).await;
     let (acme, shard) = stage.tenant("acme").await;
     stage.fill(&shard, acme, 10_000).await;
+    // The last file waits for somebody else's row until three have died.
+    let other = stage.shard("s2").await;
+    other
+        .batch_execute(
+            "begin; insert into countries (code, name, region, currency)
+               values ('QC', 'Mine', 'None', 'QQQ')",
+        )
+        .await
+        .unwrap();
     let id = stage.begin(&SLOW).await;
     let mut random = fastrand::Rng::new();
     let mut killed = Vec::new();
     // Until five have died with work under way, or all is done.
     while killed.len() < 5 {
+        if killed.len() == 3 {
+            other.batch_execute("rollback").await.unwrap();
+        }
         let after = Duration::from_millis(random.u64(0..900));
         tokio::time::sleep(after).await;
         if stage.get(&format!("jobs/{id}")).await["done"] == true {

@@ -1,10 +1,8 @@
 //! A worker dies at each step of a move, or the step fails: it goes on, nobody
 //! notices, and nothing is left behind.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use ops::local::NodeState;
 use reqwest::Method;
 use serde_json::json;
 use uuid::Uuid;
@@ -38,68 +36,25 @@ const FORWARD: [&str; 18] = [
 /// Points of a rollback that differ in what is there.
 const BACK: [&str; 6] = ["armed", "closed", "drained", "left", "activated", "control"];
 
-/// The next worker dies at these points, one after another.
-pub(crate) fn die_at(stage: &Stage, points: &[&str]) {
-    std::fs::write(failpoints(stage), points.join("\n")).unwrap();
-}
-
 /// Steps fail at these points, once at each.
 fn fail_at(stage: &Stage, points: &[&str]) {
     let points: Vec<String> = points.iter().map(|point| format!("fail {point}")).collect();
-    std::fs::write(failpoints(stage), points.join("\n")).unwrap();
+    std::fs::write(stage.failpoints(), points.join("\n")).unwrap();
 }
 
 /// All points have been come to.
 fn assert_come_to(stage: &Stage) {
-    let left = std::fs::read_to_string(failpoints(stage)).unwrap();
+    let left = std::fs::read_to_string(stage.failpoints()).unwrap();
     assert_eq!(left, "", "never come to");
 }
 
 /// Waits until they have been.
 async fn come_to(stage: &Stage) {
     let deadline = Instant::now() + SOON;
-    while std::fs::read_to_string(failpoints(stage)).unwrap() != "" {
+    while std::fs::read_to_string(stage.failpoints()).unwrap() != "" {
         assert!(Instant::now() < deadline, "never come to");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-}
-
-fn failpoints(stage: &Stage) -> PathBuf {
-    stage.cluster.path().join("nodes/worker-1/failpoint")
-}
-
-/// Waits until the worker is dead, and starts another. What is left of the
-/// dead one's lease is not waited for: the log of a test that waits shows
-/// nothing new.
-async fn replace_dead_worker(stage: &Stage) {
-    wait_for_death(stage).await;
-    revive(stage).await;
-}
-
-pub(crate) async fn wait_for_death(stage: &Stage) {
-    let deadline = Instant::now() + SOON;
-    let is_dead = || {
-        let nodes = stage.cluster.status();
-        let worker = nodes.iter().find(|node| node.name == "worker-1").unwrap();
-        worker.state == NodeState::Down
-    };
-    while !is_dead() {
-        assert!(Instant::now() < deadline, "the worker does not die");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
-pub(crate) async fn revive(stage: &Stage) {
-    stage
-        .control()
-        .await
-        .execute(
-            "update ringfence.job set lease_until = now() where not done",
-            &[],
-        )
-        .await
-        .unwrap();
-    stage.cluster.start_node("worker-1").await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -112,14 +67,14 @@ async fn a_worker_dies_or_a_step_fails_everywhere_and_nobody_notices() {
     let writers = Writers::start(&url, &key, 3, Duration::from_millis(5));
     writers.more(20).await;
 
-    die_at(&stage, &FORWARD);
+    stage.fail_at(&FORWARD);
     let id = start(&stage, &["acme"], away).await;
     let to_retained = FORWARD
         .iter()
         .position(|point| *point == "retained")
         .unwrap();
     for _ in &FORWARD[..=to_retained] {
-        replace_dead_worker(&stage).await;
+        stage.worker_died().await;
     }
     phase(&stage, &id, "retained").await;
     assert_served_by(&stage, acme, away, 2).await;
@@ -128,7 +83,7 @@ async fn a_worker_dies_or_a_step_fails_everywhere_and_nobody_notices() {
     let path = format!("moves/{id}/complete");
     let _ = stage.try_send(Method::POST, &path, Some(json!({}))).await;
     for _ in &FORWARD[to_retained + 1..] {
-        replace_dead_worker(&stage).await;
+        stage.worker_died().await;
     }
     phase(&stage, &id, "done").await;
     assert_served_by(&stage, acme, away, 2).await;
@@ -138,11 +93,11 @@ async fn a_worker_dies_or_a_step_fails_everywhere_and_nobody_notices() {
     // And on the way back of a move that is rolled back.
     let id = start(&stage, &["acme"], &home).await;
     phase(&stage, &id, "retained").await;
-    die_at(&stage, &BACK);
+    stage.fail_at(&BACK);
     let path = format!("moves/{id}/rollback");
     let _ = stage.try_send(Method::POST, &path, Some(json!({}))).await;
     for _ in BACK {
-        replace_dead_worker(&stage).await;
+        stage.worker_died().await;
     }
     phase(&stage, &id, "rolled_back").await;
     assert_served_by(&stage, acme, away, 4).await;

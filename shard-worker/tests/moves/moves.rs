@@ -409,7 +409,6 @@ async fn a_move_is_cancelled_or_refused_and_leaves_the_source_serving() {
     wish(&stage, &id, "pause").await;
     long.batch_execute("rollback").await.unwrap();
     phase(&stage, &id, "copying").await;
-    wish(&stage, &id, "resume").await;
     let (status, _) = stage
         .send(
             Method::POST,
@@ -418,6 +417,7 @@ async fn a_move_is_cancelled_or_refused_and_leaves_the_source_serving() {
         )
         .await;
     assert_eq!(status, StatusCode::CONFLICT);
+    wish(&stage, &id, "resume").await;
     wish(&stage, &id, "pause").await;
     wish(&stage, "acme", "cancel").await;
     let over = stage.over(&id).await;
@@ -452,9 +452,9 @@ async fn a_row_that_differs_stops_the_move_and_is_named() {
     writers.more(20).await;
 
     // The worker dies when all rows are there and none has been compared yet.
-    crate::kill::die_at(&stage, &["verifying"]);
+    stage.fail_at(&["verifying"]);
     let id = start(&stage, &["acme"], away).await;
-    crate::kill::wait_for_death(&stage).await;
+    stage.worker_is_dead().await;
     let damaged = stage
         .shard(away)
         .await
@@ -466,7 +466,7 @@ async fn a_row_that_differs_stops_the_move_and_is_named() {
         )
         .await
         .unwrap();
-    crate::kill::revive(&stage).await;
+    stage.revive_worker().await;
     let failed = stage.over(&id).await;
     assert_eq!(failed["status"], "failed", "{failed}");
     let why = failed["problem"]["message"].as_str().unwrap();
