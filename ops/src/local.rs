@@ -558,17 +558,17 @@ impl Cluster {
 
     async fn make_primary(&self, node: &str) -> Result<()> {
         let node = self.state(node, &[NodeState::Up])?;
-        let Role::Replica { shard } = &node.role else {
+        if node.shard().is_none() {
             return Err(Error::NodeState {
                 node: node.name.clone(),
                 state: "no replica",
             });
-        };
+        }
         let siblings = self.status().into_iter().filter(|status| {
             let sibling = |other: &Node| {
                 other.name == status.name
                     && other.name != node.name
-                    && matches!(&other.role, Role::Replica { shard: of } if of == shard)
+                    && other.shard() == node.shard()
             };
             status.state == NodeState::Up && self.nodes.iter().any(sibling)
         });
@@ -576,6 +576,22 @@ impl Cluster {
             .filter_map(|status| self.find(&status.name).ok())
             .collect();
         postgres::promote(node, &siblings, self.secrets.superuser()).await
+    }
+
+    /// Has a node that is down follow its shard's primary, from a new copy of it: what
+    /// an HA manager does with a former primary.
+    ///
+    /// # Errors
+    /// An unknown node, one that is not down, a primary that is not up, or a copy that
+    /// can't be made.
+    pub async fn follow(&self, node: &str, primary: &str) -> Result<()> {
+        let node = self.state(node, &[NodeState::Down])?;
+        let primary = self.state(primary, &[NodeState::Up])?;
+        let password = self.secrets.superuser();
+        self.postgres
+            .make_replica(&self.nursery, &self.folder, node, primary, password)
+            .await?;
+        self.start_and_wait(node).await
     }
 
     /// Ends everything in order and, where the folder is temporary, removes it.

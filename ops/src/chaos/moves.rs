@@ -7,7 +7,7 @@ use ops::admin::Admin;
 use ops::local::{Cluster, NodeState};
 use serde_json::{Value, json};
 
-use super::Failure;
+use super::{Failure, heirs};
 
 const TENANTS: [&str; 3] = ["acme", "globex", "initech"];
 /// Longest wait for one move.
@@ -88,6 +88,9 @@ pub(super) async fn back_and_forth(cluster: &Cluster, plan: &Plan) -> Result<Tol
             Some("s1") => ("s1", "s2"),
             _ => ("s2", "s1"),
         };
+        if plan.victim == Victim::Target {
+            heirs::reunite(cluster, to).await?;
+        }
         let body = json!({ "tenants": [tenant], "to": to, "budget_ms": 1_000 });
         let started = post(&admin, "/moves", &body).await?;
         let id = started["items"][0]["id"]
@@ -95,15 +98,7 @@ pub(super) async fn back_and_forth(cluster: &Cluster, plan: &Plan) -> Result<Tol
             .unwrap_or_default()
             .to_owned();
         told.returned = None;
-        kill(
-            cluster,
-            &admin,
-            plan.victim,
-            (from, to),
-            &mut chance,
-            &mut told,
-        )
-        .await?;
+        kill(cluster, plan.victim, (from, to), &mut chance, &mut told).await?;
         if !settled(&admin, &id, "retained", &mut told).await? {
             continue;
         }
@@ -114,15 +109,7 @@ pub(super) async fn back_and_forth(cluster: &Cluster, plan: &Plan) -> Result<Tol
         };
         post(&admin, &format!("/moves/{id}/{verb}"), &json!({})).await?;
         if plan.victim == Victim::Worker && chance.of(2) == 0 {
-            kill(
-                cluster,
-                &admin,
-                plan.victim,
-                (from, to),
-                &mut chance,
-                &mut told,
-            )
-            .await?;
+            kill(cluster, plan.victim, (from, to), &mut chance, &mut told).await?;
         } else {
             told.returned = None;
         }
@@ -176,7 +163,6 @@ impl Chance {
 /// Kills whoever it is, some time after now, and has it return.
 async fn kill(
     cluster: &Cluster,
-    admin: &Admin,
     victim: Victim,
     (from, to): (&str, &str),
     chance: &mut Chance,
@@ -192,8 +178,8 @@ async fn kill(
         Victim::Router => "router-1".to_owned(),
         Victim::Control => "control".to_owned(),
         Victim::Redis => format!("redis-{}", 1 + chance.of(3)),
-        Victim::Source => node(admin, from, "primary").await?,
-        Victim::Target => node(admin, to, "primary").await?,
+        Victim::Source => heirs::primary(cluster, from).await?,
+        Victim::Target => heirs::primary(cluster, to).await?,
     };
     let nodes = cluster.status();
     if !nodes
@@ -202,32 +188,17 @@ async fn kill(
     {
         return Ok(());
     }
-    let heir = match victim {
-        Victim::Target => Some(self::node(admin, to, "replica").await?),
-        _ => None,
-    };
     cluster.kill(&node).await?;
     if victim != Victim::Worker {
         tokio::time::sleep(DEAD).await;
     }
-    if let Some(heir) = heir {
-        cluster.promote(&heir).await?;
+    if victim == Victim::Target {
+        heirs::promote(cluster, to, &node).await?;
     }
     cluster.start_node(&node).await?;
     told.kills += 1;
     told.returned = (victim == Victim::Worker).then(Instant::now);
     Ok(())
-}
-
-/// A node of a shard in that role, as workers saw it last.
-async fn node(admin: &Admin, shard: &str, role: &str) -> Result<String, Failure> {
-    let nodes = get(admin, "/nodes").await?;
-    let mut items = nodes["items"].as_array().into_iter().flatten();
-    let found = items.find(|n| n["shard"] == shard && n["role"] == role && n["error"].is_null());
-    let name = found.and_then(|node| node["name"].as_str());
-    Ok(name
-        .ok_or(format!("shard {shard} has no {role}"))?
-        .to_owned())
 }
 
 /// Waits until the move is in that phase; false where it was given up.

@@ -118,6 +118,19 @@ pub struct Node {
 }
 
 impl Node {
+    /// The shard whose node it is.
+    pub fn shard(&self) -> Option<&str> {
+        match &self.role {
+            Role::Primary { shard } | Role::Replica { shard } => Some(shard),
+            Role::Control
+            | Role::Worker { .. }
+            | Role::Router { .. }
+            | Role::Redis { .. }
+            | Role::Nginx { .. }
+            | Role::Prometheus => None,
+        }
+    }
+
     /// Is it a Postgres server?
     pub fn is_postgres(&self) -> bool {
         match self.role {

@@ -239,14 +239,10 @@ pub(crate) async fn connect(node: &Node, database: &str, password: &str) -> Resu
     Ok(client)
 }
 
-/// Promotes `node`, and points its `siblings` at it.
+/// Promotes `node`, and points those of its `siblings` at it that follow a primary.
 pub(crate) async fn promote(node: &Node, siblings: &[&Node], password: &str) -> Result<()> {
     let client = connect(node, "postgres", password).await?;
-    let recovers = client
-        .query_one("select pg_is_in_recovery()", &[])
-        .await
-        .map_err(failed(node, "promoting"))?;
-    if !recovers.get::<_, bool>(0) {
+    if !recovers(&client, node).await? {
         let what = format!("{} is a primary already: nothing was changed", node.name);
         return Err(Error::Usage(what));
     }
@@ -261,6 +257,11 @@ pub(crate) async fn promote(node: &Node, siblings: &[&Node], password: &str) -> 
         )));
     }
     for sibling in siblings {
+        let sibling_client = connect(sibling, "postgres", password).await?;
+        // Not a former primary that is back.
+        if !recovers(&sibling_client, sibling).await? {
+            continue;
+        }
         let slot = slot_name(sibling);
         client
             .execute(
@@ -275,7 +276,6 @@ pub(crate) async fn promote(node: &Node, siblings: &[&Node], password: &str) -> 
                'host=127.0.0.1 port={} user=postgres password={password}'",
             node.port
         );
-        let sibling_client = connect(sibling, "postgres", password).await?;
         for statement in [&*follow, "select pg_reload_conf()"] {
             sibling_client
                 .batch_execute(statement)
@@ -284,6 +284,15 @@ pub(crate) async fn promote(node: &Node, siblings: &[&Node], password: &str) -> 
         }
     }
     Ok(())
+}
+
+/// Whether it follows a primary.
+async fn recovers(client: &Client, node: &Node) -> Result<bool> {
+    let row = client
+        .query_one("select pg_is_in_recovery()", &[])
+        .await
+        .map_err(failed(node, "promoting"))?;
+    Ok(row.get(0))
 }
 
 /// For `map_err`: a statement or connection that failed.
