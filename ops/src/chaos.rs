@@ -287,6 +287,11 @@ async fn suffer(fault: Fault, args: &Args) -> Result<Seen, Failure> {
             eprintln!("· {name}: {told}");
             left = told.left + told.late;
             idle = told.is_idle(victim, args.moves);
+            if idle {
+                eprintln!(
+                    "· {name}: too little came of it to prove anything: give it more --seconds"
+                );
+            }
         } else {
             struck = SystemTime::now();
             fault.strike(&cluster).await?;
