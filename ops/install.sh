@@ -42,6 +42,14 @@ missing_packages() {
   [ -z "${need_wrk:-}" ] || command -v wrk >/dev/null || echo wrk
 }
 
+# With a new look at what there is: apt-get update does not fail where some list can't
+# be had.
+fetch_packages() {
+  local apt=($sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120)
+  "${apt[@]}" update &&
+    "${apt[@]}" install -y --no-install-recommends -o Dpkg::Options::=--force-confold "$@" >/dev/null
+}
+
 install_missing() {
   local packages
   packages=$(missing_packages | sort -u | tr '\n' ' ')
@@ -68,11 +76,8 @@ install_missing() {
   fi
   local failed=""
   # shellcheck disable=SC2086
-  if ! persist $sudo env DEBIAN_FRONTEND=noninteractive apt-get update -qq; then
-    failed="apt-get update failed: is the package server reachable?"
-  elif ! persist $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-    -o Dpkg::Options::=--force-confold $packages >/dev/null; then
-    failed="apt-get could not install $packages"
+  if ! persist fetch_packages $packages; then
+    failed="apt-get could not install $packages: is the package server reachable?"
   elif command -v systemctl >/dev/null; then
     for service in redis-server nginx prometheus prometheus-node-exporter prometheus-alertmanager patroni etcd; do
       [[ $packages != *"${service%-node-exporter}"* ]] || $sudo systemctl disable --quiet "$service" 2>/dev/null || true

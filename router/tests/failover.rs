@@ -47,7 +47,9 @@ impl Service {
     /// The same once the primary is dead. On a connection that broke this moment a write
     /// is of unknown outcome, and said to be just that: it was not done.
     async fn insert_at_the_dead(&self, router: usize, name: &str) -> Response {
+        let deadline = Instant::now() + Duration::from_secs(60);
         loop {
+            assert!(Instant::now() < deadline, "its outcome stays unknown");
             let answer = self.insert(router, name).await;
             if answer.status() != StatusCode::INTERNAL_SERVER_ERROR {
                 return answer;

@@ -201,8 +201,9 @@ async fn a_flood_and_slow_clients_hold_up_nobody_else() {
     }
     // Its own turns come at once; behind the flood each of the first would wait for
     // seconds, and not only while the machine stands still.
-    let first = took[..3].iter().min().unwrap();
-    assert!(*first < Duration::from_secs(1), "{took:?}");
+    let first = &mut took[..10];
+    first.sort();
+    assert!(first[5] < Duration::from_secs(1), "{took:?}");
     // Health queues nowhere, nor does what is in memory, even of the flood's tenant:
     // unless its lease has just ended.
     let mut live = Duration::MAX;
@@ -374,7 +375,9 @@ async fn the_end_of_an_outage_brings_no_storm() {
         .map(|_| {
             let service = service.clone();
             tokio::spawn(async move {
+                let deadline = Instant::now() + Duration::from_secs(60);
                 loop {
+                    assert!(Instant::now() < deadline, "its outcome stays unknown");
                     // On a connection that broke this moment it is of unknown outcome,
                     // and said to be just that: it was not done.
                     let (status, body) = service.insert("Held").await;

@@ -125,6 +125,7 @@ impl Service {
                 }
             }
             assert!(Instant::now() < deadline, "no replica runs the read");
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
@@ -270,12 +271,20 @@ async fn ill_replicas_fail_no_read() {
     service.on_replicas("select pg_reload_conf()").await;
     let refused = r#"ringfence_reads_fallen_back_total{reason="refused"}"#;
     let before = service.counter(0, refused).await;
-    let reader = service.clone();
-    let read = tokio::spawn(async move {
-        let answer = reader.get(0, "rpc/slow_count?seconds=25", &old).await;
-        answer.status()
-    });
-    service.until_a_replica_sleeps().await;
+    let deadline = Instant::now() + PATIENCE;
+    let read = loop {
+        let reader = service.clone();
+        let mut read = tokio::spawn(async move {
+            let answer = reader.get(0, "rpc/slow_count?seconds=25", &old).await;
+            answer.status()
+        });
+        tokio::select! {
+            () = service.until_a_replica_sleeps() => break read,
+            // By the primary, where no replica was known to be well just then.
+            answered = &mut read => assert_eq!(answered.unwrap(), StatusCode::OK),
+        }
+        assert!(Instant::now() < deadline, "no replica is asked");
+    };
     let lock = "begin; lock table companies in access exclusive mode; commit";
     service.sql(PRIMARY, lock).await;
     assert_eq!(read.await.unwrap(), StatusCode::OK);

@@ -290,9 +290,11 @@ async fn a_fence_that_is_being_changed_is_waited_for_within_a_bound() {
     for level in ["repeatable read", "serializable"] {
         api.run(&format!("begin isolation level {level}")).await;
         let began = std::time::Instant::now();
-        assert_eq!(api.refused(&enter(1, "write")).await.code, "RF005");
+        let enter = enter(1, "write");
+        let refused = tokio::time::timeout(Duration::from_secs(60), api.refused(&enter));
+        assert_eq!(refused.await.unwrap().code, "RF005");
         let waited = began.elapsed().as_millis();
-        assert!((400..60_000).contains(&waited), "{waited} ms");
+        assert!(waited >= 400, "{waited} ms");
         api.run("rollback").await;
     }
     admin.run("rollback").await;

@@ -83,8 +83,8 @@ fn a_stall_shows_in_the_percentiles_as_computed() {
         assert!(latency.max >= 980.0, "{latency:?}");
         // All but the 64 connections' own requests were sent late, and say so.
         assert!(arrivals.late >= 400, "{arrivals:?}");
-        assert_eq!((arrivals.dropped, arrivals.unsent), (0, 0));
-        let is_undisturbed = latency.p99 <= 940.0
+        let is_undisturbed = (arrivals.dropped, arrivals.unsent) == (0, 0)
+            && latency.p99 <= 940.0
             && latency.p95 <= 540.0
             && latency.p50 < 20.0
             && latency.max <= 1_060.0

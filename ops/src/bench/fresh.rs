@@ -42,7 +42,7 @@ enum Writer {
 /// Runs both, on a cluster of two routers with caches.
 pub(crate) async fn measure(cluster: &Cluster, bench: &Bench<'_>) -> Result<Vec<Fresh>, Failure> {
     let row = Row::new(cluster, bench);
-    let by_sql = row.changed("change by psql", &Writer::Sql, BOUND_MS);
+    let by_sql = row.changed("change by SQL", &Writer::Sql, BOUND_MS);
     let mut all = vec![by_sql.await?];
     let by_router = row.changed("change by another router", &Writer::Router, 0.0);
     all.push(by_router.await?);

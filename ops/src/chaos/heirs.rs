@@ -9,8 +9,9 @@ use tokio_postgres::NoTls;
 
 use super::Failure;
 
-/// A node that takes longer to answer is none.
-const LOOK_MAX: Duration = Duration::from_secs(2);
+/// A node that takes longer to answer is none. Long, for the one that has all that was
+/// acknowledged must not be left out for being slow.
+const LOOK_MAX: Duration = Duration::from_secs(20);
 
 /// A primary's timeline, none of a replica; and up to where either has the log.
 const QUESTION: &str = "

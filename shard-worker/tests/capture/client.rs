@@ -206,6 +206,7 @@ impl Router {
     /// Asked for again meanwhile: who lost the slot for a moment has forgotten it.
     pub(crate) async fn lease(&mut self, id: u64) -> Lsn {
         let deadline = Instant::now() + LONG;
+        let mut asked = Instant::now();
         loop {
             if let Some((_, lsn)) = self.leases.iter().find(|(of, _)| *of == id).copied() {
                 while self.watermark() < lsn {
@@ -214,9 +215,15 @@ impl Router {
                 return lsn;
             }
             assert!(Instant::now() < deadline, "no lease comes");
-            match tokio::time::timeout(ASK_AGAIN, self.receive()).await {
-                Ok(message) => self.apply(message.expect("the stream ended")).await,
-                Err(_) => self.ping(id).await,
+            if self.gone {
+                self.follow().await;
+            }
+            if asked.elapsed() >= ASK_AGAIN {
+                asked = Instant::now();
+                self.ping(id).await;
+            }
+            if let Ok(message) = tokio::time::timeout(ASK_AGAIN, self.receive()).await {
+                self.apply(message.expect("the stream ended")).await;
             }
         }
     }
@@ -236,11 +243,18 @@ impl Router {
     /// Asks again meanwhile: the worker forgets it after a second.
     pub(crate) async fn barrier_done(&mut self, id: u64, lsn: Lsn) {
         let deadline = Instant::now() + LONG;
+        let mut asked = Instant::now();
         while !self.barriers.contains(&id) {
             assert!(Instant::now() < deadline, "{lsn} is not everywhere");
-            match tokio::time::timeout(ASK_AGAIN, self.receive()).await {
-                Ok(message) => self.apply(message.expect("the stream ended")).await,
-                Err(_) => self.barrier(id, lsn).await,
+            if self.gone {
+                self.follow().await;
+            }
+            if asked.elapsed() >= ASK_AGAIN {
+                asked = Instant::now();
+                self.barrier(id, lsn).await;
+            }
+            if let Ok(message) = tokio::time::timeout(ASK_AGAIN, self.receive()).await {
+                self.apply(message.expect("the stream ended")).await;
             }
         }
     }
@@ -253,8 +267,11 @@ impl Router {
             let left = end.saturating_duration_since(Instant::now());
             let message = tokio::time::timeout(left, self.receive()).await.ok()?;
             let message = message.unwrap();
+            // One that was asked for again is answered again.
+            let known = matches!(&message, FromWorker::BarrierDone { id, .. } if self.barriers.contains(id));
             self.apply(message.clone()).await;
             match message {
+                _ if known => {}
                 FromWorker::Changes { cells, .. } if cells.is_empty() => {}
                 // Asked for by `catch_up`.
                 FromWorker::BarrierDone { id: u64::MAX, .. } => {}

@@ -39,7 +39,8 @@ impl Stage {
             shards: Some(2),
             replicas: Some(0),
             routers: Some(1),
-            // A slow machine starts a worker in more seconds than requests wait for.
+            // A slow machine starts a worker in more seconds than requests wait for; chaos
+            // runs have the usual five.
             hold_ms_max: Some(20_000),
             content: Content::Demo {
                 extra: 0,

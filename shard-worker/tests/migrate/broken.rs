@@ -102,11 +102,12 @@ async fn a_change_that_waits_for_a_lock_holds_nobody_up() {
             .any(|tries| tries >= 3)
     };
     let deadline = Instant::now() + crate::stage::SOON;
-    let mut slowest = Duration::ZERO;
+    let mut long = Vec::new();
     loop {
         let begun = Instant::now();
         assert_eq!(stage.read(&key).await, StatusCode::OK);
-        slowest = slowest.max(begun.elapsed());
+        let took = begun.elapsed();
+        long.extend((took >= Duration::from_secs(2)).then_some(took));
         let job = stage.control().await;
         let row = job
             .query_one(
@@ -122,8 +123,8 @@ async fn a_change_that_waits_for_a_lock_holds_nobody_up() {
         }
         assert!(Instant::now() < deadline, "{job}");
     }
-    // Behind a change that waited for as long as the report reads, none was answered.
-    assert!(slowest < Duration::from_secs(15), "{slowest:?}");
+    // Behind a change that waits for long, one would wait as long at each try.
+    assert!(long.len() < 3, "{long:?}");
 
     // A second operator is told so.
     let (status, body) = stage.ask(&[GADGETS, file]).await;
