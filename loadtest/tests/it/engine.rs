@@ -60,8 +60,8 @@ fn drive(
 /// median is untouched. A tester that omits what it could not send would
 /// report a p99 of about a millisecond: 64 of 5,000 requests were under way.
 ///
-/// What the machine stands still itself comes on top: that is another measurement,
-/// and this one is made again.
+/// What the tester itself was behind, by its own account, comes on top; where the machine
+/// stands still for longer, it is measured again.
 #[test]
 fn a_stall_shows_in_the_percentiles_as_computed() {
     let second = Duration::from_secs(1);
@@ -83,13 +83,14 @@ fn a_stall_shows_in_the_percentiles_as_computed() {
         assert!(latency.max >= 980.0, "{latency:?}");
         // All but the 64 connections' own requests were sent late, and say so.
         assert!(arrivals.late >= 400, "{arrivals:?}");
-        let is_undisturbed = (arrivals.dropped, arrivals.unsent) == (0, 0)
-            && latency.p99 <= 940.0
-            && latency.p95 <= 540.0
+        let lag = arrivals.tester_lag_p99_ms;
+        let is_as_computed = (arrivals.dropped, arrivals.unsent) == (0, 0)
+            && latency.p99 <= 940.0 + lag
+            && latency.p95 <= 540.0 + lag
             && latency.p50 < 20.0
-            && latency.max <= 1_060.0
-            && arrivals.late <= 700;
-        if is_undisturbed {
+            && latency.max <= 1_060.0 + lag
+            && (arrivals.late <= 700 || lag > 5.0);
+        if is_as_computed {
             return;
         }
         seen.push((latency, arrivals));
