@@ -107,7 +107,7 @@ pub(crate) async fn measure(args: &Args, only: Option<Part>) -> Result<Measured,
         all.answers.extend(in_redis(args).await?);
     }
     if wanted(Part::Fresh) {
-        let cluster = start(None).await?;
+        let cluster = start(true, None).await?;
         all.fresh = fresh::measure(&cluster, &Bench::new(&cluster, args).await?).await?;
         cluster.down().await;
     }
@@ -117,14 +117,15 @@ pub(crate) async fn measure(args: &Args, only: Option<Part>) -> Result<Measured,
     Ok(all)
 }
 
-async fn start(cache_bytes_max: Option<u64>) -> Result<Cluster, Failure> {
-    eprintln!("· starting a cluster of one shard and two routers, with caches");
+/// One shard and two routers, with caches or without.
+pub(crate) async fn start(caches: bool, cache_bytes_max: Option<u64>) -> Result<Cluster, Failure> {
+    eprintln!("· starting a cluster of one shard and two routers, caches: {caches}");
     Ok(Cluster::start(Options {
         shards: Some(1),
         replicas: Some(0),
         routers: Some(2),
-        redis: Some(3),
-        caches: true,
+        redis: Some(if caches { 3 } else { 0 }),
+        caches,
         cache_bytes_max,
         fsync: true,
         content: Content::Demo {
@@ -138,7 +139,7 @@ async fn start(cache_bytes_max: Option<u64>) -> Result<Cluster, Failure> {
 
 /// Everything but the second level.
 async fn in_memory(args: &Args) -> Result<Vec<Cached>, Failure> {
-    let cluster = start(None).await?;
+    let cluster = start(true, None).await?;
     let bench = Bench::new(&cluster, args).await?;
     let (body, tag) = answered_from(&bench, PAGE.path, "l1").await?;
     let bare = Bare::start(&cluster, &body).await?;
@@ -199,7 +200,7 @@ async fn in_memory(args: &Args) -> Result<Vec<Cached>, Failure> {
 
 /// A router whose memory holds nothing: what it answers comes from Redis.
 async fn in_redis(args: &Args) -> Result<Vec<Cached>, Failure> {
-    let cluster = start(Some(0)).await?;
+    let cluster = start(true, Some(0)).await?;
     let bench = Bench::new(&cluster, args).await?;
     let path = BY_KEY.path.replace("{id}", &bench.ids.0.to_string());
     let (body, _) = answered_from(&bench, &path, "l2").await?;

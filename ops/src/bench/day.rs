@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use comfy_table::Table;
 use comfy_table::presets::NOTHING;
-use ops::local::{Cluster, Content, Options};
+use ops::local::Cluster;
 use serde_json::{Value, json};
 
+use super::caches::start;
 use super::{Args, Failure, Sample, cpu, median};
 
 /// A day on one side.
@@ -35,7 +36,7 @@ const GATE_MISSED: i32 = 99;
 
 /// Runs it, on two clusters of its own: with caches, and without.
 pub(crate) async fn measure(args: &Args) -> Result<Vec<Day>, Failure> {
-    let (on, off) = (start(true).await?, start(false).await?);
+    let (on, off) = (start(true, None).await?, start(false, None).await?);
     let mut days = (Vec::new(), Vec::new());
     for round in 1..=args.rounds {
         eprintln!(
@@ -48,24 +49,6 @@ pub(crate) async fn measure(args: &Args) -> Result<Vec<Day>, Failure> {
     on.down().await;
     off.down().await;
     Ok(vec![middle(&days.0, true), middle(&days.1, false)])
-}
-
-async fn start(caches: bool) -> Result<Cluster, Failure> {
-    eprintln!("· starting a cluster of one shard and two routers, caches: {caches}");
-    Ok(Cluster::start(Options {
-        shards: Some(1),
-        replicas: Some(0),
-        routers: Some(2),
-        redis: Some(if caches { 3 } else { 0 }),
-        caches,
-        fsync: true,
-        content: Content::Demo {
-            extra: 0,
-            rows: Some(2_000),
-        },
-        ..Options::default()
-    })
-    .await?)
 }
 
 fn middle(days: &[Day], caches: bool) -> Day {
